@@ -1,0 +1,72 @@
+"""What must be done. The engine carries a command out; its outcome comes back as an event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+RefusalReason = Literal["no-such-pool", "no-gpu", "no-room", "pool-failed", "pool-stopped", "starvation"]
+
+
+@dataclass(frozen=True, slots=True)
+class StartReplica:
+    """Start a kernel process bound to `devices` (UUIDs), then run the preload of `generation`."""
+
+    replica: str
+    pool: str
+    generation: str
+    devices: tuple[str, ...]
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopReplica:
+    """End the process: politely, or at once (`force`)."""
+
+    replica: str
+    why: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    client: str
+    lease: str
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """`detail` holds what the message of this reason needs: names, counts, the preload's traceback."""
+
+    client: str
+    lease: str
+    reason: RefusalReason
+    detail: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Another client waits: give this lease back after the call that runs in it."""
+
+    client: str
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lose:
+    """The replica under this lease is gone; the lease is over."""
+
+    client: str
+    lease: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetPool:
+    """Nobody declares the pool any more and nothing of it is left."""
+
+    pool: str
+
+
+Command = StartReplica | StopReplica | Grant | Refuse | Recall | Lose | ForgetPool

@@ -1,0 +1,166 @@
+"""What can happen. Each event records one fact; `Scheduler.handle` is the only reader.
+
+Identifiers are opaque strings made by whoever reports the event first. Instants are never part of an
+event: `handle(event, now=...)` carries them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .inventory import Device
+from .spec import DeviceRequest, Scaling
+
+
+@dataclass(frozen=True, slots=True)
+class ClientConnected:
+    """`label` is for people: "train.ipynb"; `kind` is "notebook", "script", "terminal", "replica" or "cli"."""
+
+    client: str
+    label: str
+    kind: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientGone:
+    """The connection ended: its requests are withdrawn and its leases end."""
+
+    client: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolDeclared:
+    """A client named a pool. The latest declaration's scaling and generation hold for everybody.
+
+    `generation` identifies the preload code; replicas of another generation are renewed one by one.
+    Declaring starts nothing. A client that declared another `pool` under the same `name` before has
+    changed its mind: that older pool retires unless somebody else declared it too. A replica of a
+    `single_use` pool serves one lease and then stops; such a pool supersedes no other and is not superseded.
+    """
+
+    client: str
+    pool: str
+    name: str
+    scaling: Scaling
+    devices: DeviceRequest
+    generation: str = ""
+    single_use: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PoolWarmed:
+    """Start the minimum (or `replicas`, if more, up to the maximum) now; also ends a FAILED verdict."""
+
+    pool: str
+    replicas: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolScaled:
+    pool: str
+    scaling: Scaling
+
+
+@dataclass(frozen=True, slots=True)
+class PoolKept:
+    """No replica of the pool goes away for being idle in the next `seconds`."""
+
+    pool: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStopped:
+    """Stop every replica: after its running tasks (`force=False`: nothing new is granted), or at once."""
+
+    pool: str
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRequested:
+    """`parent` is the lease of the task that makes this call, when a task calls a task."""
+
+    client: str
+    lease: str
+    pool: str
+    task: str
+    parent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseReleased:
+    """Undoes `LeaseRequested` at any stage: queued, granted, or already lost (then it is ignored)."""
+
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRevoked:
+    """The task in this lease ignores its cancellation: its replica must be killed."""
+
+    lease: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaLoading:
+    """The process is up and runs the preload."""
+
+    replica: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReady:
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaFailed:
+    """It will never be ready: the process could not start, or the preload raised; `ReplicaExited` follows."""
+
+    replica: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaExited:
+    """The process is gone, so its devices are free. `cause` says how, for people: "signal SIGKILL"."""
+
+    replica: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesFound:
+    """What the machine has. `problem` says why nothing is there, if the driver could not be asked."""
+
+    devices: tuple[Device, ...]
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed; nothing else did."""
+
+
+Event = (
+    ClientConnected
+    | ClientGone
+    | PoolDeclared
+    | PoolWarmed
+    | PoolScaled
+    | PoolKept
+    | PoolStopped
+    | LeaseRequested
+    | LeaseReleased
+    | LeaseRevoked
+    | ReplicaLoading
+    | ReplicaReady
+    | ReplicaFailed
+    | ReplicaExited
+    | DevicesFound
+    | Tick
+)
