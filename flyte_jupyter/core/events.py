@@ -24,7 +24,10 @@ class ClientConnected:
 
 @dataclass(frozen=True, slots=True)
 class ClientGone:
-    """The connection ended: its requests are withdrawn and its leases end."""
+    """The connection ended: its requests are withdrawn; what it was running is cancelled by the replicas.
+
+    Such a lease keeps its slot until `LeaseEnded`, or until its replica has to be killed.
+    """
 
     client: str
 
@@ -97,6 +100,13 @@ class LeaseReleased:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseEnded:
+    """A replica says that nothing runs in this lease any more, and that its client has hung up."""
+
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseRevoked:
     """The task in this lease ignores its cancellation: its replica must be killed."""
 
@@ -156,6 +166,7 @@ Event = (
     | PoolStopped
     | LeaseRequested
     | LeaseReleased
+    | LeaseEnded
     | LeaseRevoked
     | ReplicaLoading
     | ReplicaReady

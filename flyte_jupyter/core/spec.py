@@ -18,7 +18,7 @@ class Frozen(BaseModel):
 class DeviceRequest(Frozen):
     """The GPUs one replica needs."""
 
-    count: int = Field(0, ge=0)
+    count: int = Field(default=0, ge=0)
     model: str | None = None  # as Flyte spells it: "A100", "L40s"; None is any card
     partition: str | None = None  # a MIG profile: "1g.10gb"
 
@@ -53,6 +53,6 @@ class Scaling(Frozen):
 
     min_replicas: int = Field(ge=0)
     max_replicas: int = Field(ge=1)
-    concurrency: int = Field(1, ge=1)
+    concurrency: int = Field(default=1, ge=1)
     idle_ttl: float = Field(gt=0)
     scaledown_ttl: float = Field(gt=0)

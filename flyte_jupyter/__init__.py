@@ -1,0 +1,41 @@
+"""Warm Jupyter kernels for Flyte tasks: `import flyte_jupyter as flyte`."""
+
+from ._version import __version__
+from .client.environment import Task, TaskEnvironment
+from .client.handle import PoolHandle, pool
+from .client.image import Image
+from .client.runs import Run, ctx, group, map, run, trace, with_runcontext
+from .core.policy import Backoff, Cache, RetryStrategy, ReusePolicy, Secret, Timeout
+from .core.resources import AMD_GPU, APPLE_SILICON, GPU, HABANA_GAUDI, TPU, Device, Neuron, Resources
+from . import errors
+
+__all__ = [
+    "AMD_GPU",
+    "APPLE_SILICON",
+    "GPU",
+    "HABANA_GAUDI",
+    "TPU",
+    "Backoff",
+    "Cache",
+    "Device",
+    "Image",
+    "Neuron",
+    "PoolHandle",
+    "Resources",
+    "RetryStrategy",
+    "ReusePolicy",
+    "Run",
+    "Secret",
+    "Task",
+    "TaskEnvironment",
+    "Timeout",
+    "__version__",
+    "ctx",
+    "errors",
+    "group",
+    "map",
+    "pool",
+    "run",
+    "trace",
+    "with_runcontext",
+]

@@ -1,0 +1,298 @@
+"""The broker's loop: the only writer of the scheduler. Events come in, commands are carried out.
+
+Nothing here decides; see `core.scheduler`. What a command brings about returns through the inbox as an event.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, Protocol
+
+import anyio
+from anyio import CancelScope, create_memory_object_stream, current_time, to_thread
+from anyio.abc import TaskGroup
+
+from ..core import commands, events
+from ..core.protocol import (
+    Declaration,
+    Frozen,
+    Goodbye,
+    Granted,
+    Lost,
+    Recalled,
+    Refused,
+    Snapped,
+)
+from ..core.scheduler import Scheduler
+from .launcher import Exit, Orders
+
+log = logging.getLogger(__name__)
+
+WATCH_INTERVAL_S: Final = 0.1
+SHUTDOWN_S: Final = 5.0
+
+
+class LaunchesReplicas(Protocol):
+    """What the engine asks of a launcher; tests play one without processes."""
+
+    def address(self, replica: str) -> str: ...
+
+    async def live(
+        self,
+        command: commands.StartReplica,
+        declaration: Declaration,
+        name: str,
+        post: Callable[[events.Event], None],
+        ended: Callable[[str], None],
+        orders: Orders,
+    ) -> Exit: ...
+
+
+class Engine:
+    """Runs one scheduler.
+
+    Args:
+        idle_s: End after this many seconds with neither client nor replica.
+        find_devices: Asks the machine for its GPUs; may block, runs in a thread.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        launcher: LaunchesReplicas,
+        *,
+        idle_s: float = 600,
+        find_devices: Callable[[], events.DevicesFound],
+        log_dir: str = "",
+    ) -> None:
+        self.scheduler = scheduler
+        self._launcher = launcher
+        self._idle_s = idle_s
+        self._find_devices = find_devices
+        self._log_dir = log_dir
+        self._send_event, self._inbox = create_memory_object_stream[events.Event](math.inf)
+        self._clients: dict[str, Callable[[Frozen], None]] = {}
+        self._declarations: dict[str, Declaration] = {}
+        self._lives: dict[str, Orders] = {}
+        self._leases: dict[str, str] = {}  # lease -> replica
+        self._exits: dict[str, Exit] = {}
+        self._names: dict[str, str] = {}
+        self._changed = anyio.Event()
+        self._devices_known = anyio.Event()
+        self._quiet_since: float | None = None
+        self._ending = anyio.Event()
+        self._tasks: TaskGroup | None = None
+
+    # --- for connections
+
+    def post(self, event: events.Event) -> None:
+        """Report a fact; never waits."""
+        self._send_event.send_nowait(event)
+
+    def connect(self, client: str, send: Callable[[Frozen], None]) -> None:
+        self._clients[client] = send
+
+    def disconnect(self, client: str) -> None:
+        if self._clients.pop(client, None) is not None:
+            self.post(events.ClientGone(client))
+
+    async def declare(self, client: str, declaration: Declaration) -> None:
+        spec = declaration.spec
+        if spec.devices.count:
+            await self._devices_known.wait()
+        self._declarations[spec.key] = declaration
+        self.post(
+            events.PoolDeclared(
+                client=client,
+                pool=spec.key,
+                name=spec.name,
+                scaling=declaration.scaling,
+                devices=spec.devices,
+                generation=declaration.preload.generation if declaration.preload else "",
+                single_use=spec.single_use,
+            )
+        )
+
+    async def watch(self) -> AsyncIterator[Snapped]:
+        """A snapshot now and after each change, at most one every 0.1 s."""
+        seen = -1
+        while True:
+            changed = self._changed
+            if self.scheduler.revision != seen:
+                seen = self.scheduler.revision
+                yield self.snapped()
+                await anyio.sleep(WATCH_INTERVAL_S)
+                continue
+            await changed.wait()
+
+    def snapped(self) -> Snapped:
+        now = current_time()
+        return Snapped(
+            epoch_offset=time.time() - now, log_dir=self._log_dir, snapshot=self.scheduler.snapshot()
+        )
+
+    def end(self) -> None:
+        """Begin to end: everything that was started is stopped."""
+        self._ending.set()
+
+    # --- the loop
+
+    async def run(self) -> None:
+        """Until `end()`, or until nothing has been needed for `idle_s`. No replica is left afterwards."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                tasks.start_soon(self._ask_for_devices)
+                tasks.start_soon(self._loop)
+                await self._ending.wait()
+                await self._stop_everything()
+                tasks.cancel_scope.cancel()
+        finally:
+            self._send_event.close()
+            self._inbox.close()
+
+    async def _loop(self) -> None:
+        while True:
+            event: events.Event = events.Tick()
+            with CancelScope(deadline=self._deadline()):
+                event = await self._inbox.receive()
+            now = current_time()
+            revision = self.scheduler.revision
+            for command in self.scheduler.handle(event, now=now):
+                self._perform(command)
+            self._after(event, revision, now)
+
+    def _deadline(self) -> float:
+        quiet = math.inf if self._quiet_since is None else self._quiet_since + self._idle_s
+        return min(self.scheduler.next_deadline(), quiet)
+
+    def _after(self, event: events.Event, revision: int, now: float) -> None:
+        match event:
+            case events.LeaseReleased(lease) | events.LeaseEnded(lease):
+                self._leases.pop(lease, None)
+            case events.ReplicaExited(replica):
+                self._exits.pop(replica, None)
+                self._names.pop(replica, None)
+            case events.Tick():
+                pass
+            case _:
+                log.debug("%s", event)
+        if self.scheduler.revision != revision:
+            changed, self._changed = self._changed, anyio.Event()
+            changed.set()
+        if self._clients or self._lives:
+            self._quiet_since = None
+        elif self._quiet_since is None:
+            self._quiet_since = now
+        elif now >= self._quiet_since + self._idle_s:
+            log.info("nothing to do for %g s: ending", self._idle_s)
+            self._ending.set()
+
+    def _perform(self, command: commands.Command) -> None:
+        assert self._tasks is not None
+        match command:
+            case commands.StartReplica():
+                orders = self._lives[command.replica] = Orders()
+                declaration = self._declarations[command.pool]
+                name = self._names[command.replica] = self.scheduler.name_of(command.replica)
+                log.info("start %s (%s): %s", name, command.replica, command.why)
+                self._tasks.start_soon(self._live, command, declaration, name, orders)
+            case commands.StopReplica(replica, why, force):
+                life = self._lives.get(replica)
+                if life is not None:
+                    log.info(
+                        "stop %s (%s)%s: %s", self._names.get(replica), replica, " now" if force else "", why
+                    )
+                    (life.kill if force else life.stop).set()
+            case commands.Grant(client, lease, replica):
+                self._leases[lease] = replica
+                self._tell(
+                    client,
+                    Granted(
+                        lease=lease,
+                        replica=replica,
+                        name=self._names[replica],
+                        address=self._launcher.address(replica),
+                    ),
+                )
+            case commands.Refuse(client, lease, reason, detail):
+                self._tell(client, Refused(lease=lease, reason=reason, detail=detail))
+            case commands.Recall(client, lease):
+                self._tell(client, Recalled(lease=lease))
+            case commands.Lose(client, lease, cause):
+                self._lose(client, lease, cause)
+            case commands.ForgetPool(pool):
+                self._declarations.pop(pool, None)
+
+    def _lose(self, client: str, lease: str, cause: str) -> None:
+        replica = self._leases.pop(lease, "")
+        how = self._exits.get(replica, Exit(cause))
+        log.info("lease %s lost with %s: %s", lease, self._names.get(replica, replica), cause)
+        self._tell(
+            client,
+            Lost(
+                lease=lease,
+                replica=replica,
+                name=self._names.get(replica, replica),
+                cause=cause,
+                exit_code=how.exit_code,
+                signal=how.signal,
+                out_of_memory=how.out_of_memory,
+                log_tail=how.log_tail,
+            ),
+        )
+
+    def _tell(self, client: str, message: Frozen) -> None:
+        send = self._clients.get(client)
+        if send is not None:  # else it is gone, and its ClientGone is on the way
+            send(message)
+
+    async def _live(
+        self, command: commands.StartReplica, declaration: Declaration, name: str, orders: Orders
+    ) -> None:
+        how = Exit("was cancelled")
+        try:
+            how = await self._launcher.live(command, declaration, name, self.post, self._lease_ended, orders)
+        finally:
+            self._lives.pop(command.replica, None)
+            self._exits[command.replica] = how
+            log.info("%s (%s) is gone: %s", name, command.replica, how.cause)
+            self.post(events.ReplicaExited(command.replica, how.cause))
+
+    def _lease_ended(self, lease: str) -> None:
+        self.post(events.LeaseEnded(lease))
+
+    async def _ask_for_devices(self) -> None:
+        found = await to_thread.run_sync(self._find_devices)
+        self.post(found)
+        self._devices_known.set()
+
+    async def _stop_everything(self) -> None:
+        """Idle replicas end themselves; what still runs after a while is killed."""
+        for send in list(self._clients.values()):
+            send(Goodbye(why="the broker was stopped"))
+        for life in list(self._lives.values()):
+            life.stop.set()
+        with anyio.move_on_after(SHUTDOWN_S):
+            while self._lives:
+                await anyio.sleep(0.02)
+        for life in list(self._lives.values()):
+            life.kill.set()
+        with anyio.move_on_after(SHUTDOWN_S, shield=True):
+            while self._lives:
+                await anyio.sleep(0.02)
+
+
+@asynccontextmanager
+async def running(engine: Engine) -> AsyncIterator[TaskGroup]:
+    """The engine at work, for as long as the block lasts."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(engine.run)
+        try:
+            yield tasks
+        finally:
+            engine.end()

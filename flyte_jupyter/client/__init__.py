@@ -1,0 +1,1 @@
+"""The process of the user: a notebook, a script, or a replica whose task calls another task."""

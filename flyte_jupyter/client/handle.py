@@ -1,0 +1,403 @@
+"""A pool, for whoever wants more than calling its tasks: preload, warm, scale, keep, stop, status, an executor."""
+
+from __future__ import annotations
+
+import html
+import os
+import pickle
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+
+from .. import errors, loader
+from ..core import protocol as p
+from ..core.definitions import Closure, digest_of
+from ..core.policy import ReusePolicy
+from ..core.snapshot import PoolView, ReplicaView
+from ..core.spec import EnvironmentSpec, Scaling
+from . import broker, text
+from .capture import Captured
+from .leases import LeaseGroup
+
+if TYPE_CHECKING:
+    from .environment import Task, TaskEnvironment
+    from .executor import PoolExecutor
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+READY_S: Final = 600.0
+
+# What a replica gets of the environment of the notebook that declares its pool: what a process needs to run at all and
+# what GPU libraries look at. Everything else is the user's to name in `env_vars`; tokens of servers never go along.
+_ALLOWED: Final = frozenset(
+    "PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TMPDIR TEMP TERM VIRTUAL_ENV LD_LIBRARY_PATH LD_PRELOAD "
+    "DYLD_LIBRARY_PATH IPYTHONDIR HF_HOME HF_HUB_OFFLINE HF_HUB_CACHE HF_DATASETS_CACHE TORCH_HOME MPLBACKEND "
+    "SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY "
+    "http_proxy https_proxy no_proxy all_proxy".split()
+)
+_ALLOWED_PREFIXES: Final = (
+    "LC_ XDG_ PYTHON CONDA_ CUDA_ NVIDIA_ NCCL_ CUDNN_ CUBLAS_ OMP_ KMP_ MKL_ OPENBLAS_ GOMP_ NUMEXPR_ PYTORCH_ TORCH_ "
+    "TRITON_ TRANSFORMERS_ TOKENIZERS_ JAX_ XLA_ TF_ MPL FLYTE_JUPYTER_"
+).split()
+_WITHHELD: Final = frozenset(
+    "CUDA_VISIBLE_DEVICES FLYTE_JUPYTER_BROKER FLYTE_JUPYTER_REPLICA FLYTE_JUPYTER_REPLICA_NAME".split()
+)
+
+
+def inherited_environment() -> dict[str, str]:
+    """The part of this process's environment that replicas start with."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _WITHHELD and (name in _ALLOWED or name.startswith(tuple(_ALLOWED_PREFIXES)))
+    }
+
+
+class PoolHandle:
+    """One environment's warm kernels. Made by `flyte_jupyter.pool(env)`; the same environment gives the same handle.
+
+    The pool belongs to the broker, not to this object: it stays when the notebook goes.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, scaling: Scaling) -> None:
+        self.spec = spec
+        self.scaling = scaling
+        self.start_timeout: float = READY_S
+        self._loaders: dict[str, PreloadFunction[Any]] = {}
+        self._lock = threading.Lock()
+        self._declaration: p.Declaration | None = None
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def key(self) -> str:
+        return self.spec.key
+
+    # --- for dispatch
+
+    def declaration(self) -> p.Declaration:
+        """What the broker is told; the same object until something in it changes."""
+        if self._declaration is None:
+            with self._lock:
+                self._declaration = p.Declaration(
+                    spec=self.spec,
+                    scaling=self.scaling,
+                    preload=self._preload(),
+                    secret_values={
+                        name: os.environ[name] for name in self.spec.secrets if name in os.environ
+                    },  # type: ignore[misc]
+                    inherited_env=inherited_environment(),
+                    cwd=os.getcwd(),
+                    start_timeout=self.start_timeout,
+                )
+        return self._declaration
+
+    def resize(self, scaling: Scaling) -> None:
+        """The environment was defined again with another policy."""
+        if scaling != self.scaling:
+            self.scaling = scaling
+            self._declaration = None
+
+    def connection(self) -> broker.Connection:
+        """A connection that knows this pool."""
+        connection = broker.connect()
+        connection.declare(self.declaration())
+        return connection
+
+    # --- preload
+
+    @overload
+    def preload(self, function: F, /) -> F: ...
+    @overload
+    def preload(self, *, start_timeout: float | timedelta | None = None) -> Callable[[F], F]: ...
+
+    def preload(self, function: Any = None, /, *, start_timeout: float | timedelta | None = None) -> Any:
+        """Run a loader ahead of time on every replica, and once per process however often it is called.
+
+        The decorated function is `functools.cache`d: a task that calls it gets what the replica has loaded already,
+        and the notebook may call it too. Replicas start loading at once; changing the loader and running the cell
+        again renews them one by one, while the old ones answer.
+
+        Args:
+            function: The loader, `def` or `async def`, without arguments.
+            start_timeout: Seconds (or a timedelta) that a replica may take to become ready; 600 if not given.
+
+        Raises:
+            ArgumentNotSerializable: It uses a value of the notebook that cannot be sent to a replica.
+        """
+        if start_timeout is not None:
+            limit = (
+                start_timeout.total_seconds()
+                if isinstance(start_timeout, timedelta)
+                else float(start_timeout)
+            )
+            if not limit > 0:
+                raise ValueError(f"start_timeout must be more than 0 seconds, got {start_timeout!r}")
+            self.start_timeout = limit
+        if function is None:
+            return self.preload
+        if not callable(function):
+            raise TypeError(f"preload decorates a function, got {type(function).__name__}")
+        made = PreloadFunction(function)
+        self._loaders[function.__name__] = made
+        self._declaration = None
+        self.declaration()  # what cannot be captured is said here, where it was written
+        if self.scaling.min_replicas:
+            self._warm(0)
+        return made
+
+    __flyte_decorates__ = True
+
+    def _preload(self) -> p.Preload | None:
+        if not self._loaders:
+            return None
+        closures: list[Closure] = [made.captured.closure() for made in self._loaders.values()]
+        return p.Preload(
+            generation=digest_of(*(closure.digest for closure in closures))[:16],
+            names=tuple(self._loaders),
+            payload=_base64(pickle.dumps(closures, 5)),
+        )
+
+    # --- verbs
+
+    def warm(
+        self, replicas: int | None = None, *, wait: bool = True, timeout: float | None = None
+    ) -> PoolHandle:
+        """Start the minimum of replicas, or `replicas` of them, and wait until they are ready.
+
+        Args:
+            replicas: How many; at most the pool's maximum.
+            wait: False returns at once.
+            timeout: Seconds to wait; None waits until they are ready or have failed.
+
+        Raises:
+            PoolFailed: The preload raises.
+            NoUsableGPU, NoRoom: The machine does not have the GPUs.
+            TimeoutError: They are not ready in time; they go on loading.
+        """
+        wanted = max(self.scaling.min_replicas, 1) if replicas is None else replicas
+        if not 1 <= wanted <= self.scaling.max_replicas:
+            raise ValueError(f"replicas must be between 1 and {self.scaling.max_replicas}, got {replicas!r}")
+        connection = self._warm(wanted)
+        if wait:
+            self._wait_ready(connection, wanted, timeout)
+        return self
+
+    def scale(self, minimum: int, maximum: int | None = None) -> PoolHandle:
+        """Resize the live pool; running tasks are not disturbed.
+
+        Args:
+            minimum: The fewest replicas, or the fixed number if `maximum` is not given.
+            maximum: The most replicas, at least 1 and at least `minimum`.
+        """
+        policy = ReusePolicy(minimum if maximum is None else (minimum, maximum), concurrency=2)
+        lowest, highest = cast("tuple[int, int]", policy.replicas)
+        self.scaling = self.scaling.model_copy(update={"min_replicas": lowest, "max_replicas": highest})
+        connection = self.connection()
+        connection.send(p.Scale(pool=self.key, scaling=self.scaling))
+        self._declaration = None
+        connection.declared[self.key] = self.declaration()
+        return self
+
+    def keep(self, duration: float | timedelta) -> PoolHandle:
+        """Let no replica go for being idle during the next `duration` (seconds or a timedelta)."""
+        seconds = duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+        if not 0 <= seconds < float("inf"):
+            raise ValueError(f"keep takes 0 or more seconds, got {duration!r}")
+        self.connection().send(p.Keep(pool=self.key, seconds=seconds))
+        return self
+
+    def stop(self, *, force: bool = False, wait: bool = True, timeout: float = 30.0) -> None:
+        """Stop every replica, after its running tasks or (`force`) at once. The next call starts the pool again.
+
+        Raises:
+            TimeoutError: Some task still runs after `timeout` seconds; the pool stops when it ends.
+        """
+        connection = broker.current() or broker.connect()
+        connection.send(p.StopPool(pool=self.key, force=force))
+        if not wait:
+            return
+
+        def gone(view: PoolView | None) -> bool:
+            return view is None or not view.replicas
+
+        if not self._wait_until(connection, gone, timeout):
+            raise TimeoutError(
+                f"pool {self.name!r} still runs a task after {timeout:g} s; use stop(force=True)"
+            )
+
+    def status(self) -> PoolView | None:
+        """What the broker knows about this pool; None if it knows nothing (yet, or any more).
+
+        Instants in it are seconds on the system's monotonic clock.
+        """
+        connection = broker.current()
+        if connection is None:
+            try:
+                connection = broker.connect(start=False)
+            except errors.BrokerUnavailable:
+                return None
+        return self._find(connection.snapshot())
+
+    def executor(self) -> PoolExecutor:
+        """A `concurrent.futures.Executor` whose workers are this pool's replicas."""
+        from .executor import PoolExecutor
+
+        return PoolExecutor(self)
+
+    # --- views
+
+    def __repr__(self) -> str:
+        return f"<pool {self.name!r}: {text.pool_line(self.status(), self.scaling)}>"
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        plain = text.pool_table(self.name, self.status(), self.scaling)
+        return {"text/plain": plain, "text/html": f"<pre>{html.escape(plain)}</pre>"}
+
+    # --- private
+
+    def _warm(self, replicas: int) -> broker.Connection:
+        connection = self.connection()
+        connection.send(p.Warm(pool=self.key, replicas=replicas))
+        return connection
+
+    def _find(self, snapped: p.Snapped) -> PoolView | None:
+        return next((view for view in snapped.snapshot.pools if view.key == self.key), None)
+
+    def _wait_ready(self, connection: broker.Connection, wanted: int, timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        view = self.status()
+        if view is None or not any(_is_ready(replica) for replica in view.replicas):
+            # A slot, once: whatever keeps the pool from serving is told to whoever asks for one.
+            group = LeaseGroup(connection, self.key, None, "local")
+            waiter = group.ask(f"{self.name}.warm")
+            try:
+                group.drop(waiter.future.result(timeout))
+            except (TimeoutError, KeyboardInterrupt):
+                waiter.withdraw()
+                raise
+        failed: list[PoolView] = []
+
+        def settled(view: PoolView | None) -> bool:
+            if view is None:
+                return False
+            ready = sum(_is_ready(replica) for replica in view.replicas)
+            starting = any(replica.state in ("starting", "loading") for replica in view.replicas)
+            if ready < wanted and view.failure is not None and not starting:
+                failed.append(view)
+                return True
+            return ready >= wanted or (ready > 0 and not starting)
+
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not self._wait_until(connection, settled, left):
+            raise TimeoutError(f"pool {self.name!r} is not ready after {timeout:g} s; it goes on loading")
+        if failed and failed[0].failure is not None:
+            cause = failed[0].failure.cause.strip()
+            raise errors.PoolFailed(
+                self.name,
+                cause.splitlines()[-1] if cause else "unknown",
+                failed[0].failure.replica,
+                traceback=cause,
+            )
+
+    def _wait_until(
+        self,
+        connection: broker.Connection,
+        condition: Callable[[PoolView | None], bool],
+        timeout: float | None,
+    ) -> bool:
+        """Wait on snapshots; interruptible. False if `timeout` passed first."""
+        met = threading.Event()
+        gone: list[bool] = []
+
+        def look(snapped: p.Snapped | None) -> None:
+            if snapped is None:
+                gone.append(True)
+                met.set()
+            elif condition(self._find(snapped)):
+                met.set()
+
+        with connection.watching(look):
+            done = met.wait(timeout)
+        if gone:
+            raise errors.BrokerGone()
+        return done
+
+
+class PreloadFunction:
+    """What `@pool.preload` leaves under the function's name: its cached self, here and on every replica."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self._cached = loader.cached(function)
+        self.captured = Captured(self)
+        for name in ("__module__", "__name__", "__qualname__", "__doc__", "__annotations__"):
+            setattr(self, name, getattr(function, name, None))
+        self.__wrapped__ = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._cached(*args, **kwargs)
+
+    def __flyte_capture__(self) -> tuple[Callable[..., Any], bytes | None]:
+        return self._function, _CACHED
+
+    def __repr__(self) -> str:
+        return f"<preload {self.__name__}>"
+
+
+_CACHED: Final = pickle.dumps(loader.cached)
+
+_handles: weakref.WeakValueDictionary[str, PoolHandle] = weakref.WeakValueDictionary()
+_by_name: dict[str, PoolHandle] = {}
+
+
+def handle_of(declared: TaskEnvironment | Task[..., Any]) -> PoolHandle:
+    """The handle of an environment's pool, or of the pool that an overridden task has of its own."""
+    spec = declared.spec(sys.executable)
+    scaling = declared.scaling()
+    key = spec.key
+    handle = _handles.get(key)
+    if handle is None:
+        handle = _handles[key] = PoolHandle(spec, scaling)
+        # The handle lives as long as it is the latest of its name: its preload belongs to the pool.
+        _by_name[f"{spec.name}:{spec.single_use}"] = handle
+    else:
+        handle.resize(scaling)
+    return handle
+
+
+def pool(environment: TaskEnvironment) -> PoolHandle:
+    """Return the handle of an environment's pool of warm kernels. Starts nothing.
+
+    Example:
+        >>> import flyte_jupyter as flyte
+        >>> env = flyte.TaskEnvironment("docs", reusable=flyte.ReusePolicy(2))
+        >>> flyte.pool(env).name
+        'docs'
+    """
+    from .environment import TaskEnvironment
+
+    if not isinstance(environment, TaskEnvironment):
+        raise TypeError(f"pool() takes a TaskEnvironment, got {type(environment).__name__}")
+    if not environment.reusable:
+        raise ValueError(
+            f"environment {environment.name!r} has no reusable policy, so each of its calls runs in a fresh kernel; "
+            "give it reusable=ReusePolicy(...) to have a pool"
+        )
+    return handle_of(environment)
+
+
+def _base64(data: bytes) -> bytes:
+    import base64
+
+    return base64.b64encode(data)
+
+
+def _is_ready(replica: ReplicaView) -> bool:
+    return replica.generation_current and replica.state in ("ready", "busy", "attached")

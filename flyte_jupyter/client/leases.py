@@ -1,0 +1,359 @@
+"""Slots on replicas, from the side that uses them: asked for once, kept while there is work and a little longer.
+
+A lease is one slot on one replica, and one connection to it. A warm call takes an idle lease and goes straight to the
+kernel; the broker is asked only when none is idle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from typing import Final
+
+from .. import errors
+from ..core import protocol as p
+from ..core.context import current
+from ..core.frames import FrameReader, Kind, encode
+from .broker import Connection, peer_uid
+from .identity import describe_client
+
+LINGER_S: Final = 0.05
+"""How long an idle lease is kept: the next call of a loop is then one round trip."""
+MAX_REQUESTS: Final = 128
+"""Leases asked for at once per environment; further calls wait in this process."""
+LOST_S: Final = 2.0
+"""How long the broker may take to say why a replica is gone."""
+
+
+class Channel:
+    """The client's end of a lease's connection. The drivers in `remote` move the bytes."""
+
+    __slots__ = ("calls", "reader", "socket")
+
+    def __init__(self, address: str, hello: bytes) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.socket.connect(address)
+            if peer_uid(self.socket) != os.getuid():
+                raise errors.ProtocolError(f"the process at {address} belongs to another user")
+            for piece in encode(Kind.HELLO, 0, hello):
+                self.socket.sendall(piece)
+        except BaseException:
+            self.socket.close()
+            raise
+        self.reader = FrameReader()
+        self.calls = 0
+
+
+class Lease:
+    """One slot, while this process holds it."""
+
+    __slots__ = ("_channel", "address", "group", "id", "idle_since", "lost", "name", "recalled", "replica")
+
+    def __init__(self, group: LeaseGroup, granted: p.Granted) -> None:
+        self.group = group
+        self.id = granted.lease
+        self.replica = granted.replica
+        self.name = granted.name
+        self.address = granted.address
+        self.recalled = False
+        self.idle_since = 0.0
+        self.lost: Future[p.Lost | errors.BaseRuntimeError] = Future()
+        self._channel: Channel | None = None
+
+    def channel(self) -> Channel:
+        """Its connection; made at the first use. OSError if the replica is gone."""
+        if self._channel is None:
+            self._channel = Channel(self.address, self.group.hello(self))
+        return self._channel
+
+    def why_lost(self, timeout: float = LOST_S) -> p.Lost | errors.BaseRuntimeError | None:
+        """After the connection broke: what the broker says about it; None if it says nothing in time."""
+        try:
+            return self.lost.result(timeout)
+        except TimeoutError:
+            return None
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.socket.close()
+            self._channel = None
+
+    def cancel(self, call: int) -> None:
+        """Stop that call and no other: on a connection of its own, which the replica's control thread reads."""
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+            control.connect(self.address)
+            pieces = encode(Kind.HELLO, 0, b'{"role": "control"}') + encode(
+                Kind.CANCEL, call, self.id.encode()
+            )
+            control.sendall(b"".join(pieces))
+
+
+class LeaseGroup:
+    """The leases of one environment that one caller holds: this process, or one task when it calls tasks."""
+
+    def __init__(self, connection: Connection, pool: str, parent: str | None, run: str) -> None:
+        self.connection = connection
+        self.pool = pool
+        self.parent = parent
+        self.run = run
+        self._lock = threading.Lock()
+        self._idle: list[Lease] = []
+        self._held: dict[str, Lease] = {}
+        self._waiting: deque[Waiter] = deque()
+        self._requests: dict[str, str] = {}  # lease -> task, asked for and not granted yet
+        self._timer = False
+
+    def take(self) -> Lease | None:
+        """An idle lease, if there is one."""
+        with self._lock:
+            return self._idle.pop() if self._idle else None
+
+    def ask(self, task: str) -> Waiter:
+        """Wait for a lease; `waiter.future` gets it, or the reason why there will be none."""
+        waiter = Waiter(self, task)
+        with self._lock:
+            self._waiting.append(waiter)
+            request = self._request(task)
+        if request is not None:
+            self._send_request(*request)
+        return waiter
+
+    def give_back(self, lease: Lease) -> None:
+        """The call in it is over: the next one waiting gets it, or it lingers."""
+        surplus: Iterable[str] = ()
+        more: tuple[str, str] | None = None
+        with self._lock:
+            over = lease.recalled or lease.lost.done()
+            if over:
+                pass
+            elif self._serve(lease):
+                surplus = self._surplus()
+                more = self._request(self._waiting[0].task) if self._waiting else None
+            else:
+                lease.idle_since = time.monotonic()
+                self._idle.append(lease)
+                if not self._timer:
+                    self._timer = True
+                    self.connection.call_later(LINGER_S, self._let_go)
+        if over:
+            self.drop(lease)
+        if more is not None:
+            self._send_request(*more)
+        for request in surplus:
+            self.connection.release(request)
+
+    def drop(self, lease: Lease) -> None:
+        """It is not used again: its replica is gone, it was recalled, or its call did not end."""
+        with self._lock:
+            self._held.pop(lease.id, None)
+            with suppress(ValueError):
+                self._idle.remove(lease)
+        lease.close()
+        self.connection.release(lease.id)
+
+    def close(self) -> None:
+        """Give every lease back, also those that linger."""
+        with self._lock:
+            leases = list(self._held.values())
+            requests = list(self._requests)
+            self._requests.clear()
+        for lease in leases:
+            self.drop(lease)
+        for request in requests:
+            self.connection.release(request)
+
+    def unused(self) -> bool:
+        with self._lock:
+            return not self._held and not self._waiting and not self._requests
+
+    def hello(self, lease: Lease) -> bytes:
+        task = current.get()
+        return json.dumps(
+            {
+                "role": "calls",
+                "lease": lease.id,
+                # A task that calls a task speaks for its notebook: both share the names there.
+                "notebook": describe_client().notebook if task is None else task.notebook,
+                "cwd": _folder(),
+                "sys_path": [os.path.abspath(entry) for entry in sys.path],
+                "run": self.run,
+                "replica": lease.name,
+            }
+        ).encode()
+
+    def withdraw(self, waiter: Waiter) -> None:
+        """Nobody waits there any more. A lease that came at the same moment goes to the next."""
+        with self._lock:
+            with suppress(ValueError):
+                self._waiting.remove(waiter)
+            surplus = self._surplus()
+        if not waiter.future.cancel() and waiter.future.exception() is None:
+            self.give_back(waiter.future.result())
+        for request in surplus:
+            self.connection.release(request)
+
+    # --- what the broker says; on the connection's thread
+
+    def granted(self, message: p.Granted) -> None:
+        with self._lock:
+            if self._requests.pop(message.lease, None) is None:
+                return  # withdrawn while the grant was on its way; the release is, too
+            lease = self._held[message.lease] = Lease(self, message)
+        self.give_back(lease)
+
+    def refused(self, message: p.Refused) -> None:
+        error = explain_refusal(message)
+        with self._lock:
+            task = self._requests.pop(message.lease, "")
+            waiter = next((each for each in self._waiting if each.task == task), None)
+            if waiter is None and self._waiting:
+                waiter = self._waiting[0]
+            if waiter is not None:
+                self._waiting.remove(waiter)
+        if waiter is not None:
+            _fail(waiter, error)
+
+    def recalled(self, lease: str) -> None:
+        with self._lock:
+            held = self._held.get(lease)
+            if held is None:
+                return
+            held.recalled = True
+            idle = held in self._idle
+        if idle:
+            self.drop(held)
+
+    def lost(self, message: p.Lost) -> None:
+        with self._lock:
+            lease = self._held.get(message.lease)
+            idle = lease in self._idle
+        if lease is not None:
+            _tell(lease, message)
+            if idle:
+                self.drop(lease)
+
+    def broken(self, lease: str, error: errors.BaseRuntimeError) -> None:
+        with self._lock:
+            held = self._held.get(lease)
+            self._requests.pop(lease, None)
+            waiting, self._waiting = self._waiting, deque()
+            self._idle.clear()
+        if held is not None:
+            _tell(held, error)
+        for waiter in waiting:
+            _fail(waiter, error)
+
+    # --- with the lock held
+
+    def _request(self, task: str) -> tuple[str, str] | None:
+        if len(self._requests) >= min(len(self._waiting), MAX_REQUESTS):
+            return None
+        lease = uuid.uuid4().hex[:16]
+        self._requests[lease] = task
+        return lease, task
+
+    def _serve(self, lease: Lease) -> bool:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if waiter.future.set_running_or_notify_cancel():
+                waiter.future.set_result(lease)
+                return True
+        return False
+
+    def _surplus(self) -> Iterable[str]:
+        surplus = []
+        while len(self._requests) > len(self._waiting):
+            lease, _ = self._requests.popitem()
+            surplus.append(lease)
+        return surplus
+
+    # --- without it
+
+    def _send_request(self, lease: str, task: str) -> None:
+        self.connection.listen(lease, self)
+        self.connection.send(p.Acquire(lease=lease, pool=self.pool, task=task, parent=self.parent))
+
+    def _let_go(self) -> None:
+        """Release what has been idle for the linger time; look again while anything is held."""
+        now = time.monotonic()
+        with self._lock:
+            old = [lease for lease in self._idle if now - lease.idle_since >= LINGER_S]
+            self._idle = [lease for lease in self._idle if now - lease.idle_since < LINGER_S]
+            self._timer = bool(self._idle)
+            if self._timer:
+                self.connection.call_later(LINGER_S, self._let_go)
+        for lease in old:
+            self.drop(lease)
+
+
+class Waiter:
+    """One call that waits for a lease."""
+
+    __slots__ = ("future", "group", "task")
+
+    def __init__(self, group: LeaseGroup, task: str) -> None:
+        self.group = group
+        self.task = task
+        self.future: Future[Lease] = Future()
+
+    def withdraw(self) -> None:
+        self.group.withdraw(self)
+
+
+def _fail(waiter: Waiter, error: BaseException) -> None:
+    with suppress(InvalidStateError):  # it was cancelled at the same moment
+        waiter.future.set_exception(error)
+
+
+def _tell(lease: Lease, why: p.Lost | errors.BaseRuntimeError) -> None:
+    with suppress(InvalidStateError):  # the broker said why, and then it ended, too
+        lease.lost.set_result(why)
+
+
+def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
+    """The broker's reason as the error that a caller sees."""
+    detail = message.detail
+    pool = detail.get("pool", "")
+    match message.reason:
+        case "no-such-pool":
+            return errors.NoSuchPool(pool, [name for name in detail.get("pools", "").split(", ") if name])
+        case "no-gpu":
+            return errors.NoUsableGPU(
+                detail.get("problem") or "this machine has none", float(detail.get("wanted", 1))
+            )
+        case "no-room":
+            return errors.NoRoom.gpus(
+                pool, wanted=int(detail["wanted"]), total=int(detail["total"]), held=detail.get("held", "")
+            )
+        case "pool-failed":
+            cause = detail.get("cause", "").strip()
+            return errors.PoolFailed(
+                pool, cause.splitlines()[-1] if cause else "unknown", detail.get("replica"), traceback=cause
+            )
+        case "pool-stopped":
+            return errors.PoolStopped(pool)
+        case "starvation":
+            return errors.StarvationError(
+                detail["parent"],
+                detail["child"],
+                pool,
+                max_replicas=int(detail["replicas"]),
+                concurrency=int(detail["concurrency"]),
+            )
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed under our feet
+        return ""

@@ -1,0 +1,433 @@
+"""Where a notebook's functions and classes are written, and which names their source refers to.
+
+`inspect.getsource` does not do: it finds no class of a notebook, and nothing that a decorator replaced.
+Whole cells are parsed instead, and a definition is accepted only where it begins on the very line that the
+code object tells, so that an edited file or a reused cell name never yields the wrong text.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import inspect
+import io
+import linecache
+import re
+import symtable
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from ..core.definitions import is_notebook_module
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Definable = Function | ast.ClassDef
+
+FUTURE_FLAGS = __future__.annotations.compiler_flag  # every other future is either past or a joke
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One top-level `def` or `class` as it stands in its file; the line numbers of `node` are the file's."""
+
+    node: Definable
+    lines: str
+    filename: str
+    first_line: int
+    flags: int
+
+    @property
+    def decorated(self) -> bool:
+        return bool(self.node.decorator_list)
+
+    def line_of(self, name: str) -> int | None:
+        """The first line that mentions the global `name`."""
+        lines = (n.lineno for n in ast.walk(self.node) if isinstance(n, ast.Name) and n.id == name)
+        return min(lines, default=None)
+
+    def without_decorators(self, ours: Callable[[object], bool], names: Mapping[str, Any]) -> Source:
+        """Cut the decorators from the top down to the last that is `ours`; those below it stay."""
+        decorators = self.node.decorator_list
+        last = max((i for i, d in enumerate(decorators) if ours(_evaluate(d, names))), default=-1)
+        if last < 0:
+            return self
+        kept = decorators[last + 1 :]
+        first_line = kept[0].lineno if kept else self.node.lineno
+        lines = "".join(io.StringIO(self.lines).readlines()[first_line - self.first_line :])
+        source = replace(self, lines=lines, first_line=first_line)
+        parsed = _parse_one(lines, first_line)
+        assert parsed is not None, "a definition less its upper decorators is a definition"
+        return replace(source, node=parsed)
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """The globals that a definition mentions.
+
+    `early` ones must exist when it is executed: decorators, defaults, bases, a class body. Those of them in
+    `shaping` make it what it is, so that it changes with them; an annotation of a function does not. `late`
+    ones are looked up when it runs. `modules` are submodules reached by attribute (`xml.dom.minidom`).
+    """
+
+    early: frozenset[str]
+    shaping: frozenset[str]
+    late: frozenset[str]
+    modules: frozenset[str] = frozenset()
+
+
+def is_importable(module: str | None) -> bool:
+    """Whether another process that has this one's `sys.path` can be expected to import the module."""
+    if module is None or module in ("__main__", "__mp_main__") or is_notebook_module(module):
+        return False
+    found = sys.modules.get(module)
+    if found is None:
+        return False
+    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")  # if not loaded, nothing is registered
+    if cloudpickle is not None:
+        by_value = cloudpickle.list_registry_pickle_by_value()
+        if any(module == name or module.startswith(f"{name}.") for name in by_value):
+            return False
+    # A module that a program made has none of these; one that a package made (six.moves) has a parent.
+    made_by_import = any(getattr(found, name, None) for name in ("__spec__", "__loader__", "__file__"))
+    return made_by_import or is_importable(module.rpartition(".")[0] or None)
+
+
+def importable_path(obj: object) -> tuple[str, str] | None:
+    """The module and the dotted attribute under which any process finds this very object."""
+    module, path = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(path, str) or not is_importable(module):
+        return None
+    return (module, path) if follow(vars(sys.modules[module]), path) is obj else None
+
+
+_IPYTHON_ONLY = re.compile(r"_{1,3}|_i{1,3}|_i?\d+|_[iod]h|In|Out|get_ipython")
+
+
+def is_ipython(name: str, obj: Any) -> bool:
+    """Names that IPython keeps in every notebook; a replica has its own, and `_` may hold anything."""
+    if _IPYTHON_ONLY.fullmatch(name):
+        return True
+    # IPython puts its own `open` among the names of a notebook; a user's function of that name is theirs.
+    if name in ("exit", "quit", "open"):
+        module = getattr(obj, "__globals__", {}).get("__name__") or type(obj).__module__
+        return str(module).startswith("IPython.")
+    return False
+
+
+def is_dispatcher(obj: object) -> bool:
+    """Whether `functools.singledispatch` made it: what was registered later is not in its source."""
+    code = getattr(obj, "__code__", None)
+    return isinstance(code, CodeType) and code.co_qualname == "singledispatch.<locals>.wrapper"
+
+
+def follow(names: Mapping[str, Any], path: str) -> object:
+    """The object at a dotted path, or None."""
+    root, *attributes = path.split(".")
+    found = names.get(root)
+    for attribute in attributes:
+        found = inspect.getattr_static(found, attribute, None)
+        if isinstance(found, staticmethod | classmethod):
+            return None
+    return found
+
+
+def function_source(function: FunctionType) -> Source | None:
+    """A top-level function's own text, with its decorators; None for a lambda or an inner function."""
+    code = function.__code__
+    if "." in code.co_qualname or not code.co_name.isidentifier():
+        return None
+    lines = linecache.getlines(code.co_filename, function.__globals__)
+    tree = _parse("".join(lines))
+    if tree is None:  # one unfinished or indented piece must not hide the others
+        block = _parse_block(lines, code.co_firstlineno)
+        nodes: list[ast.stmt] = [] if block is None else [block]
+    else:
+        nodes = list(_top_level(tree.body))
+    for node in nodes:
+        if isinstance(node, Function) and node.name == code.co_name and _start(node) == code.co_firstlineno:
+            return _source(node, lines, code.co_filename, code.co_flags & FUTURE_FLAGS)
+    return None
+
+
+def class_source(cls: type) -> Source | None:
+    """A top-level class's own text: by the line of a method, else the newest cell that can have made it."""
+    if "." in cls.__qualname__:
+        return None
+    for code in _method_codes(cls):
+        lines = linecache.getlines(code.co_filename)
+        tree = _parse("".join(lines))
+        for node in _top_level(tree.body if tree else []):
+            if (
+                isinstance(node, ast.ClassDef)
+                and node.name == cls.__name__
+                and node.lineno <= code.co_firstlineno <= (node.end_lineno or 0)
+            ):
+                return _source(node, lines, code.co_filename, code.co_flags & FUTURE_FLAGS)
+    for node, lines, filename, flags in _bindings(cls.__name__, sys.modules.get(cls.__module__)):
+        if isinstance(node, ast.ClassDef) and _describes(node, cls):
+            return _source(node, lines, filename, flags)
+    return None
+
+
+def decorated_source(name: str, module: str | None) -> Source | None:
+    """The `def` or `class` of this name, if that is what bound it last and it is decorated.
+
+    For what a decorator made without `functools.wraps`: nothing leads from such an object to its source.
+    """
+    for node, lines, filename, flags in _bindings(name, sys.modules.get(module or "")):
+        if isinstance(node, Definable) and node.decorator_list:
+            return _source(node, lines, filename, flags)
+        return None
+    return None
+
+
+def references(source: Source, names: Mapping[str, Any]) -> References:
+    """What the source refers to; `names` tells modules from other objects."""
+    text = _indentable(source.lines)
+    early: set[str] = set()
+    late: set[str] = set()
+    _collect(symtable.symtable(text, source.filename, "exec"), early, late, executed=True)
+    node = source.node
+    for part in ast.walk(node):
+        if isinstance(part, ast.ClassDef):
+            (early if isinstance(node, ast.ClassDef) else late).update(_read_before_bound(part))
+    early.discard(node.name)
+    if isinstance(node, Function):
+        arguments = node.args
+        shaping = _loads(*node.decorator_list, *arguments.defaults, *filter(None, arguments.kw_defaults))
+        if source.flags & FUTURE_FLAGS:  # annotations are never evaluated, but something may ask for them
+            late |= early - shaping
+            early &= shaping
+        shaping &= early
+    else:
+        shaping = set(early)
+    late |= _in_strings(node)
+    return References(frozenset(early), frozenset(shaping), frozenset(late - early), _submodules(node, names))
+
+
+def code_references(code: CodeType) -> frozenset[str]:
+    """The globals that code without source mentions, its inner functions' too."""
+    import dis
+
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = (code_references(const) for const in code.co_consts if isinstance(const, CodeType))
+    return frozenset(names).union(*inner)
+
+
+def _collect(table: symtable.SymbolTable, early: set[str], late: set[str], *, executed: bool) -> None:
+    """`executed`: this scope runs when the definition does: a class body, or a comprehension in one."""
+    kind = table.get_type()
+    for symbol in table.get_symbols():
+        if symbol.is_referenced() and (symbol.is_global() or kind == "module"):
+            (early if executed else late).add(symbol.get_name())
+        elif symbol.is_declared_global():
+            late.add(symbol.get_name())
+    for child in table.get_children():
+        is_body = child.get_type() != "function" or child.get_name() in _COMPREHENSIONS
+        _collect(child, early, late, executed=executed and is_body)
+
+
+_COMPREHENSIONS = frozenset({"listcomp", "setcomp", "dictcomp", "genexpr"})
+
+
+def _loads(*nodes: ast.AST, context: type[ast.expr_context] = ast.Load) -> set[str]:
+    names = (n for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name))
+    return {name.id for name in names if isinstance(name.ctx, context)}
+
+
+def _read_before_bound(node: ast.ClassDef) -> set[str]:
+    """A class body may read a global before it binds the same name: `epochs = epochs`.
+
+    The order matters: `@size.setter` means the property above it, not a global `size`.
+    """
+    read: set[str] = set()
+    bound: set[str] = set()
+    for statement in node.body:
+        parts = statement.decorator_list if isinstance(statement, Definable) else [statement]
+        read |= _loads(*parts) - bound
+        bound |= _bound_by(statement)
+    return read & bound
+
+
+def _in_strings(node: Definable) -> set[str]:
+    """Names in annotations that are written as strings: `def make() -> "Config"`."""
+    names: set[str] = set()
+    for part in ast.walk(node):
+        annotation = getattr(part, "annotation", None) or getattr(part, "returns", None)
+        for constant in ast.walk(annotation) if isinstance(annotation, ast.AST) else ():
+            if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
+                try:
+                    names |= _loads(ast.parse(constant.value, mode="eval"))
+                except SyntaxError:  # Literal["not a type"]
+                    continue
+    return names
+
+
+def _submodules(node: Definable, names: Mapping[str, Any]) -> frozenset[str]:
+    found = set()
+    for part in ast.walk(node):
+        dotted = _dotted(part) if isinstance(part, ast.Attribute) else None
+        module = names.get(dotted[0]) if dotted else None
+        if dotted is None or not isinstance(module, ModuleType):
+            continue
+        path = module.__name__
+        for attribute in dotted[1:]:
+            path = f"{path}.{attribute}"
+            if path not in sys.modules:
+                break
+            found.add(path)
+    return frozenset(found)
+
+
+def _dotted(node: ast.expr) -> list[str] | None:
+    path: list[str] = []
+    while isinstance(node, ast.Attribute):
+        path.insert(0, node.attr)
+        node = node.value
+    return [node.id, *path] if isinstance(node, ast.Name) else None
+
+
+def _evaluate(decorator: ast.expr, names: Mapping[str, Any]) -> object:
+    """What a decorator refers to. Names and attributes only: evaluating more could have effects."""
+    dotted = _dotted(decorator.func if isinstance(decorator, ast.Call) else decorator)
+    found = names.get(dotted[0]) if dotted else None
+    for attribute in dotted[1:] if dotted else ():
+        try:
+            found = getattr(found, attribute)
+        except Exception:  # a property may raise anything
+            return None
+    return found
+
+
+@lru_cache(maxsize=64)
+def _parse(text: str) -> ast.Module | None:
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def _parse_one(lines: str, first_line: int) -> Definable | None:
+    text = _indentable(lines)
+    tree = _parse(text)
+    if tree is None:
+        return None
+    # Cached trees are shared, so this one is parsed again before its line numbers are changed.
+    [node] = ast.parse(text).body
+    ast.increment_lineno(node, first_line - 1 - (text is not lines))
+    inner = node.body[0] if isinstance(node, ast.If) else node
+    return inner if isinstance(inner, Definable) else None
+
+
+def _parse_block(lines: list[str], first_line: int) -> Definable | None:
+    try:
+        block = "".join(inspect.getblock(lines[first_line - 1 :]))
+    except Exception:  # the tokenizer meets arbitrary text
+        return None
+    return _parse_one(block, first_line) if block.strip() else None
+
+
+def _indentable(lines: str) -> str:
+    """Text that compiles although it was written inside an `if` or `with`, with every line as it was."""
+    return f"if 1:\n{lines}" if lines[:1] in " \t" else lines
+
+
+def _source(node: Definable, lines: list[str], filename: str, flags: int) -> Source:
+    start = _start(node)
+    return Source(node, "".join(lines[start - 1 : node.end_lineno]), filename, start, flags)
+
+
+def _start(node: Definable) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that bind names at the top level, also inside `if`, `try`, `with` and loops."""
+    for node in body:
+        yield node
+        if not isinstance(node, Definable):
+            for name in ("body", "orelse", "handlers", "finalbody", "cases"):
+                for inner in getattr(node, name, ()):
+                    yield from _top_level([inner] if isinstance(inner, ast.stmt) else inner.body)
+
+
+def _method_codes(cls: type) -> Iterator[CodeType]:
+    for value in vars(cls).values():
+        function = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
+        try:
+            function = inspect.unwrap(function)
+        except ValueError:
+            continue
+        if isinstance(function, FunctionType) and function.__code__.co_qualname.startswith(
+            f"{cls.__qualname__}."
+        ):
+            yield function.__code__
+
+
+def _describes(node: ast.ClassDef, cls: type) -> bool:
+    """Whether this text can have made the class: cells keep many generations of one."""
+    for statement in node.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                found = vars(cls).get(name, _NOTHING)
+                if found is _NOTHING and "_member_map_" not in vars(cls) and not node.decorator_list:
+                    return False
+                if isinstance(value, ast.Constant):
+                    found = getattr(found, "_value_", found)  # an enum's member
+                    if type(found) is type(value.value) and found != value.value:
+                        return False
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                if name not in vars(cls).get("__annotations__", {name: None}):
+                    return False
+    return True
+
+
+_NOTHING = object()
+
+
+def _bindings(name: str, module: ModuleType | None) -> Iterator[tuple[ast.stmt, list[str], str, int]]:
+    """The statements that bound the global `name`, from the newest cell to the oldest, then the script."""
+    shell = _shell()
+    numbers: dict[str, int] = getattr(getattr(shell, "compile", None), "_filename_map", {})
+    flags: int = getattr(getattr(shell, "compile", None), "flags", 0) & FUTURE_FLAGS
+    # A cell has no file, so that its lines are never checked against one: its mtime is None. A cell that
+    # ran twice keeps its old place in linecache; IPython knows its latest number.
+    cells = [f for f, entry in list(linecache.cache.items()) if len(entry) == 4 and entry[1] is None]
+    cells = sorted(cells, key=lambda filename: numbers.get(filename, 0))[::-1]
+    script = getattr(module, "__file__", None)
+    for filename in [*cells, *([script] if script and script not in cells else [])]:
+        lines = linecache.getlines(filename)
+        text = "".join(lines)
+        tree = _parse(text) if name in text else None
+        for node in reversed(list(_top_level(tree.body)) if tree else []):
+            if name in _bound_by(node):
+                yield node, lines, filename, flags | _future(tree)
+
+
+def _bound_by(node: ast.stmt) -> set[str]:
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return {name}
+        case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+            return {(alias.asname or alias.name).partition(".")[0] for alias in aliases}
+        case ast.Assign(targets=targets):
+            return _loads(*targets, context=ast.Store)
+        case ast.AnnAssign(target=target) | ast.AugAssign(target=target) | ast.For(target=target):
+            return _loads(target, context=ast.Store)
+        case ast.With(items=items):
+            return _loads(*(i.optional_vars for i in items if i.optional_vars), context=ast.Store)
+    return set()
+
+
+def _future(tree: ast.Module | None) -> int:
+    imports = (node for node in (tree.body if tree else []) if isinstance(node, ast.ImportFrom))
+    names = {alias.name for node in imports if node.module == "__future__" for alias in node.names}
+    return FUTURE_FLAGS if "annotations" in names else 0
+
+
+def _shell() -> object:
+    ipython = sys.modules.get("IPython")  # not imported: no shell
+    return None if ipython is None else ipython.get_ipython()

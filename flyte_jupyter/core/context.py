@@ -1,0 +1,54 @@
+"""Which call is running here: set by the replica around each task, read by the client for nested calls.
+
+A context variable, so that concurrent tasks do not see each other's; it is also the fence of a cancel: an interrupt
+is raised only where this variable names the call that it is meant for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Source: flyte.models.ActionID, its two fields that mean something on one machine."""
+
+    name: str
+    run_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupData:
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskContext:
+    """What `flyte_jupyter.ctx()` tells a task about itself.
+
+    Attributes:
+        action: The task's own name and that of its run.
+        attempt_number: 0 for the first attempt, 1 for the first retry.
+        replica: The warm kernel it runs on, for people: "gpu[0]".
+        lease: The slot it holds; nested calls name it as their parent.
+    """
+
+    action: Action
+    attempt_number: int = 0
+    group_data: GroupData | None = None
+    custom_context: Mapping[str, str] = field(default_factory=dict)
+    mode: str = "local"
+    replica: str = ""
+    lease: str = ""
+    task: str = ""
+    notebook: str = ""
+    sink: Any = None  # where the task's output goes; the replica's own
+
+    def is_in_cluster(self) -> bool:
+        return False
+
+
+current: Final[ContextVar[TaskContext | None]] = ContextVar("flyte_jupyter_task", default=None)

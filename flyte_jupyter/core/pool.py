@@ -1,0 +1,481 @@
+"""What is known of pools, replicas, leases and clients, and the questions that are asked about them.
+
+Only the scheduler changes them. What has to be found often is kept in a `Ranking`, so that no question
+costs more with a long queue or with many replicas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import Literal
+
+from .spec import DeviceRequest, Scaling
+
+LONGEST_BACKOFF_S = 60.0
+FAILURE_WINDOW_S = 120.0  # as many failures as `Pool.failures` holds within this time are a verdict
+PROVEN_S = 300.0  # a replica that has been ready for so long shows that the preload works
+
+State = Literal["starting", "loading", "ready", "draining", "stopping"]
+
+
+class Ranking:
+    """Keys in the order of their ranks; changing a rank costs O(log n).
+
+    An outdated entry stays in the heap until it comes up; the dict says which entry counts.
+    """
+
+    __slots__ = ("_heap", "_ranks")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[tuple[float, ...], str]] = []
+        self._ranks: dict[str, tuple[float, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    def put(self, key: str, *rank: float) -> None:
+        ranks = self._ranks
+        if ranks.get(key) == rank:
+            return
+        ranks[key] = rank
+        heap = self._heap
+        heappush(heap, (rank, key))
+        if len(heap) > 2 * len(ranks) + 64:
+            heap[:] = [(rank, key) for key, rank in ranks.items()]
+            heapify(heap)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._ranks
+
+    def drop(self, key: str) -> None:
+        self._ranks.pop(key, None)
+
+    def pop(self) -> str:
+        """Remove the first key; only when there is one."""
+        key = self.first()
+        assert key is not None
+        self.drop(key)
+        return key
+
+    def first(self) -> str | None:
+        heap, ranks = self._heap, self._ranks
+        while heap:
+            rank, key = heap[0]
+            if ranks.get(key) == rank:
+                return key
+            heappop(heap)
+        return None
+
+    def first_rank(self) -> float:
+        """The leading number of the first rank; infinity when nothing is ranked."""
+        return math.inf if self.first() is None else self._heap[0][0][0]
+
+    def in_order(self) -> list[str]:
+        return sorted(self._ranks, key=lambda key: (self._ranks[key], key))
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """The right to one slot: queued while `replica` is None, held afterwards."""
+
+    id: str
+    client: str
+    pool: Pool
+    task: str
+    requested_at: float
+    order: int
+    parent: Lease | None = None  # the lease of the task that waits for this one
+    children: dict[str, Lease] = field(default_factory=dict)  # those it waits for, queued or held
+    replica: Replica | None = None
+    granted_at: float | None = None
+    recalled_for: Share | None = None
+    lost_why: str | None = None  # what its client shall hear when the replica exits, if we know better
+
+    def waits_for(self, stuck: Container[str]) -> bool:
+        return any(
+            child.pool.key in stuck if child.replica is None else child.waits_for(stuck)
+            for child in self.children.values()
+        )
+
+    def ancestors(self) -> Iterator[Lease]:
+        ancestor = self.parent
+        while ancestor is not None:
+            yield ancestor
+            ancestor = ancestor.parent
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    id: str
+    pool: Pool
+    index: int
+    generation: str
+    devices: tuple[str, ...]
+    started_at: float
+    why: str
+    state: State = "starting"
+    current: bool = True  # it has run the preload of the pool's present generation
+    pid: int | None = None
+    ready_at: float | None = None
+    idle_since: float = 0.0
+    leases: dict[str, Lease] = field(default_factory=dict)
+
+    def pinned(self, stuck: Container[str]) -> int:
+        """How many of its leases wait, directly or through others, for a call queued in a `stuck` pool."""
+        return sum(lease.waits_for(stuck) for lease in self.leases.values())
+
+    @property
+    def name(self) -> str:
+        return f"{self.pool.name}[{self.index}]"
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    id: str
+    label: str
+    kind: str
+    pid: int
+    leases: dict[str, Lease] = field(default_factory=dict)  # queued and held
+    declared: dict[str, None] = field(default_factory=dict)  # keys of pools
+    latest: dict[str, str] = field(default_factory=dict)  # the pool last declared under a name
+
+
+@dataclass(slots=True, eq=False)
+class Share:
+    """One client's part of one pool: what it holds and what it waits for."""
+
+    client: str
+    turn: int  # when it was last served; of equals, the one served longest ago comes next
+    held: int = 0
+    waiting: OrderedDict[str, Lease] = field(default_factory=OrderedDict)
+    recallable: OrderedDict[str, Lease] = field(default_factory=OrderedDict)
+    claims: int = 0  # leases of others that are being recalled on its behalf
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    cause: str
+    replica: str
+    attempts: int
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    key: str
+    name: str
+    scaling: Scaling
+    devices: DeviceRequest
+    generation: str
+    single_use: bool
+    room: float = math.inf  # how many of its replicas the machine's devices allow
+
+    declared: Scaling | None = None  # `scaling` differs from it after an explicit PoolScaled
+    declared_by: dict[str, None] = field(default_factory=dict)
+    active: bool = False  # it keeps its minimum warm; an inactive pool only winds down
+    retiring: bool = False  # superseded: it serves what it has, and nothing is kept warm
+    stop_why: str = ""
+    killed: bool = False  # PoolStopped(force=True), until carried out
+    used_at: float = -math.inf  # the last moment at which something ran, waited, became ready or was warmed
+    kept_until: float = -math.inf
+    warm_goal: int = 0  # PoolWarmed, until carried out
+
+    replicas: dict[str, Replica] = field(default_factory=dict)
+    count: dict[State, int] = field(
+        default_factory=lambda: {"starting": 0, "loading": 0, "ready": 0, "draining": 0, "stopping": 0}
+    )
+    stale: int = 0  # ready replicas of an older generation
+    renewing: Replica | None = None  # the one that will replace a stale one
+    leaving: list[Replica] = field(default_factory=list)  # may stop now: drained, or outdated before ready
+    free: Ranking = field(default_factory=Ranking)  # replicas with a free slot, best first
+    idle: Ranking = field(default_factory=Ranking)  # ready replicas without leases, idle longest first
+    _indices: list[int] = field(default_factory=list)
+    _next_index: int = 0
+
+    shares: dict[str, Share] = field(default_factory=dict)
+    next_up: Ranking = field(default_factory=Ranking)  # clients that wait
+    askers: Ranking = field(default_factory=Ranking)  # clients that wait and may have a lease recalled
+    givers: Ranking = field(default_factory=Ranking)  # clients with leases that can be recalled
+    waiting: int = 0
+    running: int = 0
+    turns: int = 0
+    queued_children: int = 0  # requests with a parent
+    waiting_parents: int = 0  # leases held here that wait for another, in whatever pool
+
+    failure: Failure | None = None
+    failed: bool = False  # the verdict: no further attempt
+    shaken: bool = False  # a start has just failed; until `_serve` has told those who wait
+    failures: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    streak: int = 0
+    retry_at: float = -math.inf
+
+    starts: int = 0
+    failures_seen: int = 0
+    calls: int = 0
+    warm_calls: int = 0
+
+    # Sizes
+
+    @property
+    def coming(self) -> int:
+        return self.count["starting"] + self.count["loading"]
+
+    @property
+    def live(self) -> int:
+        """Replicas that count towards the maximum: a draining one still works, a stopping one does not."""
+        count = self.count
+        return count["starting"] + count["loading"] + count["ready"] + count["draining"]
+
+    @property
+    def cap(self) -> float:
+        return min(self.scaling.max_replicas, self.room)
+
+    @property
+    def floor(self) -> int:
+        if self.retiring or self.single_use:
+            return 0
+        return min(self.scaling.min_replicas, self.scaling.max_replicas)
+
+    @property
+    def spare(self) -> int:
+        """How many of its idle replicas it could do without."""
+        return max(0, min(len(self.idle), self.count["ready"] - self.floor))
+
+    @property
+    def slots(self) -> int:
+        return 1 if self.single_use else self.scaling.concurrency
+
+    # Instants
+
+    @property
+    def idle_stops_at(self) -> float:
+        """When all replicas go for want of work; infinity while there is some, or a model is being loaded."""
+        if not self.active or self.running or self.waiting:
+            return math.inf
+        if self.retiring:
+            return -math.inf
+        # A model may take longer to load than idle_ttl: the clock starts again when it is ready.
+        return math.inf if self.coming else max(self.used_at + self.scaling.idle_ttl, self.kept_until)
+
+    @property
+    def scaledown_at(self) -> float:
+        """When the replica idle for longest goes; infinity while none is above the minimum."""
+        if self.count["ready"] <= self.floor:
+            return math.inf
+        ttl = 0.0 if self.retiring else self.scaling.scaledown_ttl
+        return max(self.idle.first_rank() + ttl, -math.inf if self.retiring else self.kept_until)
+
+    # Replicas
+
+    def take_index(self) -> int:
+        if self._indices:
+            return heappop(self._indices)
+        self._next_index += 1
+        return self._next_index - 1
+
+    def add(self, replica: Replica) -> None:
+        self.replicas[replica.id] = replica
+        self.count[replica.state] += 1
+        self.starts += 1
+
+    def remove(self, replica: Replica) -> None:
+        self.move(replica, "stopping")
+        self.count["stopping"] -= 1
+        del self.replicas[replica.id]
+        heappush(self._indices, replica.index)
+
+    def move(self, replica: Replica, state: State) -> None:
+        self.count[replica.state] -= 1
+        self.stale -= replica.state == "ready" and not replica.current
+        replica.state = state
+        self.count[state] += 1
+        self.stale += state == "ready" and not replica.current
+        if state in {"draining", "stopping"}:
+            if self.renewing is replica:
+                self.renewing = None
+            for lease in replica.leases.values():  # recalling these would free no slot
+                self.settle_recall(lease)
+                share = self.shares[lease.client]
+                share.recallable.pop(lease.id, None)
+                self.rank(share)
+        self.place(replica)
+
+    def place(self, replica: Replica) -> None:
+        """Rank a replica anew: its state, leases or generation changed, or the pool's concurrency."""
+        leases = len(replica.leases)
+        if replica.state == "ready" and leases < self.slots:
+            self.free.put(replica.id, not replica.current, leases, replica.index)
+        else:
+            self.free.drop(replica.id)
+        if replica.state == "ready" and not leases:
+            self.idle.put(replica.id, replica.idle_since, -replica.index)
+        else:
+            self.idle.drop(replica.id)
+
+    def set_generation(self, generation: str) -> None:
+        self.generation = generation
+        for replica in self.replicas.values():
+            replica.current = replica.generation == generation
+            if not replica.current and replica.state in {"starting", "loading"}:
+                replica.why = "the preload has changed"
+                self.leaving.append(replica)
+            self.place(replica)
+        self.stale = sum(r.state == "ready" and not r.current for r in self.replicas.values())
+
+    def free_slot(self) -> Replica | None:
+        """The replica that serves next: the least loaded, of the lowest index."""
+        first = self.free.first()
+        if first is None:
+            return None
+        replica = self.replicas[first]
+        # What the old preload made must not answer beside what the new one made.
+        return replica if replica.current or self.count["ready"] == self.stale else None
+
+    # The queue
+
+    def requests(self) -> Iterator[Lease]:
+        for share in self.shares.values():
+            yield from share.waiting.values()
+
+    def share_of(self, client: str) -> Share:
+        share = self.shares.get(client)
+        if share is None:
+            # As if served just before the last one: who comes back after each call must not overtake
+            # who has been waiting, and who comes anew need not wait for a second call of the last one.
+            share = self.shares[client] = Share(client, self.turns - 1)
+        return share
+
+    def rank(self, share: Share) -> None:
+        """Rank a client anew: what it holds, waits for or claims has changed."""
+        if share.waiting:
+            head = next(iter(share.waiting.values())).order
+            self.next_up.put(share.client, share.held, share.turn, head)
+            if share.claims < len(share.waiting):
+                self.askers.put(share.client, share.held + share.claims, head)
+            else:
+                self.askers.drop(share.client)
+        else:
+            self.next_up.drop(share.client)
+            self.askers.drop(share.client)
+        if share.recallable:
+            self.givers.put(share.client, -len(share.recallable))
+        else:
+            self.givers.drop(share.client)
+        if not (share.waiting or share.held or share.claims):
+            del self.shares[share.client]
+
+    def unfair_lease(self) -> tuple[Lease, Share] | None:
+        """A lease of the client with the most of them, and a client that waits and has fewer."""
+        asker, giver = self.askers.first(), self.givers.first()
+        if asker is None or giver is None:
+            return None
+        poor, rich = self.shares[asker], self.shares[giver]
+        if len(rich.recallable) <= poor.held + poor.claims:
+            return None
+        return next(iter(rich.recallable.values())), poor
+
+    def settle_recall(self, lease: Lease) -> None:
+        if lease.recalled_for is not None:
+            share, lease.recalled_for = lease.recalled_for, None
+            share.claims -= 1
+            self.rank(share)
+
+    def enqueue(self, lease: Lease) -> None:
+        parent = lease.parent
+        if parent is not None:
+            parent.pool.waiting_parents += not parent.children
+            parent.children[lease.id] = lease
+            self.queued_children += 1
+        share = self.share_of(lease.client)
+        share.waiting[lease.id] = lease
+        self.waiting += 1
+        self.rank(share)
+
+    def next_request(self) -> Lease:
+        """The oldest of the client that holds the fewest leases here. Somebody must be waiting."""
+        client = self.next_up.first()
+        assert client is not None
+        return next(iter(self.shares[client].waiting.values()))
+
+    def unqueue(self, lease: Lease) -> None:
+        """It waits no longer; `hold` follows if it was granted."""
+        self.queued_children -= lease.parent is not None
+        share = self.shares[lease.client]
+        del share.waiting[lease.id]
+        self.waiting -= 1
+        self.rank(share)
+
+    def hold(self, lease: Lease, replica: Replica) -> None:
+        lease.replica = replica
+        replica.leases[lease.id] = lease
+        share = self.share_of(lease.client)
+        share.recallable[lease.id] = lease
+        share.held += 1
+        self.turns += 2
+        share.turn = self.turns
+        self.running += 1
+        self.calls += 1
+        self.warm_calls += replica.ready_at is not None and replica.ready_at <= lease.requested_at
+        self.rank(share)
+        self.place(replica)
+
+    def free_lease(self, lease: Lease, replica: Replica) -> None:
+        lease.replica = None
+        del replica.leases[lease.id]
+        self.waiting_parents -= bool(lease.children)
+        self.running -= 1
+        self.settle_recall(lease)
+        share = self.shares[lease.client]
+        share.held -= 1
+        share.recallable.pop(lease.id, None)
+        self.rank(share)
+        self.place(replica)
+
+    def unlink(self, lease: Lease) -> None:
+        """Its parent waits for it no longer."""
+        parent = lease.parent
+        if parent is not None:
+            del parent.children[lease.id]
+            parent.pool.waiting_parents -= parent.replica is not None and not parent.children
+
+    def claim(self, lease: Lease, share: Share) -> None:
+        """This lease is being recalled on behalf of that client."""
+        lease.recalled_for = share
+        share.claims += 1
+        self.rank(share)
+        giver = self.shares[lease.client]
+        del giver.recallable[lease.id]
+        self.rank(giver)
+
+    # What went wrong
+
+    def count_failure(self, replica: Replica, cause: str, now: float) -> None:
+        since = self.failures[-1] if self.failures else -math.inf
+        proven = (r.ready_at + PROVEN_S for r in self.replicas.values() if r.ready_at is not None)
+        if any(since < instant <= now for instant in proven):
+            self.streak = 0
+        self.streak += 1
+        self.failures_seen += 1
+        self.failures.append(now)
+        self.retry_at = now + min(LONGEST_BACKOFF_S, 2.0 ** min(self.streak - 1, 6))
+        enough = len(self.failures) == self.failures.maxlen
+        self.failed = self.failed or (enough and now - self.failures[0] <= FAILURE_WINDOW_S)
+        attempts = len(self.failures) if self.failed else self.streak
+        self.failure = Failure(cause, replica.name, attempts)
+        self.shaken = True
+
+    def forgive(self) -> None:
+        """Somebody changed the preload, or says that it works now: start again without delay."""
+        self.failure = None
+        self.failed = False
+        self.failures.clear()
+        self.streak = 0
+        self.retry_at = -math.inf
+
+    def rescale(self, scaling: Scaling) -> None:
+        self.scaling = scaling
+        for replica in self.replicas.values():
+            self.place(replica)

@@ -1,0 +1,216 @@
+"""What a client and the broker say to each other: one JSON object a line, over the broker's Unix socket.
+
+The first line of a client is `Hello`; the answer is `Welcome` or `Rejected`. A request is undone by `Release`
+at any stage, and everything a connection holds ends with the connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Final, Literal
+
+from pydantic import Base64Bytes, Field, SecretStr, TypeAdapter, field_serializer
+
+from .commands import RefusalReason
+from .snapshot import Snapshot
+from .spec import EnvironmentSpec, Frozen, Scaling
+
+PROTOCOL: Final = 1
+MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+"""A declaration carries the preload's code; nothing else comes near this."""
+
+
+# --- client to broker
+
+
+class Hello(Frozen):
+    type: Literal["hello"] = "hello"
+    version: str
+    protocol: int = PROTOCOL
+    label: str  # for people: "train.ipynb"
+    kind: str  # "notebook", "script", "terminal", "replica", "cli"
+    pid: int
+
+
+class Preload(Frozen):
+    """Code that every replica runs before its first task; opaque to the broker."""
+
+    generation: str
+    names: tuple[str, ...]
+    payload: Base64Bytes
+
+
+class Declaration(Frozen):
+    """An environment, with what a new replica of it is started with."""
+
+    spec: EnvironmentSpec
+    scaling: Scaling
+    preload: Preload | None = None
+    secret_values: dict[str, SecretStr] = {}
+    inherited_env: dict[str, str] = {}
+    cwd: str
+    start_timeout: float = Field(default=600, gt=0)
+
+    @field_serializer("secret_values", when_used="json")
+    def _reveal(self, values: dict[str, SecretStr]) -> dict[str, str]:
+        # To the broker's socket only: it must start processes with them. Snapshots never hold a declaration.
+        return {name: value.get_secret_value() for name, value in values.items()}
+
+
+class Declare(Frozen):
+    type: Literal["declare"] = "declare"
+    declaration: Declaration
+
+
+class Acquire(Frozen):
+    type: Literal["acquire"] = "acquire"
+    lease: str
+    pool: str
+    task: str
+    parent: str | None = None
+
+
+class Release(Frozen):
+    type: Literal["release"] = "release"
+    lease: str
+
+
+class Revoke(Frozen):
+    """The task in this lease does not stop: kill its replica."""
+
+    type: Literal["revoke"] = "revoke"
+    lease: str
+    why: str
+
+
+class Warm(Frozen):
+    type: Literal["warm"] = "warm"
+    pool: str
+    replicas: int = 0
+
+
+class Scale(Frozen):
+    type: Literal["scale"] = "scale"
+    pool: str
+    scaling: Scaling
+
+
+class Keep(Frozen):
+    type: Literal["keep"] = "keep"
+    pool: str
+    seconds: float = Field(ge=0)
+
+
+class StopPool(Frozen):
+    type: Literal["stop-pool"] = "stop-pool"
+    pool: str
+    force: bool = False
+
+
+class Watch(Frozen):
+    """Send a snapshot now and after every change (at most ten a second); `once` ends after the first."""
+
+    type: Literal["watch"] = "watch"
+    once: bool = False
+
+
+class Shutdown(Frozen):
+    """End the broker and everything it started."""
+
+    type: Literal["shutdown"] = "shutdown"
+
+
+ToBroker = Annotated[
+    Hello | Declare | Acquire | Release | Revoke | Warm | Scale | Keep | StopPool | Watch | Shutdown,
+    Field(discriminator="type"),
+]
+
+
+# --- broker to client
+
+
+class Welcome(Frozen):
+    type: Literal["welcome"] = "welcome"
+    version: str
+    pid: int
+
+
+class Rejected(Frozen):
+    """The versions do not fit; nothing else will be answered."""
+
+    type: Literal["rejected"] = "rejected"
+    version: str
+    protocol: int
+    pid: int
+
+
+class Granted(Frozen):
+    type: Literal["granted"] = "granted"
+    lease: str
+    replica: str
+    name: str  # for people: "gpu[0]"
+    address: str  # path of the task channel
+
+
+class Refused(Frozen):
+    type: Literal["refused"] = "refused"
+    lease: str
+    reason: RefusalReason
+    detail: dict[str, str] = {}
+
+
+class Recalled(Frozen):
+    type: Literal["recalled"] = "recalled"
+    lease: str
+
+
+class Lost(Frozen):
+    """The replica under a lease is gone."""
+
+    type: Literal["lost"] = "lost"
+    lease: str
+    replica: str
+    name: str
+    cause: str
+    exit_code: int | None = None
+    signal: str | None = None
+    out_of_memory: bool = False  # it passed its own limit and was stopped for that; never a guess
+    log_tail: str = ""
+
+
+class Snapped(Frozen):
+    type: Literal["snapshot"] = "snapshot"
+    epoch_offset: float  # add it to an instant of the snapshot to get Unix time
+    log_dir: str
+    snapshot: Snapshot
+
+
+class Goodbye(Frozen):
+    """The broker ends on purpose; `why` is for people."""
+
+    type: Literal["goodbye"] = "goodbye"
+    why: str
+
+
+class Failed(Frozen):
+    """A request made no sense; the connection goes on."""
+
+    type: Literal["failed"] = "failed"
+    why: str
+
+
+FromBroker = Annotated[
+    Welcome | Rejected | Granted | Refused | Recalled | Lost | Snapped | Goodbye | Failed,
+    Field(discriminator="type"),
+]
+
+to_broker: Final[TypeAdapter[ToBroker]] = TypeAdapter(ToBroker)
+from_broker: Final[TypeAdapter[FromBroker]] = TypeAdapter(FromBroker)
+
+
+Send = Callable[[Frozen], None]
+
+
+def to_line(message: Frozen) -> bytes:
+    """One message as it crosses the socket."""
+    return message.model_dump_json().encode() + b"\n"

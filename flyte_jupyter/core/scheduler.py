@@ -1,0 +1,625 @@
+"""Who gets which slot, and which replicas exist: the one place where that is decided.
+
+The engine reports each fact with `handle` and carries out the commands that come back; their outcomes
+return as events. An event's handler only records it (and kills what has failed or been revoked) and marks the
+pools it touched; `_settle` then decides, for those pools alone, so that an event costs the same beside ten
+requests or ten thousand.
+
+A replica is `starting`, `loading` (the process is up, the preload runs) and `ready`. A ready one that must go
+but still has leases is `draining`; one told to end is `stopping`. Its devices are free
+only once it has exited.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from heapq import nsmallest
+
+from .commands import (
+    Command,
+    ForgetPool,
+    Grant,
+    Lose,
+    Recall,
+    RefusalReason,
+    Refuse,
+    StartReplica,
+    StopReplica,
+)
+from .events import (
+    ClientConnected,
+    ClientGone,
+    DevicesFound,
+    Event,
+    LeaseEnded,
+    LeaseReleased,
+    LeaseRequested,
+    LeaseRevoked,
+    PoolDeclared,
+    PoolKept,
+    PoolScaled,
+    PoolStopped,
+    PoolWarmed,
+    ReplicaExited,
+    ReplicaFailed,
+    ReplicaLoading,
+    ReplicaReady,
+    Tick,
+)
+from .inventory import Inventory
+from .pool import Client, Lease, Pool, Ranking, Replica
+from .snapshot import Snapshot, describe, holders_text
+
+STARVATION_S = 1.0  # a caller may be about to cancel its child, or a slot about to be released
+ABANDONED_S = 6.0  # a call whose client is gone is being cancelled; then its replica is killed
+STORY_LENGTH = 1000
+
+
+class Scheduler:
+    """The state machine of the broker; it does no I/O and reads no clock.
+
+    All instants are the `now` of `handle`, in seconds of a clock that never goes back. Until the first
+    `DevicesFound` the machine counts as one without GPUs.
+    """
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self.story: deque[tuple[float, Event, tuple[Command, ...]]] = deque(maxlen=STORY_LENGTH)
+        self._now = 0.0
+        self._pools: dict[str, Pool] = {}
+        self._clients: dict[str, Client] = {}
+        self._leases: dict[str, Lease] = {}
+        self._replicas: dict[str, Replica] = {}
+        self._inventory = Inventory()
+        self._started = 0
+        self._requested = 0
+        self._commands: list[Command] = []
+        self._dirty: dict[str, Pool] = {}
+        self._deadlines = Ranking()
+        self._abandoned = Ranking()  # leases of clients that are gone, until their call has stopped
+        # Pools that lack devices, those that lacked them first in front: for a waiting request, for the rest.
+        self._hungry: dict[str, Pool] = {}
+        self._wanting: dict[str, Pool] = {}
+        self._nested: dict[str, Pool] = {}  # pools in which a task's own call is queued
+        self._stuck: dict[str, float] = {}  # those that can never serve it, and since when
+
+    def handle(self, event: Event, *, now: float) -> list[Command]:
+        """Record one event, then return what must be done; `now` is in seconds, monotonic."""
+        self._now = now
+        commands = self._commands = []
+        while self._deadlines.first_rank() <= now:
+            self._touch(self._pools[self._deadlines.pop()])
+        while self._abandoned.first_rank() <= now:
+            stuck = self._leases[self._abandoned.pop()]
+            assert stuck.replica is not None
+            self._stop(stuck.replica, f"{stuck.task} does not stop, and its client is gone", force=True)
+        self._record(event, now)
+        self._settle(now)
+        self.story.append((now, event, tuple(commands)))
+        return commands
+
+    def next_deadline(self) -> float:
+        """When a `Tick` would change something at the latest; infinity when nothing is due."""
+        starvation = min(self._stuck.values()) + STARVATION_S if self._stuck else math.inf
+        return min(self._deadlines.first_rank(), self._abandoned.first_rank(), starvation)
+
+    def name_of(self, replica: str) -> str:
+        """What people call a replica: "gpu[0]"."""
+        return self._replicas[replica].name
+
+    def snapshot(self) -> Snapshot:
+        """What every view shows, as of the last event."""
+        return describe(
+            pools=self._pools,
+            clients=self._clients,
+            replicas=self._replicas,
+            inventory=self._inventory,
+            hungry=self._hungry,
+            revision=self.revision,
+            now=self._now,
+        )
+
+    # Facts
+
+    def _record(self, event: Event, now: float) -> None:
+        match event:
+            case LeaseRequested():
+                self._request(event, now)
+            case LeaseReleased(lease):
+                if held := self._leases.get(lease):
+                    if held.replica:
+                        held.pool.streak = 0
+                    self._end(held, now)
+            case ReplicaReady(replica):
+                self._become_ready(replica, now)
+            case ReplicaLoading(replica, pid):
+                self._become_loading(replica, pid)
+            case ReplicaFailed(replica, cause):
+                failed = self._replicas.get(replica)
+                if failed and failed.state != "stopping":
+                    failed.pool.count_failure(failed, cause, now)
+                    self._stop(failed, "it failed to start", force=True)
+            case ReplicaExited(replica, cause):
+                if gone := self._replicas.get(replica):
+                    self._exit(gone, cause, now)
+            case LeaseEnded(lease):
+                if lease in self._abandoned:
+                    self._end(self._leases[lease], now)
+            case LeaseRevoked(lease, why):
+                revoked = self._leases.get(lease)
+                if revoked and revoked.replica:
+                    revoked.lost_why = why
+                    self._stop(revoked.replica, why, force=True)
+            case ClientConnected(client, label, kind, pid):
+                self._clients.setdefault(client, Client(client, label, kind, pid))
+                self.revision += 1
+            case ClientGone(client):
+                if left := self._clients.pop(client, None):
+                    self._leave(left, now)
+            case PoolDeclared():
+                self._declare(event)
+            case DevicesFound(devices, problem):
+                self._inventory.update(devices, problem)
+                self.revision += 1
+                for pool in self._pools.values():
+                    if pool.devices.count:
+                        pool.room = self._inventory.room(pool.devices)
+                        self._touch(pool)
+            case PoolWarmed() | PoolScaled() | PoolKept() | PoolStopped():
+                if known := self._pools.get(event.pool):
+                    self._order(known, event, now)
+            case Tick():
+                pass
+
+    def _request(self, event: LeaseRequested, now: float) -> None:
+        client = self._clients.get(event.client)
+        if client is None or event.lease in self._leases:
+            return
+        pool = self._pools.get(event.pool)
+        if pool is None:
+            names = ", ".join(sorted({pool.name for pool in self._pools.values()}))
+            self._commands.append(Refuse(event.client, event.lease, "no-such-pool", {"pools": names}))
+            return
+        self._requested += 1
+        lease = Lease(event.lease, event.client, pool, event.task, now, self._requested)
+        self._leases[lease.id] = client.leases[lease.id] = lease
+        parent = self._leases.get(event.parent) if event.parent else None
+        if parent and parent.replica:
+            lease.parent = parent
+            self._nested[pool.key] = pool
+        pool.enqueue(lease)
+        pool.active = True
+        pool.used_at = now
+        self._touch(pool)
+
+    def _end(self, lease: Lease, now: float) -> None:
+        """A lease is over, at whatever stage."""
+        pool, replica = lease.pool, lease.replica
+        del self._leases[lease.id]
+        self._abandoned.drop(lease.id)
+        pool.unlink(lease)
+        if client := self._clients.get(lease.client):
+            client.leases.pop(lease.id)
+        if replica is None:
+            pool.unqueue(lease)
+        else:
+            replica.idle_since = now
+            pool.free_lease(lease, replica)
+            if replica.state == "draining" and not replica.leases:
+                pool.leaving.append(replica)
+        pool.used_at = now
+        self._touch(pool)
+
+    def _become_loading(self, replica_id: str, pid: int) -> None:
+        replica = self._replicas.get(replica_id)
+        if replica is None:
+            return
+        replica.pid = pid
+        if replica.state == "starting":
+            replica.pool.move(replica, "loading")
+        self._touch(replica.pool)
+
+    def _become_ready(self, replica_id: str, now: float) -> None:
+        replica = self._replicas.get(replica_id)
+        if replica is None or replica.state not in {"starting", "loading"}:
+            return
+        replica.ready_at = replica.idle_since = now
+        replica.pool.move(replica, "ready")
+        replica.pool.used_at = now
+        self._touch(replica.pool)
+
+    def _exit(self, replica: Replica, cause: str, now: float) -> None:
+        pool = replica.pool
+        # A death under a task is the task's doing: the pool itself works, and is not slowed down.
+        if not replica.leases and replica.state not in {"draining", "stopping"}:
+            pool.count_failure(replica, cause, now)
+        del self._replicas[replica.id]
+        pool.remove(replica)
+        for lease in list(replica.leases.values()):
+            self._commands.append(Lose(lease.client, lease.id, lease.lost_why or cause))
+            self._end(lease, now)
+        if replica.devices:
+            self._inventory.release(replica.devices)
+            for other in (*self._hungry.values(), *self._wanting.values()):
+                self._touch(other)
+        self._touch(pool)
+
+    def _leave(self, client: Client, now: float) -> None:
+        self.revision += 1
+        for lease in list(client.leases.values()):
+            if lease.replica is None:
+                self._end(lease, now)
+            else:
+                self._abandoned.put(lease.id, now + ABANDONED_S)
+        for key in client.declared:
+            pool = self._pools[key]
+            del pool.declared_by[client.id]
+            self._touch(pool)
+
+    def _declare(self, event: PoolDeclared) -> None:
+        client = self._clients.get(event.client)
+        if client is None:
+            return
+        pool = self._pools.get(event.pool)
+        if pool is None:
+            pool = self._pools[event.pool] = Pool(
+                event.pool, event.name, event.scaling, event.devices, event.generation, event.single_use
+            )
+            if pool.devices.count:
+                pool.room = self._inventory.room(pool.devices)
+        if event.scaling != pool.declared:  # said again, it must not undo what somebody set by hand since
+            pool.declared = event.scaling
+            pool.rescale(event.scaling)
+        if event.generation != pool.generation:
+            pool.set_generation(event.generation)
+            pool.forgive()
+        pool.retiring = False
+        pool.declared_by[client.id] = None
+        client.declared[pool.key] = None
+        if not pool.single_use:
+            older = client.latest.get(pool.name)
+            client.latest[pool.name] = pool.key
+            if older is not None and older != pool.key:
+                self._supersede(older, client)
+        self._touch(pool)
+
+    def _supersede(self, key: str, client: Client) -> None:
+        del client.declared[key]
+        older = self._pools[key]
+        del older.declared_by[client.id]
+        older.retiring = not older.declared_by
+        self._touch(older)
+
+    def _order(self, pool: Pool, event: PoolWarmed | PoolScaled | PoolKept | PoolStopped, now: float) -> None:
+        """What somebody asked for by hand."""
+        match event:
+            case PoolWarmed(_, replicas):
+                pool.active = True
+                pool.used_at = now
+                pool.warm_goal = max(pool.warm_goal, replicas)
+                pool.forgive()
+            case PoolScaled(_, scaling):
+                pool.rescale(scaling)
+            case PoolKept(_, seconds):
+                pool.kept_until = now + seconds
+            case PoolStopped(_, force):
+                pool.active = False
+                pool.killed = force
+                pool.stop_why = "the pool was stopped"
+        self._touch(pool)
+
+    def _touch(self, pool: Pool) -> None:
+        self._dirty[pool.key] = pool
+        self.revision += 1
+
+    # Decisions
+
+    def _settle(self, now: float) -> None:
+        """Decide for every touched pool until nothing is left to decide.
+
+        The order of the steps is the policy: work that waits takes free slots first, then devices; only
+        what is left then may keep a minimum warm.
+        """
+        while self._dirty or self._resolve_starvation(now):
+            pools = list(self._dirty.values())
+            if len(pools) > 1 and self._hungry:
+                age = {key: place for place, key in enumerate(self._hungry)}
+                pools.sort(key=lambda pool: age.get(pool.key, len(age)))
+            self._dirty = {}
+            for step in (self._serve, self._retire, self._grow, self._keep_warm, self._close):
+                for pool in pools:
+                    step(pool, now)
+
+    def _serve(self, pool: Pool, now: float) -> None:
+        if pool.waiting:
+            refusal = self._hopeless(pool)
+            if refusal is not None:
+                for lease in list(pool.requests()):
+                    self._refuse(lease, *refusal, now)
+            while pool.waiting and (replica := pool.free_slot()):
+                self._grant(pool, replica, now)
+            while found := pool.unfair_lease():
+                lease, share = found
+                pool.claim(lease, share)
+                self._commands.append(Recall(lease.client, lease.id))
+        pool.shaken = False
+
+    def _hopeless(self, pool: Pool) -> tuple[RefusalReason, dict[str, str]] | None:
+        """Why those who wait now must not go on waiting, if so."""
+        if not pool.active:
+            return "pool-stopped", {}
+        failure = pool.failure
+        if failure and (pool.failed or pool.shaken) and not pool.count["ready"]:
+            attempts = str(failure.attempts)
+            return "pool-failed", {"cause": failure.cause, "replica": failure.replica, "attempts": attempts}
+        if pool.room >= 1 or pool.live:
+            return None
+        wanted = str(pool.devices.count)
+        if not self._inventory.devices:
+            return "no-gpu", {"problem": self._inventory.problem or "no GPU was found", "wanted": wanted}
+        total = str(len(self._inventory.matching(pool.devices)))
+        held = holders_text(self._inventory, pool.devices, self._replicas)
+        return "no-room", {"wanted": wanted, "total": total, "held": held}
+
+    def _refuse(self, lease: Lease, reason: RefusalReason, detail: dict[str, str], now: float) -> None:
+        self._commands.append(Refuse(lease.client, lease.id, reason, {"pool": lease.pool.name, **detail}))
+        self._end(lease, now)
+
+    def _grant(self, pool: Pool, replica: Replica, now: float) -> None:
+        lease = pool.next_request()
+        lease.granted_at = now
+        pool.unqueue(lease)
+        pool.hold(lease, replica)
+        self._commands.append(Grant(lease.client, lease.id, replica.id))
+        if pool.single_use:
+            self._drain(replica, "it serves one call only")
+
+    def _retire(self, pool: Pool, now: float) -> None:
+        while pool.leaving:
+            replica = pool.leaving.pop()
+            if replica.state != "stopping":
+                self._stop(replica, replica.why)
+        if pool.killed:
+            pool.killed = False
+            for replica in list(pool.replicas.values()):
+                for lease in replica.leases.values():
+                    lease.lost_why = lease.lost_why or pool.stop_why
+                self._stop(replica, pool.stop_why, force=True)
+        if now >= pool.idle_stops_at:
+            pool.active = False
+            ttl = pool.scaling.idle_ttl
+            pool.stop_why = (
+                "another environment took its name" if pool.retiring else f"nothing ran for {ttl:g} s"
+            )
+        if not pool.active:
+            pool.warm_goal = 0
+            if pool.coming or pool.count["ready"]:
+                for replica in list(pool.replicas.values()):
+                    self._drain(replica, pool.stop_why)
+            return
+        if pool.renewing and pool.renewing.state == "ready":
+            pool.renewing = None
+            self._drain_stale(pool)
+        surplus = pool.coming + pool.count["ready"] - pool.scaling.max_replicas - bool(pool.renewing)
+        if surplus > 0:
+            self._drain_surplus(pool, surplus)
+        while now >= pool.scaledown_at:
+            self._stop_idle(pool, f"idle for {pool.scaling.scaledown_ttl:g} s")
+
+    def _drain_stale(self, pool: Pool) -> None:
+        stale = [r for r in pool.replicas.values() if r.state == "ready" and not r.current]
+        if stale:
+            self._drain(min(stale, key=lambda r: (len(r.leases), r.index)), "the preload has changed")
+
+    def _drain_surplus(self, pool: Pool, surplus: int) -> None:
+        # Of those without work, one that is still starting has less to lose than a warm one.
+        staying = [r for r in pool.replicas.values() if r.state in {"starting", "loading", "ready"}]
+        order = nsmallest(
+            surplus, staying, key=lambda r: (len(r.leases), r.state == "ready", r.current, -r.index)
+        )
+        for replica in order:
+            self._drain(replica, f"the maximum is now {pool.scaling.max_replicas}")
+
+    def _stop_idle(self, pool: Pool, why: str) -> None:
+        first = pool.idle.first()
+        assert first is not None
+        self._stop(pool.replicas[first], why)
+
+    def _grow(self, pool: Pool, now: float) -> None:
+        lacking = False
+        # While a preload is being renewed, replicas come one at a time: see `_keep_warm`.
+        if pool.waiting and pool.active and not pool.failed and not pool.stale and now >= pool.retry_at:
+            while pool.waiting > pool.coming * pool.slots and pool.live < pool.cap and not lacking:
+                lacking = self._start(pool, "a call waits", now) is None
+        if lacking:
+            self._hungry.setdefault(pool.key, pool)
+            self._make_room(pool, now)
+        elif self._hungry.pop(pool.key, None):
+            for other in self._wanting.values():
+                self._touch(other)
+
+    def _make_room(self, pool: Pool, now: float) -> None:
+        """Stop idle replicas of other pools early if that is enough for one replica of this one."""
+        lacking = pool.devices.count
+        spare: dict[str, int] = {}
+        useful: dict[str, int] = {}  # idle replicas, and how many of their devices would serve
+        for device in self._inventory.matching(pool.devices):
+            holder = self._replicas.get(self._inventory.holders.get(device.uuid, ""))
+            if holder is None or holder.state == "stopping":
+                lacking -= 1  # free, or about to be
+                continue
+            other = holder.pool
+            spare.setdefault(other.key, other.spare if now >= other.kept_until else 0)
+            if (
+                holder.state == "ready"
+                and not holder.leases
+                and (holder.id in useful or spare[other.key] > 0)
+            ):
+                spare[other.key] -= holder.id not in useful
+                useful[holder.id] = useful.get(holder.id, 0) + 1
+        if not 0 < lacking <= sum(useful.values()):
+            return
+        for replica_id in sorted(useful, key=lambda id: self._replicas[id].idle_since):
+            if lacking > 0:
+                lacking -= useful[replica_id]
+                self._stop(self._replicas[replica_id], f"a call to {pool.name} needs its GPU")
+
+    def _keep_warm(self, pool: Pool, now: float) -> None:
+        lacking = False
+        if pool.active and not pool.failed and now >= pool.retry_at:
+            if pool.stale:
+                lacking = self._renew(pool, now)
+            goal = max(pool.floor, min(pool.warm_goal, pool.scaling.max_replicas))
+            while (
+                pool.coming + pool.count["ready"] < goal
+                and pool.live < pool.cap
+                and not (lacking or pool.stale)
+            ):
+                lacking = self._contested(pool) or self._start(pool, "kept warm", now) is None
+            # A wish to be warm is heard once; what idles later goes like any other idle replica.
+            pool.warm_goal = 0
+        if lacking:
+            self._wanting[pool.key] = pool
+        else:
+            self._wanting.pop(pool.key, None)
+
+    def _renew(self, pool: Pool, now: float) -> bool:
+        """Replace one replica of an older generation; True if that fails for want of devices."""
+        if pool.coming or pool.live > pool.scaling.max_replicas:
+            return False
+        if self._contested(pool):
+            return True
+        pool.renewing = self._start(pool, "the preload has changed", now)
+        if pool.renewing is None and not pool.count["draining"] and not pool.count["stopping"]:
+            self._drain_stale(pool)
+        return pool.renewing is None
+
+    def _contested(self, pool: Pool) -> bool:
+        """Whether another pool's waiting request lacks a device that this one could take."""
+        if not pool.devices.count:
+            return False
+        mine = set(self._inventory.matching(pool.devices))
+        return any(
+            not mine.isdisjoint(self._inventory.matching(other.devices))
+            for other in self._hungry.values()
+            if other is not pool
+        )
+
+    def _close(self, pool: Pool, now: float) -> None:
+        """Note when the pool is due next, and whether it can be forgotten."""
+        if not (pool.active or pool.replicas or pool.waiting or pool.declared_by):
+            del self._pools[pool.key]
+            self._dirty.pop(pool.key, None)
+            self._deadlines.drop(pool.key)
+            self._commands.append(ForgetPool(pool.key))
+            return
+        due = pool.kept_until if now < pool.kept_until else math.inf
+        if pool.active:
+            due = min(due, pool.idle_stops_at, pool.scaledown_at)
+            short = pool.waiting or pool.stale or pool.coming + pool.count["ready"] < pool.floor
+            if short and not pool.failed and now < pool.retry_at:
+                due = min(due, pool.retry_at)
+        if pool.devices.count and now >= pool.kept_until and pool.spare and pool.key not in self._hungry:
+            for other in self._hungry.values():
+                self._touch(other)
+        if due == math.inf:
+            self._deadlines.drop(pool.key)
+        else:
+            self._deadlines.put(pool.key, due)
+
+    def _start(self, pool: Pool, why: str, now: float) -> Replica | None:
+        replica_id = f"{pool.key[:8]}-{self._started + 1}"
+        devices = self._inventory.reserve(pool.devices, replica_id)
+        if devices is None:
+            return None
+        self._started += 1
+        replica = Replica(replica_id, pool, pool.take_index(), pool.generation, devices, now, why)
+        self._replicas[replica_id] = replica
+        pool.add(replica)
+        self._commands.append(StartReplica(replica_id, pool.key, pool.generation, devices, why))
+        return replica
+
+    def _drain(self, replica: Replica, why: str) -> None:
+        """Let it finish what it has; with nothing to finish, stop it."""
+        if replica.state in {"draining", "stopping"}:
+            return
+        if not replica.leases:
+            self._stop(replica, why)
+            return
+        replica.why = why
+        replica.pool.move(replica, "draining")
+        self._touch(replica.pool)
+
+    def _stop(self, replica: Replica, why: str, *, force: bool = False) -> None:
+        replica.why = why
+        if replica.state != "stopping":
+            replica.pool.move(replica, "stopping")
+        self._commands.append(StopReplica(replica.id, why, force=force))
+        self._touch(replica.pool)
+
+    # Starvation
+
+    def _resolve_starvation(self, now: float) -> bool:
+        """Refuse one call that would wait for ever, once that has been so for a while; True if one was."""
+        if not self._nested:
+            self._stuck = {}
+            return False
+        stuck = self._stuck_pools()
+        self._stuck = {key: self._stuck.get(key, now) for key in stuck}
+        if not stuck or now < min(self._stuck.values()) + STARVATION_S:
+            return False
+        self._stuck = {}
+        victims = [
+            lease
+            for pool in stuck.values()
+            for lease in pool.requests()
+            if any(a.replica and (a.pool.key in stuck or a.replica.devices) for a in lease.ancestors())
+        ]
+        if not victims:
+            return False
+        lease = max(victims, key=lambda lease: lease.order)
+        pool = lease.pool
+        tasks = [lease.task, *(ancestor.task for ancestor in lease.ancestors())]
+        detail = {
+            "parent": tasks[1],
+            "child": lease.task,
+            "pool": pool.name,
+            "replicas": str(pool.scaling.max_replicas),
+            "concurrency": str(pool.slots),
+            "chain": " -> ".join(reversed(tasks)),
+        }
+        self._refuse(lease, "starvation", detail, now)
+        return True
+
+    def _stuck_pools(self) -> dict[str, Pool]:
+        """The pools whose queued children can never be served: the greatest set that explains itself."""
+        self._nested = {key: pool for key, pool in self._nested.items() if pool.queued_children}
+        stuck = {
+            key: pool
+            for key, pool in self._nested.items()
+            if not pool.coming and pool.waiting_parents >= pool.count["ready"] * pool.slots
+        }
+        while released := [key for key, pool in stuck.items() if not self._is_stuck(pool, stuck)]:
+            for key in released:
+                del stuck[key]
+        return stuck
+
+    def _is_stuck(self, pool: Pool, stuck: dict[str, Pool]) -> bool:
+        """Whether no slot can come free and no replica can start, given that `stuck` serves nobody."""
+        if pool.live < pool.cap and not pool.failed:
+            # It could grow, unless the devices are held by those who wait for it.
+            if pool.key not in self._hungry:
+                return False
+            holders = (
+                self._replicas.get(self._inventory.holders.get(device.uuid, ""))
+                for device in self._inventory.matching(pool.devices)
+            )
+            reachable = sum(holder is None or not holder.pinned(stuck) for holder in holders)
+            if reachable >= pool.devices.count:
+                return False
+        return all(
+            replica.pinned(stuck) >= (pool.slots if replica.state == "ready" else 1)
+            for replica in pool.replicas.values()
+            if replica.state != "stopping"
+        )

@@ -1,0 +1,314 @@
+"""What every view shows: one immutable picture of all pools, devices and clients.
+
+Instants are those of the scheduler's monotonic clock; the broker converts them where they leave it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from heapq import nsmallest
+from itertools import islice
+from typing import Literal
+
+from .inventory import Device, Inventory
+from .pool import Client, Lease, Pool, Replica
+from .spec import DeviceRequest, Frozen, Scaling
+
+SHOWN_REQUESTS = 100  # of a queue; `PoolView.waiting` counts all
+
+PoolState = Literal["failed", "busy", "ready", "starting", "waiting", "stopping", "stopped"]
+ReplicaState = Literal["starting", "loading", "ready", "busy", "draining", "stopping"]
+
+
+class LeaseView(Frozen):
+    """A call that runs. `client` is the client's label."""
+
+    lease: str
+    task: str
+    client: str
+    since: float
+
+
+class RequestView(LeaseView):
+    """A call that waits; position 0 is served next, as far as one can tell now."""
+
+    position: int
+
+
+class ReplicaView(Frozen):
+    """One warm kernel. `why` says what it was started for, or why it has to go."""
+
+    id: str
+    index: int
+    name: str
+    state: ReplicaState
+    pid: int | None
+    devices: tuple[str, ...]
+    leases: tuple[LeaseView, ...]
+    started_at: float
+    ready_at: float | None
+    idle_since: float | None
+    stops_at: float | None
+    generation_current: bool
+    why: str
+
+
+class FailureView(Frozen):
+    """Why the last start failed; `retry_at` is None once the pool has given up."""
+
+    cause: str
+    replica: str
+    attempts: int
+    retry_at: float | None
+
+
+class PoolView(Frozen):
+    """One environment. `calls_warm` are those that found a warm replica: the cold starts avoided."""
+
+    key: str
+    name: str
+    state: PoolState
+    scaling: Scaling
+    devices: DeviceRequest
+    single_use: bool
+    retiring: bool
+    declared_by: tuple[str, ...]
+    replicas: tuple[ReplicaView, ...]
+    queue: tuple[RequestView, ...]
+    waiting: int
+    idle_stops_at: float | None
+    kept_until: float | None
+    failure: FailureView | None
+    notes: tuple[str, ...]
+    waits_for: str | None
+    starts: int
+    failures: int
+    calls: int
+    calls_warm: int
+
+
+class DeviceView(Frozen):
+    """A GPU and the replica that holds it, by id and by name."""
+
+    uuid: str
+    index: int
+    model: str
+    partition: str | None
+    memory_bytes: int
+    replica: str | None
+    replica_name: str | None
+
+
+class ClientView(Frozen):
+    client: str
+    label: str
+    kind: str
+    pid: int
+    leases: int
+    waiting: int
+
+
+class Snapshot(Frozen):
+    """`revision` goes up whenever anything here changes; `now` is the instant of the last event."""
+
+    revision: int
+    now: float
+    pools: tuple[PoolView, ...]
+    devices: tuple[DeviceView, ...]
+    device_problem: str | None
+    clients: tuple[ClientView, ...]
+
+
+def describe(
+    *,
+    pools: Mapping[str, Pool],
+    clients: Mapping[str, Client],
+    replicas: Mapping[str, Replica],
+    inventory: Inventory,
+    hungry: Mapping[str, Pool],
+    revision: int,
+    now: float,
+) -> Snapshot:
+    """The state as a picture; `hungry` are the pools in which a call waits for devices."""
+    return Snapshot(
+        revision=revision,
+        now=now,
+        pools=tuple(
+            _pool_view(
+                pool,
+                clients,
+                _notes(pool, inventory),
+                holders_text(inventory, pool.devices, replicas) if pool.key in hungry else None,
+                now,
+            )
+            for pool in pools.values()
+        ),
+        devices=tuple(_device_view(device, inventory, replicas) for device in inventory.devices),
+        device_problem=inventory.problem,
+        clients=tuple(
+            ClientView(
+                client=client.id,
+                label=client.label,
+                kind=client.kind,
+                pid=client.pid,
+                leases=(held := sum(lease.replica is not None for lease in client.leases.values())),
+                waiting=len(client.leases) - held,
+            )
+            for client in clients.values()
+        ),
+    )
+
+
+def holders_text(inventory: Inventory, request: DeviceRequest, replicas: Mapping[str, Replica]) -> str:
+    """Who holds the devices that such a replica could use, for people: "GPU 0: infer[0]"."""
+    held = [
+        f"{'GPU' if device.partition is None else device.partition} {device.index}: {replicas[holder].name}"
+        for device in inventory.matching(request)
+        if (holder := inventory.holders.get(device.uuid)) is not None
+    ]
+    return ", ".join(held)
+
+
+def _pool_view(
+    pool: Pool, clients: Mapping[str, Client], notes: tuple[str, ...], waits_for: str | None, now: float
+) -> PoolView:
+    failure = pool.failure
+    return PoolView(
+        key=pool.key,
+        name=pool.name,
+        state=_pool_state(pool),
+        scaling=pool.scaling,
+        devices=pool.devices,
+        single_use=pool.single_use,
+        retiring=pool.retiring,
+        declared_by=tuple(clients[client].label for client in pool.declared_by),
+        replicas=_replica_views(pool, clients),
+        queue=_queue_view(pool, clients),
+        waiting=pool.waiting,
+        idle_stops_at=_instant(pool.idle_stops_at),
+        kept_until=pool.kept_until if pool.kept_until > now else None,
+        failure=None
+        if failure is None
+        else FailureView(
+            cause=failure.cause,
+            replica=failure.replica,
+            attempts=failure.attempts,
+            retry_at=None if pool.failed else pool.retry_at,
+        ),
+        notes=notes,
+        waits_for=waits_for,
+        starts=pool.starts,
+        failures=pool.failures_seen,
+        calls=pool.calls,
+        calls_warm=pool.warm_calls,
+    )
+
+
+def _pool_state(pool: Pool) -> PoolState:
+    if pool.failed:
+        return "failed"
+    if pool.running:
+        return "busy"
+    if pool.count["ready"]:
+        return "ready"
+    if pool.coming:
+        return "starting"
+    if pool.waiting:
+        return "waiting"
+    return "stopping" if pool.replicas else "stopped"
+
+
+def _replica_views(pool: Pool, clients: Mapping[str, Client]) -> tuple[ReplicaView, ...]:
+    stops_at = dict.fromkeys(pool.idle.in_order(), pool.idle_stops_at)
+    kept = -math.inf if pool.retiring else pool.kept_until
+    for replica_id in islice(stops_at, max(0, pool.count["ready"] - pool.floor)):
+        alone = max(pool.replicas[replica_id].idle_since + pool.scaling.scaledown_ttl, kept)
+        stops_at[replica_id] = min(stops_at[replica_id], alone)
+    return tuple(
+        ReplicaView(
+            id=replica.id,
+            index=replica.index,
+            name=replica.name,
+            state="busy" if replica.state == "ready" and replica.leases else replica.state,
+            pid=replica.pid,
+            devices=replica.devices,
+            leases=tuple(
+                LeaseView(
+                    lease=lease.id,
+                    task=lease.task,
+                    client=_label(lease, clients),
+                    since=lease.requested_at if lease.granted_at is None else lease.granted_at,
+                )
+                for lease in replica.leases.values()
+            ),
+            started_at=replica.started_at,
+            ready_at=replica.ready_at,
+            idle_since=replica.idle_since if replica.id in stops_at else None,
+            stops_at=_instant(stops_at.get(replica.id, math.inf)),
+            generation_current=replica.current,
+            why=replica.why,
+        )
+        for replica in sorted(pool.replicas.values(), key=lambda replica: replica.index)
+    )
+
+
+def _queue_view(pool: Pool, clients: Mapping[str, Client]) -> tuple[RequestView, ...]:
+    # The client that holds the fewest leases is served first, and holds one more then.
+    turns = (
+        (share.held + place, share.turn, lease.order, lease)
+        for share in pool.shares.values()
+        for place, lease in enumerate(islice(share.waiting.values(), SHOWN_REQUESTS))
+    )
+    first = nsmallest(SHOWN_REQUESTS, turns, key=lambda turn: turn[:3])
+    return tuple(
+        RequestView(
+            lease=lease.id,
+            task=lease.task,
+            client=_label(lease, clients),
+            since=lease.requested_at,
+            position=position,
+        )
+        for position, (*_, lease) in enumerate(first)
+    )
+
+
+def _device_view(device: Device, inventory: Inventory, replicas: Mapping[str, Replica]) -> DeviceView:
+    holder = inventory.holders.get(device.uuid)
+    return DeviceView(
+        uuid=device.uuid,
+        index=device.index,
+        model=device.model,
+        partition=device.partition,
+        memory_bytes=device.memory_bytes,
+        replica=holder,
+        replica_name=None if holder is None else replicas[holder].name,
+    )
+
+
+def _notes(pool: Pool, inventory: Inventory) -> tuple[str, ...]:
+    request = pool.devices
+    if not request.count:
+        return ()
+    matching = inventory.matching(request)
+    notes = []
+    if matching and inventory.falls_back(request):
+        models = ", ".join(dict.fromkeys(device.model for device in matching))
+        notes.append(f"asked for {request.model}, this machine has {models}")
+    if not inventory.devices:
+        notes.append(f"asked for {request.count} GPUs; {inventory.problem or 'no GPU was found'}")
+    elif pool.room < pool.scaling.max_replicas:
+        notes.append(
+            f"at most {pool.room:g} of {pool.scaling.max_replicas} replicas: "
+            f"each needs {request.count} of this machine's {len(matching)} matching GPUs"
+        )
+    return tuple(notes)
+
+
+def _label(lease: Lease, clients: Mapping[str, Client]) -> str:
+    client = clients.get(lease.client)
+    return "a client that is gone" if client is None else client.label
+
+
+def _instant(instant: float) -> float | None:
+    return instant if math.isfinite(instant) else None

@@ -1,0 +1,28 @@
+"""`python -m flyte_jupyter.kernel -f CONNECTION_FILE`: one replica. The broker starts it."""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import os
+import socket
+import sys
+
+
+def main() -> None:
+    os.umask(0o077)
+    from .kernel import ReplicaApp, die_with_parent
+
+    die_with_parent(int(os.environ.pop("FLYTE_JUPYTER_PARENT")))
+    app = ReplicaApp.instance()
+    app.initialize(sys.argv[1:])
+    faulthandler.enable(file=2)
+    app.open_task_channel(socket.socket(fileno=int(os.environ.pop("FLYTE_JUPYTER_TASK_FD"))))
+    app.start()
+    # Not sys.exit(): a thread that a task left behind would be waited for.
+    atexit._run_exitfuncs()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

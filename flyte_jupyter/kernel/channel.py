@@ -1,0 +1,541 @@
+"""The replica's end of the task channel: a Unix stream socket beside the Jupyter channels.
+
+The control thread accepts and greets connections, so that a busy main thread hides nobody. A connection for calls is
+then the main thread's: one lease, one connection, one call at a time. A connection for control stays where it is:
+it carries cancels, and the broker's orders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pickle
+import select
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..core.definitions import Closure
+from ..core.frames import Buffer, Frame, FrameReader, Kind, Status, encode
+from ..errors import ProtocolError
+from .namespace import Namespaces, NotebookModule
+from .outputs import OutputSink
+from .runner import Runner, RunningCall, dump_failure, enter, make_context
+
+HANDSHAKE_S: Final = 5.0
+READ_AHEAD: Final = 64
+"""Calls of one lease that may wait in this process; the rest wait in the socket."""
+BACKLOG_BYTES: Final = 8 * 1024 * 1024
+"""Output that a client has not taken yet; a task that writes more waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallerHello:
+    """Who a connection for calls belongs to."""
+
+    lease: str
+    notebook: str
+    cwd: str
+    sys_path: tuple[str, ...]
+    run: str
+    replica: str
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """The user at the other end of a Unix socket, as the operating system knows it."""
+    if hasattr(socket, "SO_PEERCRED"):
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return int(struct.unpack("3i", raw)[1])
+    local_peercred, sol_local = 0x001, 0
+    raw = connection.getsockopt(sol_local, local_peercred, 76)  # struct xucred: version, uid, ...
+    return int(struct.unpack_from("=II", raw)[1])
+
+
+class CallChannel:
+    """One lease's calls, in order, one at a time. Lives on the main thread; `send` may be called by any."""
+
+    def __init__(
+        self, connection: socket.socket, reader: FrameReader, hello: CallerHello, replica: Replica
+    ) -> None:
+        self.connection = connection
+        self.hello = hello
+        self.replica = replica
+        self.module: NotebookModule = replica.namespaces.notebook(hello.notebook)
+        self.find = replica.namespaces.find_class(self.module)
+        self.running: RunningCall | None = None
+        self.cancelled: set[int] = set()  # calls whose cancel came before they did
+        self.closed = False
+        self._reader = reader
+        self._frames: deque[Frame] = deque()
+        self._undefined: Frame | None = None  # a call that waits for its definitions
+        self._lock = threading.Lock()
+        self._backlog: deque[memoryview] = deque()
+        self._backlog_bytes = 0
+        self._reading = True
+        self._loop = replica.runner.loop
+        self._loop.add_reader(connection, self._on_readable)
+        self._take_frames()
+
+    def enter_folder(self) -> None:
+        enter(self.hello.cwd)
+
+    # --- in
+
+    def _on_readable(self) -> None:
+        try:
+            count = self.connection.recv_into(self._reader.get_buffer(), 0, socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            count = 0
+        if count == 0:
+            self.close()
+            return
+        try:
+            self._reader.buffer_updated(count)
+        except ProtocolError as problem:
+            self.replica.log(f"lease {self.hello.lease}: {problem}; connection closed")
+            self.close()
+            return
+        self._take_frames()
+
+    def _take_frames(self) -> None:
+        while (frame := self._reader.next_frame()) is not None:
+            self._frames.append(frame)
+        self._advance()
+        if self._reading and len(self._frames) >= READ_AHEAD:
+            self._reading = False
+            self._loop.remove_reader(self.connection)
+
+    def _advance(self) -> None:
+        while self.running is None and self._frames and not self.closed:
+            frame = self._frames.popleft()
+            if frame.kind == Kind.CALL:
+                self._on_call(frame)
+            elif frame.kind == Kind.DEFINE and self._undefined is not None:
+                waiting, self._undefined = self._undefined, None
+                self._on_define(frame, waiting)
+            else:
+                self.replica.log(f"lease {self.hello.lease}: unexpected {frame!r}")
+            if self._undefined is not None:
+                # Only its definitions may overtake the calls behind it.
+                self._define_next()
+                return
+        if not self._reading and not self.closed and len(self._frames) < READ_AHEAD // 2:
+            self._reading = True
+            self._loop.add_reader(self.connection, self._on_readable)
+
+    def _define_next(self) -> None:
+        for index, frame in enumerate(self._frames):
+            if frame.kind == Kind.DEFINE:
+                del self._frames[index]
+                self._frames.appendleft(frame)
+                self._loop.call_soon(self._advance)
+                return
+
+    def _on_call(self, frame: Frame) -> None:
+        if frame.call in self.cancelled:
+            self.cancelled.discard(frame.call)
+            self.send(encode(Kind.OUTCOME, frame.call, flags=Status.CANCELLED))
+            return
+        digests, name = _reference(bytes(frame.body))
+        function = None
+        for digest in digests:  # the function last; what only its arguments need first
+            function = self.module.lookup(digest)
+            if function is None:
+                self._undefined = frame
+                self.send(encode(Kind.NEED, frame.call, pickle.dumps(self.module.digests(), 5)))
+                return
+        self._start(frame, name, function)
+
+    def _on_define(self, frame: Frame, waiting: Frame) -> None:
+        try:
+            closures: list[Closure] = pickle.loads(frame.body)
+            for closure in closures:
+                if self.module.lookup(closure.digest) is None:
+                    self.module.define(closure)
+        except BaseException as error:
+            self.send(encode(Kind.OUTCOME, waiting.call, dump_failure(error), flags=Status.ERROR))
+            return
+        self._on_call(waiting)
+
+    def _start(self, frame: Frame, name: str, function: Any) -> None:
+        sink = OutputSink(frame.call, self.send_output, self.replica.later)
+        context = make_context(frame.call, name, self, frame.flags, sink)
+        call = RunningCall(self, frame.call, name, function, frame.buffers, context, sink)
+        self.running = call
+        self.replica.runner.start(call)
+
+    # --- out
+
+    def finished(self, call: RunningCall, reply: list[Buffer]) -> None:
+        """The runner's last word on a call."""
+        self.running = None
+        self.cancelled.discard(call.number)
+        if self.closed:
+            self.replica.abandoned_call_ended(self.hello.lease)
+            return
+        self.send(reply)
+        if self._frames:
+            self._loop.call_soon(self._advance)
+
+    def send(self, pieces: list[Buffer]) -> None:
+        with self._lock:
+            if self.closed:
+                return
+            if not self._backlog:
+                pieces = self._write(pieces)
+                if not pieces:
+                    return
+            for piece in pieces:
+                view = memoryview(piece).cast("B")
+                self._backlog.append(view)
+                self._backlog_bytes += view.nbytes
+        self._loop.call_soon_threadsafe(self._drain_later)
+
+    def send_output(self, pieces: list[Buffer]) -> None:
+        """Like `send`, but the task waits when its client does not keep up: nothing is dropped."""
+        self.send(pieces)
+        while self._backlog_bytes > BACKLOG_BYTES and not self.closed:
+            select.select([], [self.connection], [], 0.1)
+            self._drain()
+
+    def _write(self, pieces: list[Buffer]) -> list[Buffer]:
+        """Write as much as the socket takes now; what is left."""
+        try:
+            if len(pieces) == 1:
+                sent = self.connection.send(pieces[0], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            else:
+                sent = self.connection.sendmsg(pieces[:64], (), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except (BlockingIOError, InterruptedError):
+            return pieces
+        except OSError:  # the client is gone; the reader side closes the channel
+            return []
+        rest: list[Buffer] = []
+        for piece in pieces:
+            size = memoryview(piece).nbytes
+            if sent >= size:
+                sent -= size
+            else:
+                rest.append(memoryview(piece).cast("B")[sent:] if sent else piece)
+                sent = 0
+        return rest
+
+    def _drain(self) -> bool:
+        with self._lock:
+            while self._backlog:
+                before = self._backlog_bytes
+                rest = self._write(list(self._backlog)[:64])
+                taken = min(64, len(self._backlog)) - len(rest)
+                for _ in range(taken):
+                    self._backlog_bytes -= self._backlog.popleft().nbytes
+                if rest:
+                    head = memoryview(rest[0]).cast("B")
+                    self._backlog_bytes -= self._backlog[0].nbytes - head.nbytes
+                    self._backlog[0] = head
+                    if self._backlog_bytes == before or rest:
+                        return False
+            return True
+
+    def _drain_later(self) -> None:
+        if self.closed:
+            return
+        if self._drain():
+            self._loop.remove_writer(self.connection)
+        else:
+            self._loop.add_writer(self.connection, self._drain_later)
+
+    def close(self) -> None:
+        """The client is gone. What it was running is stopped; nobody would get the outcome."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.remove_reader(self.connection)
+        self._loop.remove_writer(self.connection)
+        with self._lock:
+            self._backlog.clear()
+            self._backlog_bytes = 0
+        self.replica.forget(self)
+        self.connection.close()
+        if self.running is not None:
+            self.replica.runner.cancel(self.running)
+        else:
+            self.replica.abandoned_call_ended(self.hello.lease)
+
+
+_references: dict[bytes, tuple[tuple[str, ...], str]] = {}
+
+
+def _reference(body: bytes) -> tuple[tuple[str, ...], str]:
+    """Which function a CALL names. The same bytes come with every call of a task, so they are read once."""
+    known = _references.get(body)
+    if known is None:
+        digests, name = json.loads(body)
+        known = _references[body] = (tuple(digests), name)
+        if len(_references) > 10_000:
+            _references.clear()
+    return known
+
+
+class Listener:
+    """Accepts connections on the control thread and listens there to cancels, hang-ups and the broker."""
+
+    def __init__(self, listening: socket.socket, loop: asyncio.AbstractEventLoop, replica: Replica) -> None:
+        self._loop = loop
+        self._replica = replica
+        self._socket = listening
+        self._socket.setblocking(False)
+        self._hangups = select.epoll() if hasattr(select, "epoll") else None
+        loop.call_soon_threadsafe(self._start)
+
+    def _start(self) -> None:
+        self._loop.add_reader(self._socket, self._accept)
+        if self._hangups is not None:
+            # The main thread reads the calls, so here only the end of a connection is watched for: a client that
+            # dies is noticed while its own task keeps the main thread busy.
+            self._loop.add_reader(self._hangups.fileno(), self._on_hangup)
+
+    def watch_hangup(self, connection: socket.socket) -> None:
+        if self._hangups is not None:
+            self._hangups.register(connection.fileno(), select.EPOLLRDHUP | select.EPOLLHUP)
+
+    def unwatch(self, connection: socket.socket) -> None:
+        if self._hangups is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._hangups.unregister(connection.fileno())
+
+    def _on_hangup(self) -> None:
+        assert self._hangups is not None
+        for fd, _ in self._hangups.poll(0):
+            with contextlib.suppress(OSError):
+                self._hangups.unregister(fd)
+            self._replica.hung_up(fd)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._socket.accept()
+        except OSError:
+            return
+        if peer_uid(connection) != os.getuid():
+            connection.close()
+            return
+        connection.setblocking(False)
+        greeting = _Greeting(connection, self._loop, self._greeted)
+        self._loop.call_later(HANDSHAKE_S, greeting.expire)
+
+    def _greeted(self, connection: socket.socket, reader: FrameReader, hello: dict[str, Any]) -> None:
+        if hello["role"] == "calls":
+            caller = CallerHello(
+                lease=hello["lease"],
+                notebook=hello["notebook"],
+                cwd=hello["cwd"],
+                sys_path=tuple(hello["sys_path"]),
+                run=hello["run"],
+                replica=hello["replica"],
+            )
+            connection.setblocking(True)
+            self._replica.runner.loop.call_soon_threadsafe(self._replica.attach, connection, reader, caller)
+        else:
+            ControlChannel(
+                connection, reader, self._loop, self._replica, supervisor=hello["role"] == "supervisor"
+            )
+
+
+class _Greeting:
+    """Waits for the HELLO of a new connection."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        done: Callable[[socket.socket, FrameReader, dict[str, Any]], None],
+    ) -> None:
+        self._connection: socket.socket | None = connection
+        self._loop = loop
+        self._done = done
+        self._reader = FrameReader()
+        loop.add_reader(connection, self._on_readable)
+
+    def _on_readable(self) -> None:
+        connection = self._connection
+        assert connection is not None
+        try:
+            count = connection.recv_into(self._reader.get_buffer())
+            if count == 0:
+                raise ProtocolError("closed before its HELLO")
+            self._reader.buffer_updated(count)
+            frame = self._reader.next_frame()
+            if frame is None:
+                return
+            if frame.kind != Kind.HELLO:
+                raise ProtocolError(f"the first frame must be HELLO, not {frame!r}")
+            hello = json.loads(frame.body)
+            self._loop.remove_reader(connection)
+            self._connection = None
+            self._done(connection, self._reader, hello)
+        except (BlockingIOError, InterruptedError):
+            return
+        except (OSError, ProtocolError, ValueError, KeyError):
+            self.expire()
+
+    def expire(self) -> None:
+        if self._connection is not None:
+            self._loop.remove_reader(self._connection)
+            self._connection.close()
+            self._connection = None
+
+
+class ControlChannel:
+    """Orders that must be heard whatever the main thread does: cancels; and from the broker, set-up and stop."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        reader: FrameReader,
+        loop: asyncio.AbstractEventLoop,
+        replica: Replica,
+        *,
+        supervisor: bool,
+    ) -> None:
+        self._connection = connection
+        self._reader = reader
+        self._loop = loop
+        self._replica = replica
+        self._supervisor = supervisor
+        self._lock = threading.Lock()
+        loop.add_reader(connection, self._on_readable)
+        if supervisor:
+            replica.supervisor = self
+        self._take_frames()
+
+    def _on_readable(self) -> None:
+        try:
+            count = self._connection.recv_into(self._reader.get_buffer())
+            if count == 0:
+                raise ProtocolError("closed")
+            self._reader.buffer_updated(count)
+        except (BlockingIOError, InterruptedError):
+            return
+        except (OSError, ProtocolError):
+            self._loop.remove_reader(self._connection)
+            self._connection.close()
+            return
+        self._take_frames()
+
+    def _take_frames(self) -> None:
+        while (frame := self._reader.next_frame()) is not None:
+            if frame.kind == Kind.CANCEL:
+                self._replica.cancel(str(frame.body, "utf-8"), frame.call)
+            elif frame.kind == Kind.SETUP and self._supervisor:
+                self._replica.runner.loop.call_soon_threadsafe(self._replica.set_up, bytes(frame.body))
+            elif frame.kind == Kind.STOP and self._supervisor:
+                self._replica.runner.loop.call_soon_threadsafe(self._replica.stop)
+            else:
+                self._replica.log(f"unexpected on a control connection: {frame!r}")
+
+    def send(self, kind: Kind, body: bytes) -> None:
+        """A few bytes to the broker, from any thread."""
+        with self._lock, contextlib.suppress(OSError):
+            self._connection.setblocking(True)
+            try:
+                for piece in encode(kind, 0, body):
+                    self._connection.sendall(piece)
+            finally:
+                self._connection.setblocking(False)
+
+
+class Replica:
+    """All channels of this process, and what they share."""
+
+    def __init__(
+        self, runner: Runner, namespaces: Namespaces, control_loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.runner = runner
+        self.namespaces = namespaces
+        self.supervisor: ControlChannel | None = None
+        self._control_loop = control_loop
+        self._lock = threading.Lock()
+        self._channels: dict[str, CallChannel] = {}
+        self._by_fd: dict[int, CallChannel] = {}
+        self._early_cancels: dict[str, set[int]] = {}
+        self._listener: Listener | None = None
+
+    def listen(self, listening: socket.socket) -> None:
+        self._listener = Listener(listening, self._control_loop, self)
+
+    def later(self, delay: float, callback: Callable[[], None]) -> None:
+        """Call `callback` on the control thread, where a busy task cannot hold it up."""
+        self._control_loop.call_soon_threadsafe(self._control_loop.call_later, delay, callback)
+
+    def log(self, text: str) -> None:
+        os.write(2, f"flyte_jupyter: {text}\n".encode())
+
+    # --- on the main thread
+
+    def attach(self, connection: socket.socket, reader: FrameReader, hello: CallerHello) -> None:
+        import sys
+
+        for folder in hello.sys_path:
+            if folder not in sys.path:
+                sys.path.append(folder)
+        channel = CallChannel(connection, reader, hello, self)
+        if channel.closed:
+            return
+        with self._lock:
+            self._channels[hello.lease] = channel
+            self._by_fd[connection.fileno()] = channel
+            channel.cancelled |= self._early_cancels.pop(hello.lease, set())
+        if self._listener is not None:
+            self._listener.watch_hangup(connection)
+
+    def forget(self, channel: CallChannel) -> None:
+        if self._listener is not None:
+            self._listener.unwatch(channel.connection)
+        with self._lock:
+            self._channels.pop(channel.hello.lease, None)
+            self._by_fd.pop(channel.connection.fileno(), None)
+
+    def set_up(self, body: bytes) -> None:
+        from .preload import run_preload
+
+        run_preload(self, body)
+
+    def stop(self) -> None:
+        self.runner.exit()
+
+    # --- on the control thread
+
+    def cancel(self, lease: str, number: int) -> None:
+        with self._lock:
+            channel = self._channels.get(lease)
+            if channel is None:
+                self._early_cancels.setdefault(lease, set()).add(number)
+                return
+            call = channel.running
+            if call is None or call.number != number:
+                channel.cancelled.add(number)
+                return
+        self.runner.cancel(call)
+
+    def hung_up(self, fd: int) -> None:
+        with self._lock:
+            channel = self._by_fd.get(fd)
+            call = None if channel is None else channel.running
+        if call is not None:
+            self.runner.cancel(call)
+
+    # --- to the broker
+
+    def report(self, state: str, **fields: Any) -> None:
+        if self.supervisor is not None:
+            self.supervisor.send(Kind.STATE, json.dumps({"state": state, **fields}).encode())
+
+    def abandoned_call_ended(self, lease: str) -> None:
+        if self.supervisor is not None:
+            self.supervisor.send(Kind.ENDED, lease.encode())

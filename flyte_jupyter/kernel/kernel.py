@@ -1,0 +1,118 @@
+"""FlyteKernel: an ipykernel that opens a task channel, and the application that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import types
+from typing import Any
+
+# The debugger is off in replicas (it opens TCP listeners and answers anybody), and importing it is most of a plain
+# kernel's start-up. ipykernel asks this module whether a debugger can be had.
+if "ipykernel.debugger" not in sys.modules:
+    _no_debugger = types.ModuleType("ipykernel.debugger")
+    _no_debugger._is_debugpy_available = False  # type: ignore[attr-defined]
+    sys.modules["ipykernel.debugger"] = _no_debugger
+
+import zmq
+from ipykernel.iostream import IOPubThread
+from ipykernel.ipkernel import IPythonKernel
+from ipykernel.kernelapp import IPKernelApp
+from tornado.ioloop import IOLoop
+from traitlets import Type
+from traitlets.config import Config
+
+from . import outputs
+from .channel import Replica
+from .namespace import Namespaces
+from .runner import Runner
+
+IOPUB_MARK = 100_000
+"""Messages that a console attached by hand may lag behind before the printing code waits."""
+
+
+class FlyteKernel(IPythonKernel):  # type: ignore[misc]
+    """Answers everything that a Jupyter kernel answers, except the debugger."""
+
+    shell_class = Type(outputs.ReplicaShell)
+    debugger_class = None
+
+    async def do_debug_request(self, msg: Any) -> Any:
+        return None
+
+    async def do_shutdown(self, restart: bool) -> dict[str, Any]:
+        reply = await super().do_shutdown(restart)
+        ReplicaApp.instance().leave()
+        return reply  # type: ignore[no-any-return]
+
+
+class ReplicaApp(IPKernelApp):  # type: ignore[misc]
+    """IPKernelApp without what a shared workstation must not have: TCP listeners, a history file, the current folder."""
+
+    kernel_class = Type(FlyteKernel, klass=IPythonKernel)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.update_config(
+            Config(
+                {
+                    "IPKernelApp": {"capture_fd_output": False, "parent_handle": 0},
+                    "HistoryManager": {"enabled": False},
+                }
+            )
+        )
+        self.runner: Runner | None = None
+
+    def init_path(self) -> None:
+        """Nothing: a notebook's folders come with its first call, and the process's own folder is nobody's."""
+
+    def init_iopub(self, context: zmq.Context[Any]) -> None:
+        self.iopub_socket = context.socket(zmq.XPUB)
+        self.iopub_socket.linger = 1000
+        # Wait instead of dropping: a subscriber that is slow must not lose lines from the middle.
+        self.iopub_socket.setsockopt(zmq.SNDHWM, IOPUB_MARK)
+        if hasattr(zmq, "XPUB_NODROP"):
+            self.iopub_socket.setsockopt(zmq.XPUB_NODROP, 1)
+        self.iopub_port = self._bind_socket(self.iopub_socket, self.iopub_port)
+        self.configure_tornado_logger()
+        # Without `pipe` no TCP socket is opened for forked children; their output goes to the log.
+        self.iopub_thread = IOPubThread(self.iopub_socket, pipe=False, session=self.session)
+        self.iopub_thread.start()
+        self.iopub_socket = self.iopub_thread.background_socket
+
+    def open_task_channel(self, listening: socket.socket) -> None:
+        """Answer calls on `listening`, a Unix socket. The broker bound it, and may have connected already."""
+        loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
+        router = outputs.Router()
+        outputs.install(self.shell, router)
+        self.runner = Runner(loop, router)
+        control: asyncio.AbstractEventLoop = self.kernel.control_thread.io_loop.asyncio_loop
+        replica = Replica(self.runner, Namespaces(), control)
+        signal.signal(signal.SIGTERM, lambda *_: self.leave())
+        replica.listen(listening)
+
+    def leave(self) -> None:
+        """End the process once the main thread is free."""
+        if self.runner is not None:
+            self.runner.exiting = True
+            self.runner.loop.call_soon_threadsafe(self.runner.loop.stop)
+
+    def start(self) -> None:
+        """The kernel's main loop; returns when the replica shall end."""
+        assert self.runner is not None
+        self.kernel.start()
+        self.runner.run()
+
+
+def die_with_parent(parent: int) -> None:
+    """End with the process that started this one, even while C code holds the interpreter's lock (Linux)."""
+    pr_set_pdeathsig = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)

@@ -1,0 +1,215 @@
+"""What a task writes and displays, routed by context variable to the call that made it.
+
+Output that belongs to no call (a console attached by hand, a preload) goes where it would go in any kernel.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
+from traitlets import Type
+
+from ..core.context import TaskContext, current
+from ..core.frames import Buffer, Kind, Output, encode
+
+QUIET_S: Final = 0.001
+"""A stream that was silent this long sends at once; one that floods is gathered."""
+GATHER_S: Final = 0.004
+GATHER_BYTES: Final = 32 * 1024
+
+
+class OutputSink:
+    """One call's output on its way to the client, in the order in which it was made. Any thread may write."""
+
+    def __init__(
+        self,
+        number: int,
+        send: Callable[[list[Buffer]], None],
+        later: Callable[[float, Callable[[], None]], None],
+    ) -> None:
+        self._number = number
+        self._send = send
+        self._later = later
+        self._lock = threading.RLock()
+        self._stream = Output.STDOUT
+        self._gathered: list[str] = []
+        self._size = 0
+        self._sent_at = 0.0
+        self._timer = False
+        self.closed = False
+
+    def write(self, stream: Output, text: str) -> None:
+        with self._lock:
+            if stream is not self._stream:
+                self.flush()
+                self._stream = stream
+            self._gathered.append(text)
+            self._size += len(text)
+            now = time.monotonic()
+            if self._size >= GATHER_BYTES or (text.endswith("\n") and now - self._sent_at > QUIET_S):
+                self.flush()
+            elif not self._timer:
+                self._timer = True
+                self._later(GATHER_S, self._on_timer)
+
+    def flush(self) -> None:
+        with self._lock:
+            if not self._gathered:
+                return
+            body = "".join(self._gathered).encode("utf-8", "surrogatepass")
+            self._gathered.clear()
+            self._size = 0
+            self._sent_at = time.monotonic()
+            self._put(self._stream, body)
+
+    def display(self, content: dict[str, Any]) -> None:
+        with self._lock:
+            self.flush()
+            self._put(Output.DISPLAY, pickle.dumps(content, 5))
+
+    def clear(self, wait: bool) -> None:
+        with self._lock:
+            self.flush()
+            self._put(Output.CLEAR, b"\x01" if wait else b"\x00")
+
+    def close(self) -> None:
+        """Nothing of this call may follow its outcome: a thread that goes on writing writes to the log."""
+        with self._lock:
+            self.flush()
+            self.closed = True
+
+    def _put(self, output: Output, body: bytes) -> None:
+        if not self.closed:
+            self._send(encode(Kind.OUTPUT, self._number, body, flags=output))
+
+    def _on_timer(self) -> None:
+        with self._lock:
+            self._timer = False
+            self.flush()
+
+
+class Router:
+    """Who gets a piece of output: the call of this context, or the only call there is (for threads of a task)."""
+
+    def __init__(self) -> None:
+        self.running: dict[int, TaskContext] = {}
+
+    def sink(self) -> OutputSink | None:
+        context = current.get()
+        if context is None and len(self.running) == 1:
+            # A thread starts with an empty context. With one call in the replica there is no doubt whose it is,
+            # unless the main thread itself is between calls.
+            if threading.current_thread() is threading.main_thread():
+                return None
+            context = next(iter(self.running.values()), None)
+        if context is None or context.sink is None or context.sink.closed:
+            return None
+        sink: OutputSink = context.sink
+        return sink
+
+
+class TaskStream(io.TextIOBase):
+    """`sys.stdout` or `sys.stderr` of a replica."""
+
+    def __init__(self, stream: Output, otherwise: Any, router: Router) -> None:
+        super().__init__()
+        self._stream = stream
+        self._otherwise = otherwise
+        self._router = router
+
+    @property
+    def name(self) -> str:
+        return "<stdout>" if self._stream is Output.STDOUT else "<stderr>"
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return "utf-8"
+
+    def write(self, text: str) -> int:
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        sink = self._router.sink()
+        if sink is None:
+            self._otherwise.write(text)
+        elif text:
+            sink.write(self._stream, text)
+        return len(text)
+
+    def flush(self) -> None:
+        sink = self._router.sink()
+        if sink is None:
+            self._otherwise.flush()
+        else:
+            sink.flush()
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return int(self._otherwise.fileno())
+
+    def __getattr__(self, name: str) -> Any:  # set_parent and friends, which ipykernel asks of its streams
+        return getattr(self._otherwise, name)
+
+
+class TaskDisplayPublisher(ZMQDisplayPublisher):  # type: ignore[misc]
+    """`display()` inside a task reaches the cell that called it."""
+
+    router: Router | None = None
+
+    def _sink(self) -> OutputSink | None:
+        return None if self.router is None else self.router.sink()
+
+    def publish(self, data: Any, metadata: Any = None, **kwargs: Any) -> None:
+        sink = self._sink()
+        if sink is None:
+            super().publish(data, metadata, **kwargs)
+            return
+        from ipykernel.jsonutil import encode_images, json_clean
+
+        self._validate_data(data, metadata or {})
+        content = {
+            "data": encode_images(data),
+            "metadata": metadata or {},
+            "transient": kwargs.get("transient") or {},
+        }
+        sink.display({**json_clean(content), "update": bool(kwargs.get("update"))})
+
+    def clear_output(self, wait: bool = False) -> None:
+        sink = self._sink()
+        if sink is None:
+            super().clear_output(wait)
+        else:
+            sink.clear(wait)
+
+
+class ReplicaShell(ZMQInteractiveShell):  # type: ignore[misc]
+    """The kernel's shell, whose displays know about tasks."""
+
+    display_pub_class = Type(TaskDisplayPublisher)
+
+
+def install(shell: Any, router: Router) -> None:
+    """Put the router between the process and its streams and displays."""
+    shell.display_pub.router = router
+    sys.stdout = TaskStream(Output.STDOUT, sys.stdout, router)
+    sys.stderr = TaskStream(Output.STDERR, sys.stderr, router)
+
+
+def show_open_figures() -> None:
+    """What a cell does at its end: figures that were drawn and not shown are shown."""
+    if "matplotlib.pyplot" not in sys.modules or "matplotlib_inline.backend_inline" not in sys.modules:
+        return
+    import matplotlib_inline.backend_inline as inline
+
+    inline.flush_figures()

@@ -1,0 +1,70 @@
+"""Runs the preload of a pool in a new replica, and tells the broker how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import pickle
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..core.definitions import Closure
+
+if TYPE_CHECKING:
+    from .channel import Replica
+
+
+def run_preload(replica: Replica, payload: bytes) -> None:
+    """Define and run each loader of `payload` in turn, on the main thread; `payload` may be empty."""
+    replica.report("loading", pid=os.getpid())
+    try:
+        closures: list[Closure] = pickle.loads(payload) if payload else []
+        loaders = deque(replica.namespaces.define_preload(closure) for closure in closures)
+    except BaseException as error:
+        _report_failure(replica, error)
+        return
+    _next(replica, loaders)
+
+
+def _next(replica: Replica, loaders: deque[Callable[[], Any]]) -> None:
+    if not loaders:
+        replica.report("ready")
+        return
+    loader = loaders.popleft()
+    if inspect.iscoroutinefunction(loader):
+        task = replica.runner.loop.create_task(loader())
+        task.add_done_callback(lambda task: _after(replica, task, loaders))
+        return
+
+    def work() -> None:
+        try:
+            loader()
+        except BaseException as error:
+            _report_failure(replica, error)
+        else:
+            _next(replica, loaders)
+
+    replica.runner.between_loops(work)
+
+
+def _after(replica: Replica, task: asyncio.Task[Any], loaders: deque[Callable[[], Any]]) -> None:
+    error = asyncio.CancelledError() if task.cancelled() else task.exception()
+    if error is not None:
+        _report_failure(replica, error)
+    else:
+        _next(replica, loaders)
+
+
+def _report_failure(replica: Replica, error: BaseException) -> None:
+    tb = error.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        tb = tb.tb_next
+    text = "".join(traceback.format_exception(type(error), error, tb or error.__traceback__))
+    replica.log(f"preload failed\n{text}")
+    replica.report("failed", cause=text)
+
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep

@@ -1,0 +1,267 @@
+"""One task in one slot: load its arguments, call it, send its outcome; and stop it when asked.
+
+An async task runs on the replica's one event loop. A sync task runs on the main thread **between** two runs of that
+loop: signals reach it, `asyncio.run()` inside it works, CUDA and matplotlib see the main thread.
+
+A cancel is fenced. It comes in on the control thread and names a call; an interrupt raises only where the context
+variable `current` names that call, so it can hit neither the call before nor the call after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+from .. import errors
+from ..core import payload
+from ..core.context import Action, TaskContext, current
+from ..core.frames import Buffer, Kind, Status, encode
+from .outputs import OutputSink, Router, show_open_figures
+
+if TYPE_CHECKING:
+    from .channel import CallChannel
+
+STUCK_LOOP_S: Final = 0.25
+"""A cancelled async task that has not noticed after this long may block the loop: then it is interrupted too."""
+
+
+class RunningCall:
+    """A call between its arrival and its outcome."""
+
+    __slots__ = (
+        "arguments",
+        "cancelled",
+        "channel",
+        "context",
+        "ended",
+        "function",
+        "name",
+        "number",
+        "sink",
+        "task",
+    )
+
+    def __init__(
+        self,
+        channel: CallChannel,
+        number: int,
+        name: str,
+        function: Callable[..., Any],
+        arguments: list[Buffer],
+        context: TaskContext,
+        sink: OutputSink,
+    ) -> None:
+        self.channel = channel
+        self.number = number
+        self.name = name
+        self.function = function
+        self.arguments = arguments
+        self.context = context
+        self.sink = sink
+        self.cancelled = False
+        self.ended = False
+        self.task: asyncio.Task[None] | None = None
+
+
+class Runner:
+    """Runs calls on the main thread. Everything here but `cancel` is called there."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, router: Router) -> None:
+        self.loop = loop
+        self.router = router
+        self.exiting = False
+        self._sync: deque[Callable[[], None]] = deque()
+        self._target: RunningCall | None = None  # of the interrupt that is on its way
+        self._main = threading.main_thread().ident or 0
+        self._base = contextvars.copy_context()
+
+    def run(self) -> None:
+        """The main thread's life: the loop, and between its runs the sync tasks."""
+        while True:
+            try:
+                self.loop.run_forever()
+            except KeyboardInterrupt:
+                continue  # it was raised in a step of a task, which has recorded it
+            if self._sync:
+                self._sync.popleft()()
+                if self._sync:
+                    self.loop.call_soon(self.loop.stop)
+            elif self.exiting:
+                return
+
+    def between_loops(self, work: Callable[[], None]) -> None:
+        """Run `work` on the main thread while the loop stands still."""
+        self._sync.append(work)
+        self.loop.stop()
+
+    def exit(self) -> None:
+        self.exiting = True
+        self.loop.stop()
+
+    # --- calls
+
+    def start(self, call: RunningCall) -> None:
+        self.router.running[id(call)] = call.context
+        if inspect.iscoroutinefunction(call.function):
+            call.task = self.loop.create_task(self._run_async(call), context=self._base.copy())
+            call.task.add_done_callback(lambda task: self._make_sure(call, task))
+        else:
+            self.between_loops(lambda: self._run_sync(call))
+
+    def _run_sync(self, call: RunningCall) -> None:
+        previous = signal.signal(signal.SIGINT, self._on_interrupt)
+        try:
+            reply = self._base.copy().run(self._invoke, call)
+        except KeyboardInterrupt:  # a second one, while the first was being reported
+            reply = _cancelled(call)
+        finally:
+            signal.signal(signal.SIGINT, previous)
+            if self._target is call:
+                self._target = None
+            # asyncio.run() inside a task leaves the thread without a current loop.
+            asyncio.set_event_loop(self.loop)
+        self._finish(call, reply)
+
+    def _invoke(self, call: RunningCall) -> list[Buffer]:
+        try:
+            current.set(call.context)
+            if call.cancelled:
+                return _cancelled(call)
+            args, kwargs = self._load(call)
+            value = call.function(*args, **kwargs)
+            show_open_figures()
+            return self._dump(call, value)
+        except BaseException as error:
+            return self._failed(call, error)
+        finally:
+            # From here on an interrupt for this call is late, and ignored.
+            current.set(None)
+
+    async def _run_async(self, call: RunningCall) -> None:
+        current.set(call.context)
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        try:
+            args, kwargs = self._load(call)
+            value = await call.function(*args, **kwargs)
+            show_open_figures()
+            reply = self._dump(call, value)
+        except BaseException as error:
+            reply = self._failed(call, error)
+        current.set(None)
+        self._finish(call, reply)
+
+    def _make_sure(self, call: RunningCall, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            task.exception()  # seen
+        if not call.ended:  # cancelled before its first step, or interrupted while it reported an error
+            self._finish(call, _cancelled(call))
+
+    def _load(self, call: RunningCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        data, *buffers = call.arguments
+        call.arguments = []  # so that the task alone decides how long its arguments live
+        call.channel.enter_folder()
+        args, kwargs = payload.load(data, buffers, call.channel.find, b"__main__")
+        return args, kwargs
+
+    def _dump(self, call: RunningCall, value: object) -> list[Buffer]:
+        if value is None:
+            return encode(Kind.OUTCOME, call.number, _NONE, flags=Status.OK)
+        try:
+            pickled = payload.dump_result(value)
+        except Exception as error:
+            path, part = payload.find_unpicklable(value, "result")
+            raise errors.ResultNotSerializable.for_value(
+                path=path, type_name=type(part).__qualname__, problem=f"{type(error).__name__}: {error}"
+            ) from None
+        return encode(Kind.OUTCOME, call.number, pickled.data, pickled.buffers, flags=Status.OK)
+
+    def _failed(self, call: RunningCall, error: BaseException) -> list[Buffer]:
+        stopped = isinstance(error, asyncio.CancelledError) or (
+            call.cancelled and isinstance(error, KeyboardInterrupt)
+        )
+        if stopped:
+            return _cancelled(call)
+        return encode(Kind.OUTCOME, call.number, dump_failure(error), flags=Status.ERROR)
+
+    def _finish(self, call: RunningCall, reply: list[Buffer]) -> None:
+        call.sink.close()
+        call.ended = True
+        self.router.running.pop(id(call), None)
+        call.channel.finished(call, reply)
+
+    # --- cancel; called on the control thread
+
+    def cancel(self, call: RunningCall) -> None:
+        if call.ended:
+            return
+        call.cancelled = True
+        if call.task is None:
+            self._interrupt(call)
+            return
+        self.loop.call_soon_threadsafe(call.task.cancel)
+        timer = threading.Timer(STUCK_LOOP_S, self._interrupt, (call,))
+        timer.daemon = True
+        timer.start()
+
+    def _interrupt(self, call: RunningCall) -> None:
+        if not call.ended:
+            self._target = call
+            signal.pthread_kill(self._main, signal.SIGINT)
+
+    def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        target = self._target
+        if target is not None and current.get() is target.context:
+            self._target = None
+            raise KeyboardInterrupt
+        # It was meant for a call that has just ended, or came from outside: not for what runs now.
+
+
+_NONE: Final = payload.dump_result(None).data
+
+
+def _cancelled(call: RunningCall) -> list[Buffer]:
+    return encode(Kind.OUTCOME, call.number, flags=Status.CANCELLED)
+
+
+def dump_failure(error: BaseException) -> bytes:
+    """An exception as it travels; whatever it is, something readable arrives."""
+    import pickle
+
+    try:
+        return pickle.dumps(payload.describe(error, skip_file=__file__), 5)
+    except Exception as problem:
+        text = f"{type(error).__name__}: {payload._text(error)}\n(describing it failed: {problem!r})"
+        return pickle.dumps(
+            payload.Failure("builtins", type(error).__name__, payload._text(error), text, []), 5
+        )
+
+
+def make_context(number: int, name: str, channel: CallChannel, attempt: int, sink: OutputSink) -> TaskContext:
+    """What `flyte_jupyter.ctx()` shows inside the call."""
+    return TaskContext(
+        action=Action(name=f"{name}-{number}", run_name=channel.hello.run),
+        attempt_number=attempt,
+        replica=channel.hello.replica,
+        lease=channel.hello.lease,
+        task=name,
+        notebook=channel.hello.notebook,
+        sink=sink,
+    )
+
+
+def enter(folder: str) -> None:
+    """A task starts in its notebook's folder, so that `open("data.csv")` means what it means there."""
+    try:
+        if folder and os.getcwd() != folder:
+            os.chdir(folder)
+    except OSError as problem:  # the folder was removed; the task may not need it
+        print(f"flyte_jupyter: {folder}: {problem}", file=sys.__stderr__)

@@ -1,0 +1,83 @@
+"""Where the local sockets, locks and logs are: one private folder per user, found by client and broker alike."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from pathlib import Path
+from typing import Final
+
+from .errors import BrokerUnavailable
+
+VARIABLE: Final = "FLYTE_JUPYTER_RUNTIME_DIR"
+MAX_SOCKET_PATH: Final = 100
+LONGEST_NAME: Final = len("/012345/01234567-99999/task.sock")
+"""The longest path below the runtime folder that a socket gets."""
+
+
+def runtime_folder() -> Path:
+    """The folder's path; it need not exist yet. FLYTE_JUPYTER_RUNTIME_DIR overrides the platform's place."""
+    stated = os.environ.get(VARIABLE)
+    if stated:
+        return Path(os.path.abspath(stated))
+    import platformdirs
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its fallback below /tmp is checked as strictly as any other place
+        return Path(platformdirs.user_runtime_dir("flyte_jupyter"))
+
+
+def private_folder() -> Path:
+    """The folder, made if needed, and certainly ours alone.
+
+    Raises:
+        BrokerUnavailable: It cannot be made, belongs to somebody else, is a symbolic link, others may write there, or
+            its path is too long for a Unix socket. The message names the path and what to do.
+    """
+    folder = runtime_folder()
+    if len(str(folder)) + LONGEST_NAME > MAX_SOCKET_PATH:
+        raise BrokerUnavailable(
+            f"the runtime folder's path is too long for Unix sockets ({len(str(folder))} characters, "
+            f"at most {MAX_SOCKET_PATH - LONGEST_NAME}): {folder}",
+            do=f"Set {VARIABLE} to a shorter path, for example below /tmp.",
+        )
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as problem:
+        raise BrokerUnavailable(
+            f"the runtime folder cannot be used: {folder}: {problem.strerror}",
+            do=f"Make it writable, or set {VARIABLE} to another path.",
+        ) from None
+    problem_text = None
+    if stat.S_ISLNK(status.st_mode):
+        problem_text = "is a symbolic link"
+    elif not stat.S_ISDIR(status.st_mode):
+        problem_text = "is not a folder"
+    elif status.st_uid != os.getuid():
+        problem_text = f"belongs to user {status.st_uid}, not to you ({os.getuid()})"
+    elif status.st_mode & 0o077:
+        problem_text = f"is open to others (mode {stat.S_IMODE(status.st_mode):04o}, must be 0700)"
+    if problem_text is not None:
+        raise BrokerUnavailable(
+            f"the runtime folder is not safe: {folder} {problem_text}",
+            do=f"Repair it (chmod 700), or set {VARIABLE} to another path.",
+        )
+    return folder
+
+
+def broker_socket(folder: Path) -> Path:
+    return folder / "broker.sock"
+
+
+def broker_lock(folder: Path) -> Path:
+    return folder / "broker.lock"
+
+
+def broker_log(folder: Path) -> Path:
+    return folder / "logs" / "broker.log"
+
+
+def log_folder(folder: Path) -> Path:
+    return folder / "logs"

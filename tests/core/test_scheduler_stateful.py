@@ -1,0 +1,342 @@
+"""Random histories: whatever happens in whatever order, the scheduler's promises hold."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from flyte_jupyter.core.commands import (
+    Command,
+    ForgetPool,
+    Grant,
+    Lose,
+    Recall,
+    Refuse,
+    StartReplica,
+    StopReplica,
+)
+from flyte_jupyter.core.events import (
+    ClientConnected,
+    ClientGone,
+    DevicesFound,
+    Event,
+    LeaseReleased,
+    LeaseRequested,
+    LeaseRevoked,
+    PoolDeclared,
+    PoolKept,
+    PoolScaled,
+    PoolStopped,
+    PoolWarmed,
+    ReplicaExited,
+    ReplicaFailed,
+    ReplicaLoading,
+    ReplicaReady,
+    Tick,
+)
+from flyte_jupyter.core.inventory import Device
+from flyte_jupyter.core.scheduler import Scheduler
+from flyte_jupyter.core.snapshot import Snapshot
+from flyte_jupyter.core.spec import DeviceRequest, Scaling
+
+GPUS = tuple(Device(uuid=f"GPU-{index}", model="NVIDIA RTX 4090", index=index) for index in range(2))
+REQUESTS = {
+    "cpu": DeviceRequest(count=0),
+    "gpu": DeviceRequest(count=1),
+    "wide": DeviceRequest(count=2),
+    "twin": DeviceRequest(count=1),
+    "once": DeviceRequest(count=0),
+}
+POOLS = st.sampled_from(["cpu", "cpu", "gpu", "gpu", *REQUESTS])
+SELDOM = st.integers(0, 5).map(lambda number: number == 5)  # most of a history should be work
+SCALINGS = st.builds(
+    lambda low, more, concurrency, idle, down: Scaling(
+        min_replicas=low,
+        max_replicas=max(1, low + more),
+        concurrency=concurrency,
+        idle_ttl=idle,
+        scaledown_ttl=down,
+    ),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.integers(1, 2),
+    st.sampled_from([30.0, 100.0]),
+    st.sampled_from([30.0, 200.0]),
+)
+ONE = Scaling(min_replicas=0, max_replicas=1, concurrency=1, idle_ttl=30, scaledown_ttl=30)
+CLIENTS = ("ada", "bob", "cyd")
+
+
+class World(RuleBasedStateMachine):
+    """Plays the engine: it keeps books of what it was told, and compares them with the scheduler's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler()
+        self.now = 0.0
+        self.clients: set[str] = set()
+        self.scaling: dict[str, Scaling] = {}
+        self.declared: dict[str, Scaling] = {}
+        self.generation: dict[str, str] = {}
+        self.starts: dict[str, StartReplica] = {}  # every process that has not exited
+        self.ready: set[str] = set()
+        self.stopped: set[str] = set()
+        self.waiting: dict[str, tuple[str, str]] = {}  # lease: (client, pool)
+        self.held: dict[str, tuple[str, str, str]] = {}  # lease: (client, pool, replica)
+        self.recalled: set[str] = set()
+        self.count = 0
+        self.picture: Snapshot = self.scheduler.snapshot()
+
+    def play(self, event: Event) -> None:
+        for command in self.scheduler.handle(event, now=self.now):
+            self.perform(command)
+        picture = self.scheduler.snapshot()
+        if picture.revision == self.picture.revision:
+            assert picture.model_copy(update={"now": self.picture.now}) == self.picture
+        self.picture = picture
+
+    def perform(self, command: Command) -> None:
+        match command:
+            case Grant(client, lease, replica):
+                assert self.waiting.pop(lease) == (client, self.starts[replica].pool)
+                assert replica in self.ready - self.stopped
+                pool = self.starts[replica].pool
+                self.held[lease] = (client, pool, replica)
+                sold = sum(holder == replica for _, _, holder in self.held.values())
+                assert sold <= (1 if pool == "once" else self.scaling[pool].concurrency), "a slot sold twice"
+            case Refuse(client, lease, reason, detail):
+                assert reason == "no-such-pool" or self.waiting.pop(lease)[0] == client
+                assert all(isinstance(value, str) for value in detail.values())
+            case Recall(client, lease):
+                assert self.held[lease][0] == client
+                assert lease not in self.recalled
+                self.recalled.add(lease)
+            case Lose(client, lease):
+                assert self.held.pop(lease)[0] == client
+            case StartReplica(replica, pool, _, devices, why):
+                held = {uuid for start in self.starts.values() for uuid in start.devices}
+                assert held.isdisjoint(devices), "a GPU held twice"
+                assert len(devices) == REQUESTS[pool].count
+                self.starts[replica] = command
+                live = [r for r, s in self.starts.items() if s.pool == pool and r not in self.stopped]
+                extra = why == "the preload has changed"
+                assert len(live) <= self.scaling[pool].max_replicas + extra, "above the maximum"
+            case StopReplica(replica):
+                assert replica in self.starts
+                self.stopped.add(replica)
+            case ForgetPool(pool):
+                assert pool not in {start.pool for start in self.starts.values()}
+                del self.scaling[pool], self.declared[pool], self.generation[pool]
+
+    @initialize(gpus=st.integers(0, 2), scalings=st.lists(SCALINGS, min_size=5, max_size=5))
+    def boot(self, gpus: int, scalings: list[Scaling]) -> None:
+        self.play(DevicesFound(GPUS[:gpus], None if gpus else "no driver"))
+        for client in CLIENTS[:2]:
+            self.connect(client)
+        for pool, scaling in zip(REQUESTS, scalings, strict=True):
+            self.declare(CLIENTS[pool == "twin"], pool, scaling, "A")
+
+    @rule(client=st.sampled_from(CLIENTS))
+    def connect(self, client: str) -> None:
+        self.clients.add(client)
+        self.play(ClientConnected(client, f"{client}.ipynb", "notebook", 1))
+
+    @rule(client=st.sampled_from(CLIENTS), pool=POOLS, scaling=SCALINGS, generation=st.sampled_from("AAB"))
+    def declare(self, client: str, pool: str, scaling: Scaling, generation: str) -> None:
+        self.connect(client)
+        name = "gpu" if pool == "twin" else pool
+        if self.declared.get(pool) != scaling:
+            self.declared[pool] = self.scaling[pool] = scaling
+        self.generation[pool] = generation
+        devices = REQUESTS[pool]
+        self.play(PoolDeclared(client, pool, name, scaling, devices, generation, single_use=pool == "once"))
+
+    @rule(pool=POOLS, scaling=SCALINGS)
+    def scale(self, pool: str, scaling: Scaling) -> None:
+        if pool in self.scaling:
+            self.scaling[pool] = scaling
+        self.play(PoolScaled(pool, scaling))
+
+    @rule(pool=POOLS, replicas=st.integers(0, 3))
+    def warm(self, pool: str, replicas: int) -> None:
+        self.play(PoolWarmed(pool, replicas))
+
+    @rule(pool=POOLS, seconds=st.sampled_from([10.0, 500.0]))
+    def keep(self, pool: str, seconds: float) -> None:
+        self.play(PoolKept(pool, seconds))
+
+    @rule(pool=POOLS, force=st.booleans(), seldom=SELDOM)
+    def stop(self, pool: str, force: bool, seldom: bool) -> None:
+        if seldom:
+            self.play(PoolStopped(pool, force))
+
+    @rule(client=st.sampled_from(CLIENTS), pool=POOLS, many=st.integers(1, 4), data=st.data())
+    def request(self, client: str, pool: str, many: int, data: st.DataObject) -> None:
+        parent = data.draw(st.sampled_from([*self.held, None])) if self.held else None
+        for _ in range(many):
+            self.request_one(client, pool, parent)
+
+    def request_one(self, client: str, pool: str, parent: str | None) -> None:
+        self.connect(client)
+        if pool not in self.scaling:
+            self.declare(client, pool, self.declared.get(pool, ONE), "A")
+        self.count += 1
+        self.waiting[f"lease-{self.count}"] = (client, pool)
+        self.play(LeaseRequested(client, f"lease-{self.count}", pool, f"task{self.count}", parent))
+
+    @precondition(lambda self: self.held or self.waiting)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from([*self.held, *self.waiting]))
+        self.forget_lease(lease)
+        self.play(LeaseReleased(lease))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), seldom=SELDOM)
+    def revoke(self, data: st.DataObject, seldom: bool) -> None:
+        if seldom:
+            self.play(LeaseRevoked(data.draw(st.sampled_from([*self.held])), "it does not listen"))
+
+    @rule(client=st.sampled_from(CLIENTS), seldom=SELDOM)
+    def disconnect(self, client: str, seldom: bool = True) -> None:
+        if not seldom:
+            return
+        for lease, (holder, *_) in [*self.held.items(), *self.waiting.items()]:
+            if holder == client:
+                self.forget_lease(lease)
+        self.clients.discard(client)
+        self.play(ClientGone(client))
+
+    @rule(client=st.sampled_from(CLIENTS), generation=st.sampled_from("ABC"))
+    def edit_preload(self, client: str, generation: str) -> None:
+        if "cpu" in self.declared and "gpu" in self.declared:
+            self.declare(client, "cpu", self.declared["cpu"], generation)
+            self.declare(client, "gpu", self.declared["gpu"], generation)
+
+    @rule(pool=POOLS, many=st.integers(1, 3))
+    def request_and_serve(self, pool: str, many: int) -> None:
+        for number in range(many):
+            self.request_one(CLIENTS[number % 2], pool, None)
+        self.all_ready()
+
+    @rule()
+    def all_ready(self) -> None:
+        for replica in list(self.starts):
+            self.ready.add(replica)
+            self.play(ReplicaReady(replica))
+
+    @precondition(lambda self: self.starts)
+    @rule(data=st.data(), what=st.sampled_from(["ready", "ready", "loading", "fail", "exit"]))
+    def progress(self, data: st.DataObject, what: str) -> None:
+        replica = data.draw(st.sampled_from([*self.starts]))
+        if what == "exit":
+            self.exit(replica)
+        elif what == "ready":
+            self.ready.add(replica)
+            self.play(ReplicaReady(replica))
+        elif what == "loading":
+            self.play(ReplicaLoading(replica, 7))
+        elif replica not in self.ready:
+            self.play(ReplicaFailed(replica, "ImportError"))
+
+    @precondition(lambda self: self.stopped)
+    @rule(data=st.data())
+    def obey(self, data: st.DataObject) -> None:
+        self.exit(data.draw(st.sampled_from(sorted(self.stopped))))
+
+    @rule(seconds=st.sampled_from([0.5, 1.0, 20.0, 100.0]))
+    def wait(self, seconds: float) -> None:
+        self.now = min(self.now + seconds, max(self.now, self.scheduler.next_deadline()))
+        self.play(Tick())
+
+    @rule()
+    def late_facts(self) -> None:
+        before = self.scheduler.revision
+        for event in (ReplicaReady("x"), ReplicaExited("x", "?"), LeaseReleased("x"), PoolKept("x", 1)):
+            assert self.scheduler.handle(event, now=self.now) == []
+        assert self.scheduler.revision == before
+
+    def exit(self, replica: str) -> None:
+        del self.starts[replica]
+        self.ready.discard(replica)
+        self.stopped.discard(replica)
+        self.play(ReplicaExited(replica, "signal SIGKILL"))
+        assert all(holder != replica for _, _, holder in self.held.values()), "a lease outlived its replica"
+
+    def forget_lease(self, lease: str) -> None:
+        self.held.pop(lease, None)
+        self.waiting.pop(lease, None)
+
+    @invariant()
+    def a_tick_at_the_deadline_moves_the_deadline(self) -> None:
+        assert self.scheduler.next_deadline() > self.now
+
+    @invariant()
+    def the_snapshot_tells_what_was_commanded(self) -> None:
+        pools = {pool.key: pool for pool in self.picture.pools}
+        assert set(pools) == set(self.scaling)
+        shown = {lease.lease for pool in pools.values() for r in pool.replicas for lease in r.leases}
+        assert shown == set(self.held)
+        assert {request.lease for pool in pools.values() for request in pool.queue} == set(self.waiting)
+        assert {r.id for pool in pools.values() for r in pool.replicas} == set(self.starts)
+        Snapshot.model_validate_json(self.picture.model_dump_json())
+
+    @invariant()
+    def nobody_waits_beside_a_free_slot(self) -> None:
+        for pool in self.picture.pools:
+            assert pool.scaling == self.scaling[pool.key]
+            slots = 1 if pool.single_use else pool.scaling.concurrency
+            for replica in pool.replicas:
+                if pool.waiting and replica.state in {"ready", "busy"} and replica.generation_current:
+                    assert len(replica.leases) >= slots
+
+    @invariant()
+    def nobody_waits_for_nothing(self) -> None:
+        for pool in self.picture.pools:
+            something_will_happen = (
+                any(pool.replicas)
+                or pool.waits_for
+                or (pool.failure and pool.failure.retry_at and self.scheduler.next_deadline() < math.inf)
+            )
+            assert not pool.waiting or something_will_happen
+
+    def teardown(self) -> None:
+        # Play on: all is served, then given back.
+        for _ in range(2000):
+            if not (self.waiting or self.held or self.starts):
+                break
+            self.serve_one_round()
+        assert not self.waiting
+        assert not self.held
+        for client in CLIENTS:
+            self.disconnect(client)
+        for _ in range(200):
+            if not self.picture.pools:
+                break
+            self.serve_one_round()
+        assert self.picture.pools == ()
+        assert all(device.replica is None for device in self.picture.devices)
+        assert self.scheduler.next_deadline() == math.inf
+        assert self.scaling == {}
+
+    def serve_one_round(self) -> None:
+        for replica in list(self.starts):
+            if replica in self.stopped:
+                self.exit(replica)
+            elif replica not in self.ready:
+                self.ready.add(replica)
+                self.play(ReplicaReady(replica))
+        for lease in list(self.held):
+            if lease in self.held:
+                self.forget_lease(lease)
+                self.play(LeaseReleased(lease))
+        if not self.stopped and self.scheduler.next_deadline() < math.inf:
+            self.now = self.scheduler.next_deadline()
+            self.play(Tick())
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
