@@ -48,9 +48,6 @@ class Ranking:
             heap[:] = [(rank, key) for key, rank in ranks.items()]
             heapify(heap)
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._ranks
-
     def drop(self, key: str) -> None:
         self._ranks.pop(key, None)
 
@@ -92,6 +89,7 @@ class Lease:
     children: dict[str, Lease] = field(default_factory=dict)  # those it waits for, queued or held
     replica: Replica | None = None
     granted_at: float | None = None
+    abandoned: bool = False  # its client is gone; the replica is stopping what runs in it
     recalled_for: Share | None = None
     lost_why: str | None = None  # what its client shall hear when the replica exits, if we know better
 

@@ -144,8 +144,9 @@ class Scheduler:
                 if gone := self._replicas.get(replica):
                     self._exit(gone, cause, now)
             case LeaseEnded(lease):
-                if lease in self._abandoned:
-                    self._end(self._leases[lease], now)
+                ended = self._leases.get(lease)
+                if ended and ended.abandoned:
+                    self._end(ended, now)
             case LeaseRevoked(lease, why):
                 revoked = self._leases.get(lease)
                 if revoked and revoked.replica:
@@ -200,7 +201,7 @@ class Scheduler:
         self._abandoned.drop(lease.id)
         pool.unlink(lease)
         if client := self._clients.get(lease.client):
-            client.leases.pop(lease.id)
+            client.leases.pop(lease.id, None)
         if replica is None:
             pool.unqueue(lease)
         else:
@@ -251,6 +252,7 @@ class Scheduler:
             if lease.replica is None:
                 self._end(lease, now)
             else:
+                lease.abandoned = True
                 self._abandoned.put(lease.id, now + ABANDONED_S)
         for key in client.declared:
             pool = self._pools[key]

@@ -22,6 +22,7 @@ from flyte_jupyter.core.events import (
     ClientGone,
     DevicesFound,
     Event,
+    LeaseEnded,
     LeaseReleased,
     LeaseRequested,
     LeaseRevoked,
@@ -397,7 +398,7 @@ def test_stopping_refuses_the_queue_stops_the_idle_and_drains_the_busy() -> None
 def test_stopping_refuses_who_waits() -> None:
     machine = warm(1, 1)
     machine.ask("a", "b")
-    assert machine.do(PoolStopped("p")) == [Refuse("ada", "b", "pool-stopped")]
+    assert machine.do(PoolStopped("p")) == [Refuse("ada", "b", "pool-stopped", {"pool": "p"})]
     assert machine.states() == {"p-1": "draining"}
 
 
@@ -488,7 +489,7 @@ def test_a_failed_preload_refuses_those_who_wait_and_is_tried_again_later() -> N
     machine = Machine()
     machine.declare("p", scaling(1, 1))
     machine.ask("a")
-    detail = {"cause": "ImportError: x", "replica": "p[0]", "attempts": "1"}
+    detail = {"pool": "p", "cause": "ImportError: x", "replica": "p[0]", "attempts": "1"}
     stop = StopReplica("p-1", "it failed to start", force=True)
     assert machine.do(ReplicaFailed("p-1", "ImportError: x")) == [
         stop,
@@ -525,7 +526,7 @@ def failed_pool() -> Machine:
 def test_five_failures_within_two_minutes_are_a_verdict() -> None:
     machine = failed_pool()
     assert machine.pool().state == "failed"
-    detail = {"cause": "exit code 1", "replica": "p[0]", "attempts": "5"}
+    detail = {"pool": "p", "cause": "exit code 1", "replica": "p[0]", "attempts": "5"}
     assert machine.ask("a", at=100) == [Refuse("ada", "a", "pool-failed", detail)]
 
 
@@ -564,8 +565,20 @@ def test_a_lost_client_gives_back_what_it_held_and_asked_for() -> None:
     machine = warm(1, 1)
     machine.ask("a1", "a2", client="ada")
     machine.ask("b1", client="bob")
-    assert granted(machine.do(ClientGone("ada"))) == [("b1", "p-1")]
-    assert machine.pool().waiting == 0
+    assert machine.do(ClientGone("ada"), at=5) == []
+    assert machine.pool().waiting == 1
+    assert granted(machine.do(LeaseEnded("a1"), at=6)) == [("b1", "p-1")]
+    assert machine.do(Tick(), at=11) == []
+
+
+def test_a_call_that_outlives_its_client_costs_its_replica() -> None:
+    machine = warm(1, 1)
+    machine.ask("a1", client="ada")
+    machine.do(ClientGone("ada"), at=5)
+    assert machine.scheduler.next_deadline() == 11
+    assert machine.do(Tick(), at=10.9) == []
+    why = "task-a1 does not stop, and its client is gone"
+    assert machine.do(Tick(), at=11)[0] == StopReplica("p-1", why, force=True)
 
 
 # Single use
@@ -598,7 +611,7 @@ def test_a_replica_is_bound_to_devices_until_it_has_exited() -> None:
 def test_asking_for_a_gpu_where_there_is_none_is_refused_at_once() -> None:
     machine = Machine()
     machine.declare("p", scaling(1, 1), gpus=1)
-    detail = {"problem": "driver not found", "wanted": "1"}
+    detail = {"pool": "p", "problem": "driver not found", "wanted": "1"}
     assert machine.ask("a") == [Refuse("ada", "a", "no-gpu", detail)]
 
 
@@ -607,7 +620,7 @@ def test_asking_for_more_gpus_than_the_machine_has_names_who_holds_them() -> Non
     machine.declare("q", scaling(1, 1), gpus=1, name="infer")
     machine.do(PoolWarmed("q"))
     machine.declare("p", scaling(1, 1), gpus=3)
-    detail = {"wanted": "3", "total": "2", "held": "GPU 0: infer[0]"}
+    detail = {"pool": "p", "wanted": "3", "total": "2", "held": "GPU 0: infer[0]"}
     assert machine.ask("a") == [Refuse("ada", "a", "no-room", detail)]
 
 

@@ -23,6 +23,7 @@ from flyte_jupyter.core.events import (
     ClientGone,
     DevicesFound,
     Event,
+    LeaseEnded,
     LeaseReleased,
     LeaseRequested,
     LeaseRevoked,
@@ -87,6 +88,7 @@ class World(RuleBasedStateMachine):
         self.waiting: dict[str, tuple[str, str]] = {}  # lease: (client, pool)
         self.held: dict[str, tuple[str, str, str]] = {}  # lease: (client, pool, replica)
         self.recalled: set[str] = set()
+        self.abandoned: set[str] = set()
         self.count = 0
         self.picture: Snapshot = self.scheduler.snapshot()
 
@@ -204,11 +206,20 @@ class World(RuleBasedStateMachine):
     def disconnect(self, client: str, seldom: bool = True) -> None:
         if not seldom:
             return
-        for lease, (holder, *_) in [*self.held.items(), *self.waiting.items()]:
+        for lease, (holder, *_) in list(self.waiting.items()):
             if holder == client:
                 self.forget_lease(lease)
+        # What it was running keeps its slot until the replica says that it has stopped.
+        self.abandoned |= {lease for lease, (holder, *_) in self.held.items() if holder == client}
         self.clients.discard(client)
         self.play(ClientGone(client))
+
+    @precondition(lambda self: self.abandoned & set(self.held))
+    @rule(data=st.data())
+    def an_abandoned_call_stops(self, data: st.DataObject) -> None:
+        lease = data.draw(st.sampled_from(sorted(self.abandoned & set(self.held))))
+        self.forget_lease(lease)
+        self.play(LeaseEnded(lease))
 
     @rule(client=st.sampled_from(CLIENTS), generation=st.sampled_from("ABC"))
     def edit_preload(self, client: str, generation: str) -> None:
@@ -332,7 +343,7 @@ class World(RuleBasedStateMachine):
         for lease in list(self.held):
             if lease in self.held:
                 self.forget_lease(lease)
-                self.play(LeaseReleased(lease))
+                self.play(LeaseEnded(lease) if lease in self.abandoned else LeaseReleased(lease))
         if not self.stopped and self.scheduler.next_deadline() < math.inf:
             self.now = self.scheduler.next_deadline()
             self.play(Tick())
