@@ -377,7 +377,7 @@ class BrokerGone(PoolError, RuntimeSystemError):
             "system",
             "The pool service is not running.",
             ". ".join(why) + "." if why else None,
-            f"Run `%flyte_doctor --start`{adopted}.",
+            f"Call the task again: that starts it{adopted}. `flyte-jupyter doctor` checks the rest.",
         )
         self.stopped_s = stopped_s
         self.cause = cause
@@ -446,12 +446,14 @@ class NoSuchPool(PoolError, RuntimeUserError):
         known = dict(pools) if isinstance(pools, Mapping) else dict.fromkeys(pools, "")
         listed = ", ".join(f"{name} ({state})" if state else name for name, state in known.items())
         close = difflib.get_close_matches(pool, known, n=1)
+        resources = f" resources=flyte_jupyter.Resources(gpu={gpus})," if gpus else ""
         meant = f"Did you mean `{close[0]}`? " if close else ""
         self._explain(
             "user",
             f'There is no pool named "{pool}".',
             f"Existing pools: {listed}." if listed else "No pool exists yet.",
-            f"{meant}Create one with `%flyte_pool create {pool} --gpus {gpus}`.",
+            f"{meant}Create one with `env = flyte_jupyter.TaskEnvironment({pool!r},{resources}"
+            " reusable=flyte_jupyter.ReusePolicy(1))` and `flyte_jupyter.pool(env).warm()`.",
         )
         self.pool = pool
         self.pools = known
@@ -476,7 +478,7 @@ class VersionMismatch(PoolError, RuntimeSystemError):
             )
             why = "They live in two environments, so the side panel cannot show this pool."
             do = (
-                f"Magics work. To fix the panel, install {kernel} in the environment that runs Jupyter,"
+                f"Calls work. To fix the panel, install {kernel} in the environment that runs Jupyter,"
                 " then reload the page."
             )
         else:
@@ -529,7 +531,7 @@ class NoRoom(PoolError, RuntimeUserError):
             f"Not enough GPU memory to start another replica: {wanted / 2**30:.1f} GiB wanted,"
             f" {there or 'no GPU free'}.",
             {name: f"{amount / 2**30:.1f}" for name, amount in (held_by or {}).items()},
-            do or "Lower `--vram`, or set fewer max replicas. Queued tasks keep waiting.",
+            do or "Set fewer max replicas: `flyte-jupyter scale POOL MIN:MAX`. Queued tasks keep waiting.",
         )
 
     @classmethod
@@ -569,7 +571,8 @@ class NoUsableGPU(PoolError, RuntimeUserError):
             why = f"The driver did not answer ({reason}), although {requested} requested."
             do = (
                 "Check that the driver tool lists a GPU in a terminal."
-                " To continue on the CPU: `--cpu`, or leave `gpu` out of the environment's resources."
+                " `flyte-jupyter doctor` shows what was found. To continue on the CPU, leave `gpu` out of the"
+                " environment's resources."
             )
         else:
             why = f"{device} was requested, but {reason}."
@@ -604,13 +607,18 @@ class PoolFailed(PoolError, RuntimeUserError):
         where = "" if replica is None else f" on replica {replica}"
         so = f', so the pool "{pool}"' if replica is None else ", so it"
         module = _missing_module(cause)
-        restart = f"`%flyte_pool restart {pool}" + ("" if replica is None else f"[{replica}]") + "`"
+        name = None if replica is None else str(replica)
+        if name is not None and "[" not in name:
+            name = f"{pool}[{name}]"
+        again = f"start the pool again: `flyte-jupyter warm {pool}`"
         if module:
             why = f"{cause.strip().rstrip('.')}, in the pool's Python (not in the notebook's)."
-            do = f"Install it there: `%flyte_pool pip {pool} install {module}`, then {restart}."
+            do = f"Install it there: `python -m pip install {module}`, then {again}."
         else:
             why = _sentence(cause)
-            do = f"Correct the preload and run its cell again, then {restart}."
+            do = f"Correct the preload and run its cell again, or {again}."
+            if name is not None:
+                do += f" Its log: `flyte-jupyter logs {name}`."
         if serving:
             do += f" {_replicas(serving)} still {'serves' if len(serving) == 1 else 'serve'}."
         self._explain(
@@ -619,7 +627,7 @@ class PoolFailed(PoolError, RuntimeUserError):
             why,
             do,
             traceback.rstrip() or None,
-            worker=None if replica is None else f"{pool}[{replica}]",
+            worker=name,
         )
         self.pool = pool
         self.cause = cause
@@ -681,8 +689,8 @@ class NameNotOnReplica(PoolError, RuntimeUserError, NameError):
             "user",
             f'The name "{missing}" is not defined on replica {replica}.',
             f"It exists in your notebook; {only}." if in_notebook else f"{only[0].upper()}{only[1:]}.",
-            (f"Send it with `-i {missing}`{size_text}, or create" if in_notebook else "Create")
-            + f" it in `%%flyte_preload {pool}`.",
+            (f"Pass it to the task as an argument{size_text}, or create" if in_notebook else "Create")
+            + f" it in a function under `@flyte_jupyter.pool(env).preload`, where env is {pool!r}.",
             worker=replica,
         )
         self.missing = missing
@@ -744,8 +752,7 @@ class ResultNotSerializable(PoolError, RuntimeUserError, TypeError):
         if cause is None:
             why = f"Its class `{name}` was defined in the task cell and does not exist in this notebook."
             do = (
-                f"Return plain data, or define `{name}` in a module or a notebook cell"
-                f" and send it with `-i {name}`."
+                f"Return plain data, or define `{name}` in a module or in a notebook cell that the task uses."
             )
         else:
             why = f"{type_name} objects cannot be copied to another process. The pickler said: {cause}"
@@ -884,7 +891,7 @@ class StarvationError(PoolError, RuntimeUserError):
             f'This would wait for ever: task "{parent}" holds {held} of "{pool}" and waits for "{child}",'
             " which needs the same pool.",
             f"replicas max {max_replicas}{limited} × concurrency {concurrency}.",  # noqa: RUF001
-            ("" if limited else f"Run `%flyte_pool scale {pool} {max_replicas}:{max_replicas + 1}`, or ")
+            ("" if limited else f"Run `flyte-jupyter scale {pool} {max_replicas}:{max_replicas + 1}`, or ")
             + f"{'Make' if limited else 'make'} the parent use no replica:"
             f' `{parent.rpartition(".")[2]}.override(reusable="off")`. Nothing was started.',
         )

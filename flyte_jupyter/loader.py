@@ -5,10 +5,33 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import pickle
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 Loader = TypeVar("Loader", bound=Callable[..., Any])
+
+
+class PreloadFunction:
+    """What `@pool.preload` leaves under the function's name, in the notebook and on every replica: its cached self."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function, updated=())
+        self._function = function
+        self._cached = cached(function)
+        self.is_async = inspect.iscoroutinefunction(function)
+
+    __name__: str
+    __wrapped__: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._cached(*args, **kwargs)
+
+    def __flyte_capture__(self) -> tuple[Callable[..., Any], bytes]:
+        return self._function, pickle.dumps(PreloadFunction)
+
+    def __repr__(self) -> str:
+        return f"<preload {self.__name__}>"
 
 
 def cached(function: Loader) -> Loader:

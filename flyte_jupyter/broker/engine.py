@@ -76,6 +76,7 @@ class Engine:
         self._log_dir = log_dir
         self._send_event, self._inbox = create_memory_object_stream[events.Event](math.inf)
         self._clients: dict[str, Callable[[Frozen], None]] = {}
+        self._nested: set[str] = set()
         self._declarations: dict[str, Declaration] = {}
         self._lives: dict[str, Orders] = {}
         self._leases: dict[str, str] = {}  # lease -> replica
@@ -93,10 +94,14 @@ class Engine:
         """Report a fact; never waits."""
         self._send_event.send_nowait(event)
 
-    def connect(self, client: str, send: Callable[[Frozen], None]) -> None:
+    def connect(self, client: str, send: Callable[[Frozen], None], *, nested: bool = False) -> None:
+        """`nested` is a replica whose task calls tasks."""
         self._clients[client] = send
+        if nested:
+            self._nested.add(client)
 
     def disconnect(self, client: str) -> None:
+        self._nested.discard(client)
         if self._clients.pop(client, None) is not None:
             self.post(events.ClientGone(client))
 
@@ -104,6 +109,12 @@ class Engine:
         spec = declaration.spec
         if spec.devices.count:
             await self._devices_known.wait()
+        known = self._declarations.get(spec.key)
+        if known is not None and client in self._nested:
+            declaration = known  # a replica that calls a task repeats what its notebook has said better
+        elif known is not None and declaration.preload is None:
+            # A notebook without a preload does not take away the one that another notebook has given the pool.
+            declaration = declaration.model_copy(update={"preload": known.preload})
         self._declarations[spec.key] = declaration
         self.post(
             events.PoolDeclared(

@@ -87,7 +87,7 @@ async def _converse(
                     tasks.cancel_scope.cancel()
 
             send(p.Welcome(version=_version.__version__, pid=os.getpid()))
-            engine.connect(client, send)
+            engine.connect(client, send, nested=hello.kind == "replica")
             engine.post(events.ClientConnected(client, hello.label, hello.kind, hello.pid))
             log.info("client %s: %s %s, pid %d", client, hello.kind, hello.label, hello.pid)
             try:

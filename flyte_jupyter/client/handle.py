@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import logging
 import os
 import pickle
 import sys
@@ -13,12 +15,15 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
-from .. import errors, loader
+from pydantic import SecretStr
+
+from .. import errors
 from ..core import protocol as p
 from ..core.definitions import Closure, digest_of
 from ..core.policy import ReusePolicy
 from ..core.snapshot import PoolView, ReplicaView
 from ..core.spec import EnvironmentSpec, Scaling
+from ..loader import PreloadFunction
 from . import broker, text
 from .capture import Captured
 from .leases import LeaseGroup
@@ -26,6 +31,8 @@ from .leases import LeaseGroup
 if TYPE_CHECKING:
     from .environment import Task, TaskEnvironment
     from .executor import PoolExecutor
+
+logger = logging.getLogger("flyte")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,7 +74,7 @@ class PoolHandle:
         self.spec = spec
         self.scaling = scaling
         self.start_timeout: float = READY_S
-        self._loaders: dict[str, PreloadFunction[Any]] = {}
+        self._loaders: dict[str, PreloadFunction] = {}
         self._lock = threading.Lock()
         self._declaration: p.Declaration | None = None
 
@@ -93,7 +100,6 @@ class PoolHandle:
                         name: os.environ[name] for name in self.spec.secrets if name in os.environ
                     },  # type: ignore[misc]
                     inherited_env=inherited_environment(),
-                    cwd=os.getcwd(),
                     start_timeout=self.start_timeout,
                 )
         return self._declaration
@@ -107,6 +113,11 @@ class PoolHandle:
     def connection(self) -> broker.Connection:
         """A connection that knows this pool."""
         connection = broker.connect()
+        if not connection.declared:
+            # A new broker: it must know each preload before a task of one pool calls a task of another.
+            for handle in list(_handles.values()):
+                if handle._loaders:
+                    connection.declare(handle.declaration())
         connection.declare(self.declaration())
         return connection
 
@@ -150,6 +161,8 @@ class PoolHandle:
         self.declaration()  # what cannot be captured is said here, where it was written
         if self.scaling.min_replicas:
             self._warm(0)
+        elif (connection := broker.current()) is not None:
+            connection.declare(self.declaration())
         return made
 
     __flyte_decorates__ = True
@@ -157,12 +170,22 @@ class PoolHandle:
     def _preload(self) -> p.Preload | None:
         if not self._loaders:
             return None
-        closures: list[Closure] = [made.captured.closure() for made in self._loaders.values()]
+        loaders = [(name, _loader_closure(made)) for name, made in self._loaders.items()]
         return p.Preload(
-            generation=digest_of(*(closure.digest for closure in closures))[:16],
+            generation=digest_of(*(closure.digest for _, closure in loaders))[:16],
             names=tuple(self._loaders),
-            payload=_base64(pickle.dumps(closures, 5)),
+            payload=base64.b64encode(pickle.dumps(loaders, 5)),
         )
+
+    def _secrets(self) -> dict[str, SecretStr]:
+        missing = [name for name in self.spec.secrets if name not in os.environ]
+        if missing:
+            logger.warning(
+                "environment %r: secret %s is not set here, so its tasks will not have it",
+                self.name,
+                ", ".join(missing),
+            )
+        return {name: SecretStr(os.environ[name]) for name in self.spec.secrets if name not in missing}
 
     # --- verbs
 
@@ -254,10 +277,10 @@ class PoolHandle:
     # --- views
 
     def __repr__(self) -> str:
-        return f"<pool {self.name!r}: {text.pool_line(self.status(), self.scaling)}>"
+        return f"<pool {self.name!r}: {text.pool_line(self.status(), self.scaling, now=time.monotonic())}>"
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        plain = text.pool_table(self.name, self.status(), self.scaling)
+        plain = text.pool_table(self.name, self.status(), self.scaling, now=time.monotonic())
         return {"text/plain": plain, "text/html": f"<pre>{html.escape(plain)}</pre>"}
 
     # --- private
@@ -330,28 +353,11 @@ class PoolHandle:
         return done
 
 
-class PreloadFunction:
-    """What `@pool.preload` leaves under the function's name: its cached self, here and on every replica."""
+def _loader_closure(made: PreloadFunction) -> Closure:
+    """The loader under its own name, as a task that calls it will capture it: so both are one object."""
+    scope = getattr(made.__wrapped__, "__globals__", {})
+    return Captured.of_names([made.__name__], {**scope, made.__name__: made}).closure()
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        self._cached = loader.cached(function)
-        self.captured = Captured(self)
-        for name in ("__module__", "__name__", "__qualname__", "__doc__", "__annotations__"):
-            setattr(self, name, getattr(function, name, None))
-        self.__wrapped__ = function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._cached(*args, **kwargs)
-
-    def __flyte_capture__(self) -> tuple[Callable[..., Any], bytes | None]:
-        return self._function, _CACHED
-
-    def __repr__(self) -> str:
-        return f"<preload {self.__name__}>"
-
-
-_CACHED: Final = pickle.dumps(loader.cached)
 
 _handles: weakref.WeakValueDictionary[str, PoolHandle] = weakref.WeakValueDictionary()
 _by_name: dict[str, PoolHandle] = {}
@@ -391,12 +397,6 @@ def pool(environment: TaskEnvironment) -> PoolHandle:
             "give it reusable=ReusePolicy(...) to have a pool"
         )
     return handle_of(environment)
-
-
-def _base64(data: bytes) -> bytes:
-    import base64
-
-    return base64.b64encode(data)
 
 
 def _is_ready(replica: ReplicaView) -> bool:

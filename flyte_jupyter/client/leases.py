@@ -332,9 +332,11 @@ def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
                 detail.get("problem") or "this machine has none", float(detail.get("wanted", 1))
             )
         case "no-room":
-            return errors.NoRoom.gpus(
-                pool, wanted=int(detail["wanted"]), total=int(detail["total"]), held=detail.get("held", "")
-            )
+            held: dict[str, str] = {}
+            for part in filter(None, detail.get("held", "").split(", ")):  # "GPU 0: infer[0]"
+                device, _, holder = part.partition(": ")
+                held[holder] = f"{held[holder]} and {device}" if holder in held else device
+            return errors.NoRoom.gpus(pool, int(detail["wanted"]), int(detail["total"]), held)
         case "pool-failed":
             cause = detail.get("cause", "").strip()
             return errors.PoolFailed(

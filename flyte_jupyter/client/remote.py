@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -264,13 +264,25 @@ def call(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) ->
             f"Sync task {task.name} was called inside an async task: await {task.name.rpartition('.')[2]}.aio(...)"
         )
     task.bind(args, kwargs)
-    return blocking(target_of(task), task, args, kwargs)
+    try:
+        return blocking(target_of(task), task, args, kwargs)
+    except errors.BaseRuntimeError as error:
+        raise _without_our_frames(error)
 
 
-def acall(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+async def acall(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The same as a coroutine: nothing blocks the loop that awaits it."""
     task.bind(args, kwargs)
-    return awaiting(target_of(task), task, args, kwargs)
+    try:
+        return await awaiting(target_of(task), task, args, kwargs)
+    except errors.BaseRuntimeError as error:
+        raise _without_our_frames(error)
+
+
+def _without_our_frames(error: errors.BaseRuntimeError) -> errors.BaseRuntimeError:
+    """What a user shall see: the line that called, then the lines of the task. IPython hides even this frame."""
+    __tracebackhide__ = True
+    return error.with_traceback(getattr(error, "remote_frames", None))
 
 
 def target_of(task: Task[..., Any]) -> Target:
@@ -407,7 +419,6 @@ def _attempt(target: Target, outgoing: Outgoing, limits: Limits | None, attempt:
             raise
         group.give_back(lease)
         done = True
-        return target.result(frame, lease)
     except (ChannelLost, OSError) as problem:
         if isinstance(problem, ChannelLost) and problem.started:
             raise target.lost(lease, lease.why_lost(), attempt) from None
@@ -415,6 +426,7 @@ def _attempt(target: Target, outgoing: Outgoing, limits: Limits | None, attempt:
     finally:
         if not done:
             group.drop(lease)
+    return target.result(frame, lease)  # outside: a task's own OSError is not one of the connection
 
 
 def _wait(waiter: Waiter, limits: Limits | None) -> Lease:
@@ -574,7 +586,6 @@ async def _attempt_async(target: Target, outgoing: Outgoing, limits: Limits | No
                 raise
             group.give_back(lease)
             done = True
-            return target.result(frame, lease)
         except (ChannelLost, OSError) as problem:
             if isinstance(problem, ChannelLost) and problem.started:
                 why = await asyncio.to_thread(lease.why_lost)
@@ -583,6 +594,7 @@ async def _attempt_async(target: Target, outgoing: Outgoing, limits: Limits | No
         finally:
             if not done:
                 group.drop(lease)
+    return target.result(frame, lease)  # outside: a task's own OSError is not one of the connection
 
 
 async def _wait_async(waiter: Waiter, limits: Limits | None) -> Lease:

@@ -55,7 +55,12 @@ class Source:
         if last < 0:
             return self
         kept = decorators[last + 1 :]
-        first_line = kept[0].lineno if kept else self.node.lineno
+        return self.from_line(kept[0].lineno if kept else self.node.lineno)
+
+    def from_line(self, first_line: int) -> Source:
+        """The definition less the decorators above that line."""
+        if first_line == self.first_line:
+            return self
         lines = "".join(io.StringIO(self.lines).readlines()[first_line - self.first_line :])
         source = replace(self, lines=lines, first_line=first_line)
         parsed = _parse_one(lines, first_line)
@@ -147,8 +152,14 @@ def function_source(function: FunctionType) -> Source | None:
     else:
         nodes = list(_top_level(tree.body))
     for node in nodes:
-        if isinstance(node, Function) and node.name == code.co_name and _start(node) == code.co_firstlineno:
-            return _source(node, lines, code.co_filename, code.co_flags & FUTURE_FLAGS)
+        if (
+            isinstance(node, Function)
+            and node.name == code.co_name
+            and _start(node) <= code.co_firstlineno <= node.lineno
+        ):
+            source = _source(node, lines, code.co_filename, code.co_flags & FUTURE_FLAGS)
+            # On a replica that can read a script's file, the function lacks the decorators that were cut.
+            return source.from_line(code.co_firstlineno)
     return None
 
 

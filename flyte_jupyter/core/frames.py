@@ -2,10 +2,10 @@
 
 A frame is a fixed header, the lengths of its buffers, a body and the buffers:
 
-    kind: u8 | flags: u8 | buffers: u16 | call: u32 | body length: u64 | buffer lengths: u64 * buffers | body | ...
+    kind u8 | flags u8 | buffers u16 | call u32 | body length u64 | buffer lengths u64 * buffers | body | ...
 
-`FrameReader` has the shape of `asyncio.BufferedProtocol` (`get_buffer`, `buffer_updated`), so that a big buffer is
-received where it will stay: no copy between the socket and the array that is made of it.
+`FrameReader` has the shape of `asyncio.BufferedProtocol` (`get_buffer`, `buffer_updated`), so that a big buffer
+is received where it will stay: no copy between the socket and the array that is made of it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Frame:
 
     __slots__ = ("body", "buffers", "call", "flags", "kind")
 
-    def __init__(self, kind: int, call: int, flags: int, body: Buffer, buffers: list[Buffer]) -> None:
+    def __init__(
+        self, kind: int, call: int, flags: int, body: bytes | bytearray, buffers: list[Buffer]
+    ) -> None:
         self.kind = kind
         self.call = call
         self.flags = flags
@@ -75,7 +77,8 @@ class Frame:
 
     def __repr__(self) -> str:
         sizes = [len(buffer) for buffer in self.buffers]
-        return f"<{Kind(self.kind).name} call={self.call} flags={self.flags} body={len(self.body)} buffers={sizes}>"
+        name = Kind(self.kind).name
+        return f"<{name} call={self.call} flags={self.flags} body={len(self.body)} buffers={sizes}>"
 
 
 def encode(
@@ -122,7 +125,8 @@ def join_small(pieces: Iterable[Buffer]) -> list[Buffer]:
 class FrameReader:
     """Turns a stream of bytes into frames.
 
-    Read into `get_buffer()`, tell how much it was by `buffer_updated(n)`, then take `next_frame()` until it is None.
+    Read into `get_buffer()`, tell how much it was by `buffer_updated(n)`, then take `next_frame()` until it is
+    None. Once `buffer_updated` or `feed` has raised ProtocolError the stream is lost: close the connection.
     """
 
     def __init__(self) -> None:
@@ -215,7 +219,10 @@ class _Partial:
 
     def __init__(self, kind: int, flags: int, call: int, sizes: tuple[int, ...]) -> None:
         self._head = (kind, call, flags)
-        self._parts = [bytearray(size) for size in sizes]
+        try:
+            self._parts = [bytearray(size) for size in sizes]
+        except MemoryError:
+            raise ProtocolError(f"a frame of {sum(sizes)} bytes does not fit into this process") from None
         self._index = 0
         self._offset = 0
         self._skip_full()

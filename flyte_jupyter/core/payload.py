@@ -235,7 +235,8 @@ def rebuild(failure: Failure, find: Find, *, where: str = "") -> BaseException:
         cause = rebuild(failure.cause, find)
         error.__cause__ = cause
     error.__suppress_context__ = True
-    return error.with_traceback(_make_traceback(failure.frames))
+    error.remote_frames = _make_traceback(failure.frames)  # type: ignore[attr-defined]
+    return error.with_traceback(error.remote_frames)  # type: ignore[attr-defined]
 
 
 def _as_flyte(failure: Failure, original: BaseException | None) -> errors.BaseRuntimeError:

@@ -48,7 +48,6 @@ class Declaration(Frozen):
     preload: Preload | None = None
     secret_values: dict[str, SecretStr] = {}
     inherited_env: dict[str, str] = {}
-    cwd: str
     start_timeout: float = Field(default=600, gt=0)
 
     @field_serializer("secret_values", when_used="json")

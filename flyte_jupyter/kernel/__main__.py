@@ -16,7 +16,7 @@ def main() -> None:
     die_with_parent(int(os.environ.pop("FLYTE_JUPYTER_PARENT")))
     app = ReplicaApp.instance()
     app.initialize(sys.argv[1:])
-    faulthandler.enable(file=2)
+    faulthandler.enable(file=2, all_threads=False)  # all of them would push the culprit out of the log tail
     app.open_task_channel(socket.socket(fileno=int(os.environ.pop("FLYTE_JUPYTER_TASK_FD"))))
     app.start()
     # Not sys.exit(): a thread that a task left behind would be waited for.

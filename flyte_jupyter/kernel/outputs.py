@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from IPython.core.error import StdinNotImplementedError
 from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
 from traitlets import Type
 
@@ -162,6 +163,23 @@ class TaskStream(io.TextIOBase):
         return getattr(self._otherwise, name)
 
 
+class NoInput(io.TextIOBase):
+    """`sys.stdin` of a replica: whoever asks is told at once, and nobody waits for ever."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
+        # Not EOFError: a debugger would take that for "quit" and hide the reason.
+        raise StdinNotImplementedError("stdin is not available in tasks; pass what it asks for as an argument")
+
+    def read(self, size: int | None = -1) -> str:
+        return self.readline()
+
+    def close(self) -> None:
+        """Not even by `exit()`, which a task may call."""
+
+
 class TaskDisplayPublisher(ZMQDisplayPublisher):  # type: ignore[misc]
     """`display()` inside a task reaches the cell that called it."""
 
@@ -204,6 +222,7 @@ def install(shell: Any, router: Router) -> None:
     shell.display_pub.router = router
     sys.stdout = TaskStream(Output.STDOUT, sys.stdout, router)
     sys.stderr = TaskStream(Output.STDERR, sys.stderr, router)
+    sys.stdin = NoInput()
 
 
 def show_open_figures() -> None:

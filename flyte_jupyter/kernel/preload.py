@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import pickle
 import traceback
 from collections import deque
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..core.definitions import Closure
+from ..loader import PreloadFunction
 
 if TYPE_CHECKING:
     from .channel import Replica
@@ -21,20 +20,22 @@ def run_preload(replica: Replica, payload: bytes) -> None:
     """Define and run each loader of `payload` in turn, on the main thread; `payload` may be empty."""
     replica.report("loading", pid=os.getpid())
     try:
-        closures: list[Closure] = pickle.loads(payload) if payload else []
-        loaders = deque(replica.namespaces.define_preload(closure) for closure in closures)
+        wanted: list[tuple[str, Closure]] = pickle.loads(payload) if payload else []
+        for _, closure in wanted:
+            replica.namespaces.define_preload(closure)
+        loaders = deque(replica.namespaces.preload.attribute(name) for name, _ in wanted)
     except BaseException as error:
         _report_failure(replica, error)
         return
     _next(replica, loaders)
 
 
-def _next(replica: Replica, loaders: deque[Callable[[], Any]]) -> None:
+def _next(replica: Replica, loaders: deque[PreloadFunction]) -> None:
     if not loaders:
         replica.report("ready")
         return
     loader = loaders.popleft()
-    if inspect.iscoroutinefunction(loader):
+    if loader.is_async:
         task = replica.runner.loop.create_task(loader())
         task.add_done_callback(lambda task: _after(replica, task, loaders))
         return
@@ -50,7 +51,7 @@ def _next(replica: Replica, loaders: deque[Callable[[], Any]]) -> None:
     replica.runner.between_loops(work)
 
 
-def _after(replica: Replica, task: asyncio.Task[Any], loaders: deque[Callable[[], Any]]) -> None:
+def _after(replica: Replica, task: asyncio.Task[Any], loaders: deque[PreloadFunction]) -> None:
     error = asyncio.CancelledError() if task.cancelled() else task.exception()
     if error is not None:
         _report_failure(replica, error)
