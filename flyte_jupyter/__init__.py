@@ -1,5 +1,6 @@
 """Warm Jupyter kernels for Flyte tasks: `import flyte_jupyter as flyte`."""
 
+from . import errors
 from ._version import __version__
 from .client.environment import Task, TaskEnvironment
 from .client.handle import PoolHandle, pool
@@ -7,7 +8,6 @@ from .client.image import Image
 from .client.runs import Run, ctx, group, map, run, trace, with_runcontext
 from .core.policy import Backoff, Cache, RetryStrategy, ReusePolicy, Secret, Timeout
 from .core.resources import AMD_GPU, APPLE_SILICON, GPU, HABANA_GAUDI, TPU, Device, Neuron, Resources
-from . import errors
 
 __all__ = [
     "AMD_GPU",

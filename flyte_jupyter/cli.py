@@ -1,7 +1,7 @@
 """`flyte-jupyter`: what runs, and the verbs for it, from a terminal.
 
-Exit codes: 0 done (also when there was nothing to do), 1 it did not work, 2 the command line names something that does
-not exist, 130 interrupted. Everything printed goes through `text.visible`.
+Exit codes: 0 done (also when there was nothing to do), 1 it did not work, 2 the command line names something
+that does not exist, 130 interrupted. Everything printed goes through `text.visible`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from . import _version, errors, runtime
 from .client import text
 from .client.broker import peer_uid
 from .core import protocol as p
-from .core.snapshot import PoolView, ReplicaView
+from .core.snapshot import PoolView
 
 OK: Final = 0
 FAILED: Final = 1
@@ -251,8 +251,7 @@ def _dump(value: Any, offset: float) -> Any:
         return value
     return {
         name: item + offset
-        if isinstance(item, int | float)
-        and (name in ("now", "since") or name.endswith(("_at", "_since", "_until")))
+        if isinstance(item, int | float) and (name in ("now", "since") or name.endswith(("_at", "_since", "_until")))
         else _dump(item, offset)
         for name, item in value.items()
     }
@@ -573,9 +572,7 @@ def _keep(options: argparse.Namespace) -> int:
     with _pool(options.pool) as (broker, view):
         before = view.kept_until
         broker.send(p.Keep(pool=view.key, seconds=options.duration))
-        return _report(
-            broker, view, options, lambda now: now.kept_until != before or not (options.duration or before)
-        )
+        return _report(broker, view, options, lambda now: now.kept_until != before or not (options.duration or before))
 
 
 def _warm(options: argparse.Namespace) -> int:
@@ -821,9 +818,7 @@ def _check_folder() -> Iterable[Finding]:
             *folder.parents,
         ):
             kind, mount = partition.fstype, partition.mountpoint
-    yield Finding(
-        "ok", "runtime folder", f"{folder}, yours alone (0700), {room} characters to spare, on {kind}"
-    )
+    yield Finding("ok", "runtime folder", f"{folder}, yours alone (0700), {room} characters to spare, on {kind}")
     if any(name in kind.lower() for name in NETWORK_FILE_SYSTEMS):
         yield Finding(
             "fail",
@@ -833,9 +828,7 @@ def _check_folder() -> Iterable[Finding]:
         )
     free = shutil.disk_usage(folder).free
     if free < 100 * 2**20:
-        yield Finding(
-            "warn", "runtime folder", f"only {text.size(free)} free", "Logs need some room: make space."
-        )
+        yield Finding("warn", "runtime folder", f"only {text.size(free)} free", "Logs need some room: make space.")
 
 
 def _check_broker() -> Iterable[Finding]:
@@ -923,18 +916,14 @@ def _check_imports() -> Iterable[Finding]:
 
     loaded = [name for name in BIG_LIBRARIES if name in sys.modules]
     if loaded:
-        yield Finding(
-            "warn", "imports", f"`import flyte_jupyter` also loads {', '.join(loaded)}", "Please report it."
-        )
+        yield Finding("warn", "imports", f"`import flyte_jupyter` also loads {', '.join(loaded)}", "Please report it.")
     else:
         yield Finding("ok", "imports", "`import flyte_jupyter` loads neither CUDA nor torch")
     holder = _lock_holder(runtime.runtime_folder())
     if holder is not None:
         with contextlib.suppress(OSError):
             if b"libcuda.so" in Path(f"/proc/{holder}/maps").read_bytes():
-                yield Finding(
-                    "fail", "imports", "the broker has loaded CUDA and holds GPU memory", "Please report it."
-                )
+                yield Finding("fail", "imports", "the broker has loaded CUDA and holds GPU memory", "Please report it.")
 
 
 def _check_call() -> Iterable[Finding]:
@@ -997,9 +986,7 @@ def parse_replicas(value: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{value!r} is not MIN:MAX; write 2 or 1:4")
     lowest, highest = int(match[1]), int(match[2] or match[1])
     if highest < max(lowest, 1):
-        raise argparse.ArgumentTypeError(
-            f"{value!r}: the maximum must be at least 1 and at least the minimum"
-        )
+        raise argparse.ArgumentTypeError(f"{value!r}: the maximum must be at least 1 and at least the minimum")
     return lowest, highest
 
 
@@ -1056,9 +1043,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     stop.add_argument("pool", nargs="?", metavar="POOL", help="only this one, by name or key")
     stop.add_argument("--force", "--now", action="store_true", help="do not wait for running tasks")
-    stop.add_argument(
-        "--timeout", type=parse_duration, default=30.0, metavar="T", help="wait for a pool's tasks (30s)"
-    )
+    stop.add_argument("--timeout", type=parse_duration, default=30.0, metavar="T", help="wait for a pool's tasks (30s)")
     stop.add_argument("--json", action="store_true")
 
     logs = add(
@@ -1068,9 +1053,7 @@ def _parser() -> argparse.ArgumentParser:
         "flyte-jupyter logs 'gpu[0]' --follow",
         "0 printed, 2 there is no such log",
     )
-    logs.add_argument(
-        "what", nargs="?", metavar="POOL|NAME[i]|ID", help="default: the newest of all replicas"
-    )
+    logs.add_argument("what", nargs="?", metavar="POOL|NAME[i]|ID", help="default: the newest of all replicas")
     logs.add_argument("--broker", action="store_true", help="the broker's own log")
     logs.add_argument("--tail", type=_count(0), default=100, metavar="N", help="the last N lines (100)")
     logs.add_argument("--follow", "-f", action="store_true", help="go on as it grows; Ctrl-C ends")
@@ -1094,13 +1077,9 @@ def _parser() -> argparse.ArgumentParser:
         "0 ready, 1 they failed or are not ready in time, 2 no such pool, or more than its maximum",
     )
     warm.add_argument("pool", metavar="POOL")
-    warm.add_argument(
-        "replicas", nargs="?", type=_count(1), metavar="N", help="default: the pool's minimum, or 1"
-    )
+    warm.add_argument("replicas", nargs="?", type=_count(1), metavar="N", help="default: the pool's minimum, or 1")
     warm.add_argument("--no-wait", action="store_true", help="return once the first one is starting")
-    warm.add_argument(
-        "--timeout", type=parse_duration, default=600.0, metavar="T", help="wait this long (10m)"
-    )
+    warm.add_argument("--timeout", type=parse_duration, default=600.0, metavar="T", help="wait this long (10m)")
     warm.add_argument("--json", action="store_true")
 
     keep = add(

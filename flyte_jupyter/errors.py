@@ -94,9 +94,7 @@ class BaseRuntimeError(RuntimeError):
     kind: ErrorKind
     worker: str | None
 
-    def __init__(
-        self, code: str, kind: ErrorKind, root_cause_message: str, worker: str | None = None
-    ) -> None:
+    def __init__(self, code: str, kind: ErrorKind, root_cause_message: str, worker: str | None = None) -> None:
         super().__init__(root_cause_message)
         self.code = code
         self.kind = kind
@@ -396,9 +394,7 @@ class BrokerUnavailable(PoolError, RuntimeSystemError):
 
     fj_code = "FJ104"
 
-    def __init__(
-        self, cause: str, log_path: str | None = None, log_tail: str = "", *, do: str | None = None
-    ) -> None:
+    def __init__(self, cause: str, log_path: str | None = None, log_tail: str = "", *, do: str | None = None) -> None:
         tail = f"\n{log_tail.rstrip()}" if log_tail else ""
         where = f" The whole log: {log_path}." if log_path else ""
         self._explain(
@@ -650,9 +646,7 @@ class PoolStopped(PoolError, ActionAbortedError):
         self._explain(
             "user",
             f'The pool "{pool}" was stopped.',
-            f"It was stopped by {by}."
-            if by
-            else "Somebody stopped it: a notebook, the side panel or a terminal.",
+            f"It was stopped by {by}." if by else "Somebody stopped it: a notebook, the side panel or a terminal.",
             "Call the task again: that starts the pool again, and its preload runs.",
             worker="user",
         )
@@ -711,9 +705,7 @@ class ArgumentNotSerializable(PoolError, RuntimeUserError, TypeError):
 
     fj_code = "FJ402"
 
-    def __init__(
-        self, argument: str, type_name: str, line: int | None = None, cause: str | None = None
-    ) -> None:
+    def __init__(self, argument: str, type_name: str, line: int | None = None, cause: str | None = None) -> None:
         uses = "" if line is None else f" (line {line} uses it)"
         said = f" The pickler said: {cause}" if cause else ""
         noun = type_name.rpartition(".")[2].lower()
@@ -751,9 +743,7 @@ class ResultNotSerializable(PoolError, RuntimeUserError, TypeError):
         named = f' "{result}"' if result else ""
         if cause is None:
             why = f"Its class `{name}` was defined in the task cell and does not exist in this notebook."
-            do = (
-                f"Return plain data, or define `{name}` in a module or in a notebook cell that the task uses."
-            )
+            do = f"Return plain data, or define `{name}` in a module or in a notebook cell that the task uses."
         else:
             why = f"{type_name} objects cannot be copied to another process. The pickler said: {cause}"
             do = "Return plain data: numbers, text, arrays, or lists and dictionaries of them."
@@ -835,9 +825,7 @@ class TaskCancelled(PoolError, ActionAbortedError):
 
     fj_code = "FJ504"
 
-    def __init__(
-        self, task: str, forced: bool = False, replica: str | None = None, by: str | None = None
-    ) -> None:
+    def __init__(self, task: str, forced: bool = False, replica: str | None = None, by: str | None = None) -> None:
         where = f"replica {replica}" if replica else "its replica"
         why = (
             f"It did not stop when asked, so {where} was ended; a replacement is loading."
@@ -883,9 +871,7 @@ class StarvationError(PoolError, RuntimeUserError):
     ) -> None:
         replicas = max_replicas if possible is None else min(max_replicas, possible)
         held = "the only replica" if replicas * concurrency == 1 else "a slot, like every other waiting task,"
-        limited = (
-            "" if possible is None or possible >= max_replicas else f" (this machine has room for {possible})"
-        )
+        limited = "" if possible is None or possible >= max_replicas else f" (this machine has room for {possible})"
         self._explain(
             "user",
             f'This would wait for ever: task "{parent}" holds {held} of "{pool}" and waits for "{child}",'

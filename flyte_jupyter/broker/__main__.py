@@ -106,7 +106,7 @@ async def _on_signals(engine: Engine) -> None:
 
 def _start_guardian(folder: Path, tag: str) -> subprocess.Popen[bytes]:
     """A process that outlives a killed broker just long enough to end what it started."""
-    return subprocess.Popen(  # noqa: S603
+    return subprocess.Popen(
         [sys.executable, "-I", "-S", orphans.__file__, tag, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

@@ -19,10 +19,10 @@ from anyio.abc import TaskGroup
 from ..core import commands, events
 from ..core.protocol import (
     Declaration,
-    Frozen,
     Goodbye,
     Granted,
     Lost,
+    Message,
     Recalled,
     Refused,
     Snapped,
@@ -75,7 +75,7 @@ class Engine:
         self._find_devices = find_devices
         self._log_dir = log_dir
         self._send_event, self._inbox = create_memory_object_stream[events.Event](math.inf)
-        self._clients: dict[str, Callable[[Frozen], None]] = {}
+        self._clients: dict[str, Callable[[Message], None]] = {}
         self._nested: set[str] = set()
         self._declarations: dict[str, Declaration] = {}
         self._lives: dict[str, Orders] = {}
@@ -94,7 +94,7 @@ class Engine:
         """Report a fact; never waits."""
         self._send_event.send_nowait(event)
 
-    def connect(self, client: str, send: Callable[[Frozen], None], *, nested: bool = False) -> None:
+    def connect(self, client: str, send: Callable[[Message], None], *, nested: bool = False) -> None:
         """`nested` is a replica whose task calls tasks."""
         self._clients[client] = send
         if nested:
@@ -142,9 +142,7 @@ class Engine:
 
     def snapped(self) -> Snapped:
         now = current_time()
-        return Snapped(
-            epoch_offset=time.time() - now, log_dir=self._log_dir, snapshot=self.scheduler.snapshot()
-        )
+        return Snapped(epoch_offset=time.time() - now, log_dir=self._log_dir, snapshot=self.scheduler.snapshot())
 
     def end(self) -> None:
         """Begin to end: everything that was started is stopped."""
@@ -215,9 +213,7 @@ class Engine:
             case commands.StopReplica(replica, why, force):
                 life = self._lives.get(replica)
                 if life is not None:
-                    log.info(
-                        "stop %s (%s)%s: %s", self._names.get(replica), replica, " now" if force else "", why
-                    )
+                    log.info("stop %s (%s)%s: %s", self._names.get(replica), replica, " now" if force else "", why)
                     (life.kill if force else life.stop).set()
             case commands.Grant(client, lease, replica):
                 self._leases[lease] = replica
@@ -257,14 +253,12 @@ class Engine:
             ),
         )
 
-    def _tell(self, client: str, message: Frozen) -> None:
+    def _tell(self, client: str, message: Message) -> None:
         send = self._clients.get(client)
         if send is not None:  # else it is gone, and its ClientGone is on the way
             send(message)
 
-    async def _live(
-        self, command: commands.StartReplica, declaration: Declaration, name: str, orders: Orders
-    ) -> None:
+    async def _live(self, command: commands.StartReplica, declaration: Declaration, name: str, orders: Orders) -> None:
         how = Exit("was cancelled")
         try:
             how = await self._launcher.live(command, declaration, name, self.post, self._lease_ended, orders)

@@ -65,7 +65,7 @@ class ReplicaProvisioner(LocalProvisioner):  # type: ignore[misc]
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         with open(self.log_path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
             # From the broker's main thread: the child asks the system to end it with the thread that started it.
-            self.process = subprocess.Popen(  # noqa: S603
+            self.process = subprocess.Popen(
                 cmd,
                 env=kwargs["env"],
                 cwd=kwargs["cwd"],
@@ -178,9 +178,7 @@ class Launcher:
             threads = str(max(1, math.ceil(_cpus(spec.cpu))))
             for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
                 environment.setdefault(variable, threads)
-        environment.update(
-            {key: value.get_secret_value() for key, value in declaration.secret_values.items()}
-        )
+        environment.update({key: value.get_secret_value() for key, value in declaration.secret_values.items()})
         environment.update(spec.env_vars)
         environment.update(
             {
@@ -237,9 +235,7 @@ class Launcher:
         ready = False
         with anyio.CancelScope() as patience:
             patience.deadline = anyio.current_time() + declaration.start_timeout
-            with contextlib.suppress(
-                anyio.BrokenResourceError, anyio.EndOfStream
-            ):  # it died: the watcher knows
+            with contextlib.suppress(anyio.BrokenResourceError, anyio.EndOfStream):  # it died: the watcher knows
                 for piece in encode(Kind.HELLO, 0, json.dumps({"role": "supervisor"}).encode()):
                     await supervisor.send(bytes(piece))
                 for piece in encode(Kind.SETUP, 0, payload):
@@ -288,9 +284,7 @@ class Launcher:
         while True:
             used = await to_thread.run_sync(_resident_bytes, process.pid)
             if used > limit:
-                note["out_of_memory"] = (
-                    f"it used {used / 2**30:.2f} GiB of its limit of {limit / 2**30:.2f} GiB"
-                )
+                note["out_of_memory"] = f"it used {used / 2**30:.2f} GiB of its limit of {limit / 2**30:.2f} GiB"
                 kill_group(process.pid)
                 return
             await anyio.sleep(MEMORY_CHECK_S)
@@ -303,9 +297,7 @@ class Launcher:
         await wait_exit(process)
         self.children.discard(process.pid)
         # Whatever it started in a session of its own carries its tag, and is ours since its parent died.
-        await to_thread.run_sync(
-            lambda: orphans.end(**{orphans.REPLICA_TAG: replica, orphans.BROKER_TAG: self._tag})
-        )
+        await to_thread.run_sync(lambda: orphans.end(**{orphans.REPLICA_TAG: replica, orphans.BROKER_TAG: self._tag}))
         reap_strangers(self.children)
         with contextlib.suppress(Exception):
             await manager.cleanup_resources()
@@ -345,9 +337,7 @@ async def wait_exit(process: subprocess.Popen[bytes]) -> None:
 def describe_exit(code: int | None, note: dict[str, str], tail: str) -> Exit:
     """An exit status in words."""
     if "out_of_memory" in note:
-        return Exit(
-            f"out of memory: {note['out_of_memory']}", signal="SIGKILL", out_of_memory=True, log_tail=tail
-        )
+        return Exit(f"out of memory: {note['out_of_memory']}", signal="SIGKILL", out_of_memory=True, log_tail=tail)
     if code is not None and code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         return Exit(note.get("cause", f"signal {name}"), signal=name, log_tail=tail)

@@ -55,9 +55,7 @@ async def _connection(stream: SocketStream, engine: Engine) -> None:
             return
         lines = BufferedByteReceiveStream(stream)
         hello = None
-        with suppress(
-            EndOfStream, IncompleteRead, BrokenResourceError, ValidationError, anyio.DelimiterNotFound
-        ):
+        with suppress(EndOfStream, IncompleteRead, BrokenResourceError, ValidationError, anyio.DelimiterNotFound):
             with anyio.move_on_after(HANDSHAKE_S):
                 hello = p.to_broker.validate_json(await lines.receive_until(b"\n", p.MAX_LINE_BYTES))
         if not isinstance(hello, p.Hello):
@@ -71,15 +69,13 @@ async def _connection(stream: SocketStream, engine: Engine) -> None:
         await _converse(stream, lines, engine, hello)
 
 
-async def _converse(
-    stream: SocketStream, lines: BufferedByteReceiveStream, engine: Engine, hello: p.Hello
-) -> None:
+async def _converse(stream: SocketStream, lines: BufferedByteReceiveStream, engine: Engine, hello: p.Hello) -> None:
     client = uuid.uuid4().hex[:12]
-    sender, outbox = create_memory_object_stream[p.Frozen](UNSENT)
+    sender, outbox = create_memory_object_stream[p.Message](UNSENT)
     with suppress(BrokenResourceError, ClosedResourceError):
         async with anyio.create_task_group() as tasks, sender, outbox:
 
-            def send(message: p.Frozen) -> None:
+            def send(message: p.Message) -> None:
                 try:
                     sender.send_nowait(message)
                 except (anyio.WouldBlock, BrokenResourceError):
@@ -99,7 +95,7 @@ async def _converse(
             tasks.cancel_scope.cancel()
 
 
-async def _write(stream: SocketStream, outbox: MemoryObjectReceiveStream[p.Frozen]) -> None:
+async def _write(stream: SocketStream, outbox: MemoryObjectReceiveStream[p.Message]) -> None:
     async for message in outbox:
         await stream.send(p.to_line(message))
 
@@ -123,9 +119,7 @@ async def _read(
         await _handle(message, engine, client, send, tasks)
 
 
-async def _handle(
-    message: p.ToBroker, engine: Engine, client: str, send: p.Send, tasks: anyio.abc.TaskGroup
-) -> None:
+async def _handle(message: p.ToBroker, engine: Engine, client: str, send: p.Send, tasks: anyio.abc.TaskGroup) -> None:
     match message:
         case p.Acquire(lease=lease, pool=pool, task=task, parent=parent):
             engine.post(events.LeaseRequested(client, lease, pool, task, parent))

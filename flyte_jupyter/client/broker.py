@@ -67,7 +67,7 @@ class Connection:
 
     # --- requests, from any thread
 
-    def send(self, message: p.Frozen) -> None:
+    def send(self, message: p.Message) -> None:
         """Raises BrokerGone if the broker is not there any more."""
         line = p.to_line(message)
         try:
@@ -331,7 +331,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes] | None:
         with open(logs / "broker.out", "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
             # Detached in every way: whoever reads this process's pipes must not wait for the daemon's end.
             # It inherits the start lock, so that nobody starts a second one before this one has its own lock.
-            return subprocess.Popen(  # noqa: S603
+            return subprocess.Popen(
                 [sys.executable, "-P", "-m", "flyte_jupyter.broker"],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -348,9 +348,7 @@ def _start_failure(folder: Path, how: str) -> errors.BrokerUnavailable:
     tail = ""
     with suppress(OSError):
         tail = "\n".join(out.read_text("utf-8", "replace").splitlines()[-10:])
-    return errors.BrokerUnavailable(
-        f"the broker could not be started: {how}", str(runtime.broker_log(folder)), tail
-    )
+    return errors.BrokerUnavailable(f"the broker could not be started: {how}", str(runtime.broker_log(folder)), tail)
 
 
 def _shake_hands(stream: socket.socket) -> Connection:

@@ -103,9 +103,7 @@ class Captured:
     def _find(self, previous: _Found | None) -> _Found:
         known = previous.pieces if previous else {}
         pieces: dict[str, _Piece] = {}
-        claims: dict[
-            str, tuple[Names, Any]
-        ] = {}  # which object each name stands for, and where that was seen
+        claims: dict[str, tuple[Names, Any]] = {}  # which object each name stands for, and where that was seen
         queue: list[tuple[str, _Piece | None]] = []
         foreign: list[_Piece] = []
 
@@ -186,9 +184,7 @@ class Captured:
             return None
         return decorated_source(name, _module_of(obj))
 
-    def _value(
-        self, name: str, scope: Names, obj: Any, user: _Piece | None, *, wrap: bytes | None = None
-    ) -> _Piece:
+    def _value(self, name: str, scope: Names, obj: Any, user: _Piece | None, *, wrap: bytes | None = None) -> _Piece:
         from .values import pickle_value
 
         try:
@@ -258,9 +254,7 @@ class _Piece:
 class _Found:
     """One capture, and what must still be so for it to hold."""
 
-    def __init__(
-        self, pieces: dict[str, _Piece], watched: list[tuple[Names, str, Any]], closure: Closure
-    ) -> None:
+    def __init__(self, pieces: dict[str, _Piece], watched: list[tuple[Names, str, Any]], closure: Closure) -> None:
         self.pieces = pieces
         self.closure = closure
         self._watched = tuple(watched)  # absent names too: one that is defined later shadows a builtin

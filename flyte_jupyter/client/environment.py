@@ -8,8 +8,8 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import pickle
 import logging
+import pickle
 import re
 import sys
 import typing
@@ -69,9 +69,7 @@ def _hinting(cls: C) -> C:
         for name in kwargs:
             if name not in known:
                 hint = _did_you_mean(name, known)
-                raise TypeError(
-                    f"{cls.__name__}.__init__() got an unexpected keyword argument {name!r}{hint}"
-                )
+                raise TypeError(f"{cls.__name__}.__init__() got an unexpected keyword argument {name!r}{hint}")
         construct(self, *args, **kwargs)
 
     cls.__init__ = hinting  # type: ignore[misc]
@@ -157,9 +155,7 @@ class TaskEnvironment:
         # The annotations say what is right; notebooks are not type-checked, so what arrives is anything.
         given: Any = self
         if isinstance(given.include, str):
-            raise TypeError(
-                f"Expected include to be a sequence of str paths, got a bare str ({given.include!r})"
-            )
+            raise TypeError(f"Expected include to be a sequence of str paths, got a bare str ({given.include!r})")
         self.include = tuple(given.include)
         for entry in cast("tuple[object, ...]", self.include):
             if not isinstance(entry, str):
@@ -308,7 +304,7 @@ class TaskEnvironment:
             if not any(known is environment for known in self.depends_on):
                 self.depends_on.append(environment)
 
-    def clone_with(  # noqa: PLR0917
+    def clone_with(
         self,
         name: str,
         image: str | Image | None = None,
@@ -376,9 +372,7 @@ class TaskEnvironment:
 
         Without `depends_on`: two environments may depend on each other, and no replica asks for it.
         """
-        return {
-            name: value for name, value in self._declared().items() if value is not _FIELD_DEFAULTS.get(name)
-        }
+        return {name: value for name, value in self._declared().items() if value is not _FIELD_DEFAULTS.get(name)}
 
     def _declared(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name in _FIELD_DEFAULTS}
@@ -412,9 +406,7 @@ def _check_env_vars(env_vars: object) -> None:
 
 def _check_pod_template(pod_template: object) -> None:
     # By name: Flyte's own class is accepted without importing it.
-    if pod_template is not None and not (
-        isinstance(pod_template, str) or type(pod_template).__name__ == "PodTemplate"
-    ):
+    if pod_template is not None and not (isinstance(pod_template, str) or type(pod_template).__name__ == "PodTemplate"):
         raise TypeError(f"Expected pod_template to be of type str or PodTemplate, got {type(pod_template)}")
 
 
@@ -587,16 +579,12 @@ class Task(Generic[P, R]):
         self.parameters = tuple(signature.parameters.values())
         kinds = inspect.Parameter
         if any(each.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD) for each in self.parameters):
-            raise ValueError(
-                f"Function {func.__name__} cannot have variable positional or keyword arguments."
-            )
+            raise ValueError(f"Function {func.__name__} cannot have variable positional or keyword arguments.")
         required = [each for each in self.parameters if each.default is kinds.empty]
         positional = [each for each in self.parameters if each.kind is not kinds.KEYWORD_ONLY]
         self._required = tuple(each.name for each in required)
         self._positional = tuple(each.name for each in positional)
-        self._keywords = frozenset(
-            each.name for each in self.parameters if each.kind is not kinds.POSITIONAL_ONLY
-        )
+        self._keywords = frozenset(each.name for each in self.parameters if each.kind is not kinds.POSITIONAL_ONLY)
         self._most = len(positional)
         # How many positional arguments are enough on their own; never, if a keyword-only one is required.
         only_by_keyword = any(each.kind is kinds.KEYWORD_ONLY for each in required)
@@ -607,9 +595,7 @@ class Task(Generic[P, R]):
         return cast(R, self._dispatch(self, args, kwargs))
 
     @overload
-    def aio(
-        self: Task[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
-    ) -> Coroutine[Any, Any, T]: ...
+    def aio(self: Task[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]: ...
 
     @overload
     def aio(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
@@ -637,15 +623,11 @@ class Task(Generic[P, R]):
             return
         expected = [each.name for each in self.parameters]
         if count > self._most:
-            raise ValueError(
-                f"Too many positional arguments provided, expected inputs {expected}, got {count}"
-            )
+            raise ValueError(f"Too many positional arguments provided, expected inputs {expected}, got {count}")
         for key in kwargs:
             if key not in self._keywords:
                 hint = _did_you_mean(key, expected)
-                raise ValueError(
-                    f"Too many keyword arguments provided, expected inputs {expected}, got {key!r}{hint}"
-                )
+                raise ValueError(f"Too many keyword arguments provided, expected inputs {expected}, got {key!r}{hint}")
         given = self._positional[:count]
         twice = [key for key in given if key in kwargs]
         if twice:
@@ -767,9 +749,7 @@ class Task(Generic[P, R]):
             logger.warning("Could not get type hints for function %s: %s", self.short_name, error)
             hints = {}
         return NativeInterface(
-            inputs={
-                each.name: (hints.get(each.name, each.annotation), each.default) for each in self.parameters
-            },
+            inputs={each.name: (hints.get(each.name, each.annotation), each.default) for each in self.parameters},
             outputs=_outputs(hints.get("return", self.signature.return_annotation)),
         )
 
@@ -796,9 +776,7 @@ class Task(Generic[P, R]):
 
     def declaration(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what `task_from_declaration` needs besides the function: environment and task options."""
-        options = {
-            name: value for name, value in self._options.items() if value is not _OPTION_DEFAULTS[name]
-        }
+        options = {name: value for name, value in self._options.items() if value is not _OPTION_DEFAULTS[name]}
         return self.environment.declaration(), options
 
     def __reduce__(self) -> str | tuple[Any, ...]:

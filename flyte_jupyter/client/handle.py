@@ -96,9 +96,7 @@ class PoolHandle:
                     spec=self.spec,
                     scaling=self.scaling,
                     preload=self._preload(),
-                    secret_values={
-                        name: os.environ[name] for name in self.spec.secrets if name in os.environ
-                    },  # type: ignore[misc]
+                    secret_values=self._secrets(),
                     inherited_env=inherited_environment(),
                     start_timeout=self.start_timeout,
                 )
@@ -126,9 +124,9 @@ class PoolHandle:
     @overload
     def preload(self, function: F, /) -> F: ...
     @overload
-    def preload(self, *, start_timeout: float | timedelta | None = None) -> Callable[[F], F]: ...
+    def preload(self, /, *, start_timeout: float | timedelta | None = None) -> Callable[[F], F]: ...
 
-    def preload(self, function: Any = None, /, *, start_timeout: float | timedelta | None = None) -> Any:
+    def preload(self, function: Any = None, /, *, start_timeout: Any = None) -> Any:
         """Run a loader ahead of time on every replica, and once per process however often it is called.
 
         The decorated function is `functools.cache`d: a task that calls it gets what the replica has loaded already,
@@ -143,11 +141,7 @@ class PoolHandle:
             ArgumentNotSerializable: It uses a value of the notebook that cannot be sent to a replica.
         """
         if start_timeout is not None:
-            limit = (
-                start_timeout.total_seconds()
-                if isinstance(start_timeout, timedelta)
-                else float(start_timeout)
-            )
+            limit = start_timeout.total_seconds() if isinstance(start_timeout, timedelta) else float(start_timeout)
             if not limit > 0:
                 raise ValueError(f"start_timeout must be more than 0 seconds, got {start_timeout!r}")
             self.start_timeout = limit
@@ -189,9 +183,7 @@ class PoolHandle:
 
     # --- verbs
 
-    def warm(
-        self, replicas: int | None = None, *, wait: bool = True, timeout: float | None = None
-    ) -> PoolHandle:
+    def warm(self, replicas: int | None = None, *, wait: bool = True, timeout: float | None = None) -> PoolHandle:
         """Start the minimum of replicas, or `replicas` of them, and wait until they are ready.
 
         Args:
@@ -251,9 +243,7 @@ class PoolHandle:
             return view is None or not view.replicas
 
         if not self._wait_until(connection, gone, timeout):
-            raise TimeoutError(
-                f"pool {self.name!r} still runs a task after {timeout:g} s; use stop(force=True)"
-            )
+            raise TimeoutError(f"pool {self.name!r} still runs a task after {timeout:g} s; use stop(force=True)")
 
     def status(self) -> PoolView | None:
         """What the broker knows about this pool; None if it knows nothing (yet, or any more).

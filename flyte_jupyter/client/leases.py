@@ -92,9 +92,7 @@ class Lease:
         """Stop that call and no other: on a connection of its own, which the replica's control thread reads."""
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
             control.connect(self.address)
-            pieces = encode(Kind.HELLO, 0, b'{"role": "control"}') + encode(
-                Kind.CANCEL, call, self.id.encode()
-            )
+            pieces = encode(Kind.HELLO, 0, b'{"role": "control"}') + encode(Kind.CANCEL, call, self.id.encode())
             control.sendall(b"".join(pieces))
 
 
@@ -328,9 +326,7 @@ def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
         case "no-such-pool":
             return errors.NoSuchPool(pool, [name for name in detail.get("pools", "").split(", ") if name])
         case "no-gpu":
-            return errors.NoUsableGPU(
-                detail.get("problem") or "this machine has none", float(detail.get("wanted", 1))
-            )
+            return errors.NoUsableGPU(detail.get("problem") or "this machine has none", float(detail.get("wanted", 1)))
         case "no-room":
             held: dict[str, str] = {}
             for part in filter(None, detail.get("held", "").split(", ")):  # "GPU 0: infer[0]"

@@ -17,7 +17,7 @@ def show(output: int, body: Buffer) -> None:
     """Show one OUTPUT frame, in the context of the call that it belongs to."""
     if getattr(_muted, "yes", False):
         return
-    if output == Output.STDOUT or output == Output.STDERR:
+    if output in (Output.STDOUT, Output.STDERR):
         stream = sys.stdout if output == Output.STDOUT else sys.stderr
         stream.write(str(body, "utf-8", "replace"))
         if ipython() is None:

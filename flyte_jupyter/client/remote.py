@@ -78,9 +78,7 @@ class Conversation:
 class Target:
     """A callable and the pool it runs in: all that does not change from call to call."""
 
-    def __init__(
-        self, function: Callable[..., Any], name: str, pool: PoolHandle, *, limited: bool = False
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, pool: PoolHandle, *, limited: bool = False) -> None:
         self.name = name
         self.pool = pool
         self.limited = limited  # it has a time limit of some kind
@@ -143,9 +141,7 @@ class Target:
         ):
             connection = self.pool.connection()
             if group is None or group.connection is not connection:
-                group = _group(
-                    connection, self.pool.key, parent, "local" if task is None else task.action.run_name
-                )
+                group = _group(connection, self.pool.key, parent, "local" if task is None else task.action.run_name)
                 if len(self._groups) > 100:  # of tasks that are over
                     self._groups.clear()
                 self._groups[parent] = group
@@ -153,22 +149,16 @@ class Target:
 
     # --- errors
 
-    def lost(
-        self, lease: Lease, why: p.Lost | errors.BaseRuntimeError | None, attempt: int
-    ) -> errors.BaseRuntimeError:
+    def lost(self, lease: Lease, why: p.Lost | errors.BaseRuntimeError | None, attempt: int) -> errors.BaseRuntimeError:
         """The error of a call whose replica is gone."""
         if isinstance(why, errors.BaseRuntimeError):
             return why
         if why is None:
             return errors.ReplicaDied(self.name, lease.name, attempt=attempt)
         if why.out_of_memory:
-            error = errors.OOMError(
-                "OOMKilled", f"Replica {lease.name} ran {why.cause} while running {self.name}."
-            )
+            error = errors.OOMError("OOMKilled", f"Replica {lease.name} ran {why.cause} while running {self.name}.")
             error.add_note("A replacement is loading. The task was not repeated.")
-            error.add_note(
-                'Give the environment more memory, or call task.override(reusable="off", resources=...).'
-            )
+            error.add_note('Give the environment more memory, or call task.override(reusable="off", resources=...).')
             return error
         number = None if why.signal is None else int(getattr(signals, why.signal, 0)) or None
         hint = None
@@ -218,9 +208,7 @@ class Outgoing:
 
     __slots__ = ("_attempt", "_pieces", "_reference", "closures")
 
-    def __init__(
-        self, reference: bytes, closures: Sequence[Closure], pickled: payload.Pickled, attempt: int
-    ) -> None:
+    def __init__(self, reference: bytes, closures: Sequence[Closure], pickled: payload.Pickled, attempt: int) -> None:
         self._reference = reference
         self.closures = closures
         self._pieces: list[Buffer] = [pickled.data, *pickled.buffers]
@@ -228,9 +216,7 @@ class Outgoing:
 
     def on(self, channel: Channel) -> tuple[int, list[Buffer]]:
         channel.calls += 1
-        return channel.calls, encode(
-            Kind.CALL, channel.calls, self._reference, self._pieces, flags=self._attempt
-        )
+        return channel.calls, encode(Kind.CALL, channel.calls, self._reference, self._pieces, flags=self._attempt)
 
 
 _groups: dict[tuple[str, str | None], LeaseGroup] = {}
@@ -242,9 +228,7 @@ def _group(connection: broker.Connection, pool: str, parent: str | None, run: st
     with _groups_lock:
         group = _groups.get((pool, parent))
         if group is None or group.connection is not connection:
-            for key in [
-                key for key, old in _groups.items() if old.connection.closed or (key[1] and old.unused())
-            ]:
+            for key in [key for key, old in _groups.items() if old.connection.closed or (key[1] and old.unused())]:
                 del _groups[key]
             group = _groups[pool, parent] = LeaseGroup(connection, pool, parent, run)
         return group
@@ -267,7 +251,7 @@ def call(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     try:
         return blocking(target_of(task), task, args, kwargs)
     except errors.BaseRuntimeError as error:
-        raise _without_our_frames(error)
+        raise _without_our_frames(error)  # noqa: B904 - it is the same error
 
 
 async def acall(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -276,7 +260,7 @@ async def acall(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     try:
         return await awaiting(target_of(task), task, args, kwargs)
     except errors.BaseRuntimeError as error:
-        raise _without_our_frames(error)
+        raise _without_our_frames(error)  # noqa: B904 - it is the same error
 
 
 def _without_our_frames(error: errors.BaseRuntimeError) -> errors.BaseRuntimeError:
@@ -289,9 +273,7 @@ def target_of(task: Task[..., Any]) -> Target:
     target: Target | None = task.__dict__.get("_target")
     if target is None:
         limits = task.time_limits
-        limited = any(
-            (limits.seconds("max_runtime"), limits.seconds("max_queued_time"), limits.seconds("deadline"))
-        )
+        limited = any((limits.seconds("max_runtime"), limits.seconds("max_queued_time"), limits.seconds("deadline")))
         target = Target(task.func, task.name, handle_of(task), limited=limited)
         task.__dict__["_target"] = target
     return target
@@ -320,14 +302,10 @@ class Limits:
 
     def while_queued(self) -> float | None:
         """The instant until which an attempt may wait for its slot."""
-        return _earlier(
-            None if self.max_queued is None else time.monotonic() + self.max_queued, self.deadline
-        )
+        return _earlier(None if self.max_queued is None else time.monotonic() + self.max_queued, self.deadline)
 
     def while_running(self) -> float | None:
-        return _earlier(
-            None if self.max_runtime is None else time.monotonic() + self.max_runtime, self.deadline
-        )
+        return _earlier(None if self.max_runtime is None else time.monotonic() + self.max_runtime, self.deadline)
 
     def exceeded(self, running: bool) -> errors.TaskTimeoutError:
         if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -361,9 +339,7 @@ class Attempts:
 
     def delay(self, error: BaseException) -> float | None:
         """Seconds until the next attempt; None if there is none."""
-        final = (
-            errors.DeadlineExceededError | errors.TaskCancelled | errors.StarvationError | errors.PoolError
-        )
+        final = errors.DeadlineExceededError | errors.TaskCancelled | errors.StarvationError | errors.PoolError
         if isinstance(error, final) and not isinstance(error, errors.ReplicaDied):
             return None
         if getattr(error, "code", None) == "NonRecoverableError" or self._left <= 0 or self._task is None:
@@ -377,9 +353,7 @@ class Attempts:
 # --- the blocking driver
 
 
-def blocking(
-    target: Target, task: Task[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def blocking(target: Target, task: Task[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     attempts = Attempts(task)
     limits = Limits(task) if task is not None and target.limited else None
     while True:
@@ -495,9 +469,7 @@ def _stop_interrupted(target: Target, lease: Lease, channel: Channel, talk: Conv
     try:
         drive(channel, talk, [], time.monotonic() + QUICK_S)
     except TimeoutError:
-        outputs.note(
-            f"{target.name} on {lease.name} does not stop yet; its kernel is ended in {GRACE_S:g} s."
-        )
+        outputs.note(f"{target.name} on {lease.name} does not stop yet; its kernel is ended in {GRACE_S:g} s.")
         _see_off(target, lease, channel, talk)
     except KeyboardInterrupt:  # pressed again
         _revoke(lease, f"{target.name} was interrupted twice")
@@ -539,9 +511,7 @@ def _revoke(lease: Lease, why: str) -> None:
 # --- the driver for await
 
 
-async def awaiting(
-    target: Target, task: Task[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+async def awaiting(target: Target, task: Task[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     attempts = Attempts(task)
     limits = Limits(task) if task is not None and target.limited else None
     while True:
@@ -613,9 +583,7 @@ async def _wait_async(waiter: Waiter, limits: Limits | None) -> Lease:
         raise
 
 
-async def drive_async(
-    channel: Channel, talk: Conversation, pieces: list[Buffer], until: float | None
-) -> Frame:
+async def drive_async(channel: Channel, talk: Conversation, pieces: list[Buffer], until: float | None) -> Frame:
     """The same as `drive` on the running event loop. Nothing else may read the channel meanwhile."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Frame] = loop.create_future()
@@ -716,7 +684,7 @@ class _AsyncDriver:
             self._done.set_exception(ChannelLost(started or (self._sent and self._talk.answered)))
 
 
-class interruptible:  # noqa: N801 - reads as a statement
+class interruptible:
     """While a cell awaits, wake the loop now and then.
 
     ipykernel notices Ctrl-C only when its loop wakes up (ipykernel issue 881), and nothing may happen for minutes.

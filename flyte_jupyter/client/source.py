@@ -372,9 +372,7 @@ def _method_codes(cls: type) -> Iterator[CodeType]:
             function = inspect.unwrap(function)
         except ValueError:
             continue
-        if isinstance(function, FunctionType) and function.__code__.co_qualname.startswith(
-            f"{cls.__qualname__}."
-        ):
+        if isinstance(function, FunctionType) and function.__code__.co_qualname.startswith(f"{cls.__qualname__}."):
             yield function.__code__
 
 

@@ -205,8 +205,9 @@ def _ttls(scaling: Scaling) -> str:
 def _timers(view: PoolView, now: float) -> list[str]:
     timers = []
     if view.idle_stops_at is not None:
-        timers.append(f"idle off in {countdown(view.idle_stops_at - now)}")
-    if view.kept_until is not None and view.kept_until > now:
+        kept = " (kept)" if view.idle_stops_at == view.kept_until else ""
+        timers.append(f"idle off in {countdown(view.idle_stops_at - now)}{kept}")
+    elif view.kept_until is not None and view.kept_until > now:
         timers.append(f"kept for {countdown(view.kept_until - now)}")
     return timers
 
@@ -255,9 +256,7 @@ def _failure(failure: FailureView, now: float) -> str:
     said = [line for line in failure.cause.splitlines() if line.strip()]
     tries = "1 attempt" if failure.attempts == 1 else f"{failure.attempts} attempts"
     again = "given up" if failure.retry_at is None else f"next in {countdown(failure.retry_at - now)}"
-    return (
-        f"{visible(said[-1].strip()) if said else 'unknown'} ({visible(failure.replica)}, {tries}, {again})"
-    )
+    return f"{visible(said[-1].strip()) if said else 'unknown'} ({visible(failure.replica)}, {tries}, {again})"
 
 
 def _history(view: PoolView) -> str:
@@ -281,9 +280,7 @@ def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
         for column in range(max(map(len, rows)))
     ]
     return [
-        "  ".join(
-            cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=False)
-        ).rstrip()
+        "  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=False)).rstrip()
         for row in rows
     ]
 

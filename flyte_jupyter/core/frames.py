@@ -66,9 +66,7 @@ class Frame:
 
     __slots__ = ("body", "buffers", "call", "flags", "kind")
 
-    def __init__(
-        self, kind: int, call: int, flags: int, body: bytes | bytearray, buffers: list[Buffer]
-    ) -> None:
+    def __init__(self, kind: int, call: int, flags: int, body: bytes | bytearray, buffers: list[Buffer]) -> None:
         self.kind = kind
         self.call = call
         self.flags = flags

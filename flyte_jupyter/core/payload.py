@@ -203,12 +203,8 @@ def describe(error: BaseException, *, skip_file: str = "", depth: int = 0) -> Fa
         cause=describe(cause, skip_file=skip_file, depth=depth + 1) if cause and depth < MAX_CAUSES else None,
     )
     if all(hasattr(error, name) for name in ("code", "kind", "worker")):
-        failure.code, failure.kind, failure.worker = (
-            str(getattr(error, name)) for name in ("code", "kind", "worker")
-        )
-        failure.flyte_name = next(
-            (c.__name__ for c in type(error).__mro__ if c.__name__ in vars(errors)), None
-        )
+        failure.code, failure.kind, failure.worker = (str(getattr(error, name)) for name in ("code", "kind", "worker"))
+        failure.flyte_name = next((c.__name__ for c in type(error).__mro__ if c.__name__ in vars(errors)), None)
     return failure
 
 
@@ -281,9 +277,7 @@ _KINDS: Final[dict[type, errors.ErrorKind]] = {
 _dual_classes: dict[tuple[type, type], type[errors.BaseRuntimeError] | None] = {}
 
 
-def _dual_class(
-    base: type[errors.BaseRuntimeError], own: type[Exception]
-) -> type[errors.BaseRuntimeError] | None:
+def _dual_class(base: type[errors.BaseRuntimeError], own: type[Exception]) -> type[errors.BaseRuntimeError] | None:
     """A class that is both: `except ValueError` and `except RuntimeUserError` catch it. None if Python forbids it."""
     key = (base, own)
     if key not in _dual_classes:
@@ -302,9 +296,7 @@ def _dual_class(
     return _dual_classes[key]
 
 
-def _instance(
-    dual: Any, original: Exception, code: str, message: str, failure: Failure
-) -> errors.BaseRuntimeError:
+def _instance(dual: Any, original: Exception, code: str, message: str, failure: Failure) -> errors.BaseRuntimeError:
     # Neither constructor is called with its own arguments: an exception may take any. What the builtin part keeps outside
     # __dict__ (errno, start, lineno ...) is set by the builtin's initialiser.
     builtin: Any = next(c for c in type(original).__mro__ if c.__module__ == "builtins")

@@ -294,9 +294,7 @@ class Timeout:
         for name in ("max_runtime", "max_queued_time", "deadline"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, (int, timedelta)):
-                raise ValueError(
-                    f"Timeout.{name} must be an int (seconds), a timedelta or None, got {value!r}"
-                )
+                raise ValueError(f"Timeout.{name} must be an int (seconds), a timedelta or None, got {value!r}")
             if value is not None and _seconds(value) < timedelta(0):
                 raise ValueError(f"Timeout.{name} must be greater than or equal to 0, got {value}")
 
@@ -448,9 +446,7 @@ class Secret:
             parts = [part for part in (self.group, self.key) if part is not None]
             self.as_env_var = "_".join(parts).replace("-", "_").upper()
         if self.as_env_var is not None and not _ENV_VAR.fullmatch(self.as_env_var):
-            raise ValueError(
-                f"Invalid environment variable name: {self.as_env_var}, must match ^{_ENV_VAR.pattern}$"
-            )
+            raise ValueError(f"Invalid environment variable name: {self.as_env_var}, must match ^{_ENV_VAR.pattern}$")
 
     def __hash__(self) -> int:
         return hash((self.key, self.group, self.mount, self.as_env_var))

@@ -20,6 +20,10 @@ MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 """A declaration carries the preload's code; nothing else comes near this."""
 
 
+Message = Frozen
+"""What all of these are."""
+
+
 # --- client to broker
 
 
@@ -207,9 +211,9 @@ to_broker: Final[TypeAdapter[ToBroker]] = TypeAdapter(ToBroker)
 from_broker: Final[TypeAdapter[FromBroker]] = TypeAdapter(FromBroker)
 
 
-Send = Callable[[Frozen], None]
+Send = Callable[[Message], None]
 
 
-def to_line(message: Frozen) -> bytes:
+def to_line(message: Message) -> bytes:
     """One message as it crosses the socket."""
     return message.model_dump_json().encode() + b"\n"

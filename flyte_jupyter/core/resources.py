@@ -126,9 +126,7 @@ class Device:
 
     def __repr__(self) -> str:
         parts = [f"{self.quantity!r}, {self.device_class!r}"]
-        parts += [
-            f"{name}={getattr(self, name)!r}" for name in ("device", "partition") if getattr(self, name)
-        ]
+        parts += [f"{name}={getattr(self, name)!r}" for name in ("device", "partition") if getattr(self, name)]
         return f"Device({', '.join(parts)})"
 
 
@@ -344,9 +342,7 @@ _FRACTIONS = {"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3")}
 def _quantity(name: str, text: str) -> Decimal:
     found = _QUANTITY.fullmatch(text.strip())
     if not found or (found[3] and found[3][0] in _FRACTIONS and len(found[3]) > 1):
-        raise ValueError(
-            f"{name}={text!r} is not a Kubernetes quantity, such as '1Gi', '500M', '2' or '500m'"
-        )
+        raise ValueError(f"{name}={text!r} is not a Kubernetes quantity, such as '1Gi', '500M', '2' or '500m'")
     number, exponent, suffix = found.groups()
     value = Decimal(number + (exponent or ""))
     if not suffix:
@@ -406,9 +402,7 @@ def device_request(resources: Resources | None) -> DeviceRequest:
         named = " ".join(part for part in (device.device_class, device.device, device.partition) if part)
         raise NoUsableGPU("pools on this machine use NVIDIA GPUs only", wanted=device.quantity, device=named)
     if device.quantity != int(device.quantity):
-        raise ValueError(
-            f"a replica cannot have {device.quantity} GPUs; name a MIG partition to use part of one"
-        )
+        raise ValueError(f"a replica cannot have {device.quantity} GPUs; name a MIG partition to use part of one")
     # A time-sliced card is a whole one here until replicas can share: the model is what can be looked for.
     model = device.device.removesuffix(_SHARED) if device.device else None
     return DeviceRequest(count=int(device.quantity), model=model, partition=device.partition)

@@ -391,9 +391,7 @@ class Scheduler:
         if now >= pool.idle_stops_at:
             pool.active = False
             ttl = pool.scaling.idle_ttl
-            pool.stop_why = (
-                "another environment took its name" if pool.retiring else f"nothing ran for {ttl:g} s"
-            )
+            pool.stop_why = "another environment took its name" if pool.retiring else f"nothing ran for {ttl:g} s"
         if not pool.active:
             pool.warm_goal = 0
             if pool.coming or pool.count["ready"]:
@@ -417,9 +415,7 @@ class Scheduler:
     def _drain_surplus(self, pool: Pool, surplus: int) -> None:
         # Of those without work, one that is still starting has less to lose than a warm one.
         staying = [r for r in pool.replicas.values() if r.state in {"starting", "loading", "ready"}]
-        order = nsmallest(
-            surplus, staying, key=lambda r: (len(r.leases), r.state == "ready", r.current, -r.index)
-        )
+        order = nsmallest(surplus, staying, key=lambda r: (len(r.leases), r.state == "ready", r.current, -r.index))
         for replica in order:
             self._drain(replica, f"the maximum is now {pool.scaling.max_replicas}")
 
@@ -453,11 +449,7 @@ class Scheduler:
                 continue
             other = holder.pool
             spare.setdefault(other.key, other.spare if now >= other.kept_until else 0)
-            if (
-                holder.state == "ready"
-                and not holder.leases
-                and (holder.id in useful or spare[other.key] > 0)
-            ):
+            if holder.state == "ready" and not holder.leases and (holder.id in useful or spare[other.key] > 0):
                 spare[other.key] -= holder.id not in useful
                 useful[holder.id] = useful.get(holder.id, 0) + 1
         if not 0 < lacking <= sum(useful.values()):
@@ -473,11 +465,7 @@ class Scheduler:
             if pool.stale:
                 lacking = self._renew(pool, now)
             goal = max(pool.floor, min(pool.warm_goal, pool.scaling.max_replicas))
-            while (
-                pool.coming + pool.count["ready"] < goal
-                and pool.live < pool.cap
-                and not (lacking or pool.stale)
-            ):
+            while pool.coming + pool.count["ready"] < goal and pool.live < pool.cap and not (lacking or pool.stale):
                 lacking = self._contested(pool) or self._start(pool, "kept warm", now) is None
             # A wish to be warm is heard once; what idles later goes like any other idle replica.
             pool.warm_goal = 0

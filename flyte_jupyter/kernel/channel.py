@@ -17,7 +17,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -60,9 +60,7 @@ def peer_uid(connection: socket.socket) -> int:
 class CallChannel:
     """One lease's calls, in order, one at a time. Lives on the main thread; `send` may be called by any."""
 
-    def __init__(
-        self, connection: socket.socket, reader: FrameReader, hello: CallerHello, replica: Replica
-    ) -> None:
+    def __init__(self, connection: socket.socket, reader: FrameReader, hello: CallerHello, replica: Replica) -> None:
         self.connection = connection
         self.hello = hello
         self.replica = replica
@@ -185,7 +183,7 @@ class CallChannel:
         if self._frames:
             self._loop.call_soon(self._advance)
 
-    def send(self, pieces: list[Buffer]) -> None:
+    def send(self, pieces: Sequence[Buffer]) -> None:
         with self._lock:
             if self.closed:
                 return
@@ -206,7 +204,7 @@ class CallChannel:
             select.select([], [self.connection], [], 0.1)
             self._drain()
 
-    def _write(self, pieces: list[Buffer]) -> list[Buffer]:
+    def _write(self, pieces: Sequence[Buffer]) -> Sequence[Buffer]:
         """Write as much as the socket takes now; what is left."""
         try:
             if len(pieces) == 1:
@@ -342,9 +340,7 @@ class Listener:
             connection.setblocking(True)
             self._replica.runner.loop.call_soon_threadsafe(self._replica.attach, connection, reader, caller)
         else:
-            ControlChannel(
-                connection, reader, self._loop, self._replica, supervisor=hello["role"] == "supervisor"
-            )
+            ControlChannel(connection, reader, self._loop, self._replica, supervisor=hello["role"] == "supervisor")
 
 
 class _Greeting:
@@ -453,9 +449,7 @@ class ControlChannel:
 class Replica:
     """All channels of this process, and what they share."""
 
-    def __init__(
-        self, runner: Runner, namespaces: Namespaces, control_loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def __init__(self, runner: Runner, namespaces: Namespaces, control_loop: asyncio.AbstractEventLoop) -> None:
         self.runner = runner
         self.namespaces = namespaces
         self.supervisor: ControlChannel | None = None

@@ -36,11 +36,10 @@ IOPUB_MARK = 100_000
 """Messages that a console attached by hand may lag behind before the printing code waits."""
 
 
-class FlyteKernel(IPythonKernel):  # type: ignore[misc]
+class FlyteKernel(IPythonKernel):
     """Answers everything that a Jupyter kernel answers, except the debugger."""
 
     shell_class = Type(outputs.ReplicaShell)
-    debugger_class = None
 
     async def do_debug_request(self, msg: Any) -> Any:
         return None
@@ -51,7 +50,7 @@ class FlyteKernel(IPythonKernel):  # type: ignore[misc]
         return reply  # type: ignore[no-any-return]
 
 
-class ReplicaApp(IPKernelApp):  # type: ignore[misc]
+class ReplicaApp(IPKernelApp):
     """IPKernelApp without what a shared workstation must not have: TCP listeners, a history file, the current folder."""
 
     kernel_class = Type(FlyteKernel, klass=IPythonKernel)

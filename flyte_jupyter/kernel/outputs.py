@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from IPython.core.error import StdinNotImplementedError
 from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
+from IPython.core.error import StdinNotImplementedError
 from traitlets import Type
 
 from ..core.context import TaskContext, current
@@ -180,7 +180,7 @@ class NoInput(io.TextIOBase):
         """Not even by `exit()`, which a task may call."""
 
 
-class TaskDisplayPublisher(ZMQDisplayPublisher):  # type: ignore[misc]
+class TaskDisplayPublisher(ZMQDisplayPublisher):
     """`display()` inside a task reaches the cell that called it."""
 
     router: Router | None = None
@@ -188,10 +188,18 @@ class TaskDisplayPublisher(ZMQDisplayPublisher):  # type: ignore[misc]
     def _sink(self) -> OutputSink | None:
         return None if self.router is None else self.router.sink()
 
-    def publish(self, data: Any, metadata: Any = None, **kwargs: Any) -> None:
+    def publish(  # type: ignore[override]
+        self,
+        data: Any,
+        metadata: Any = None,
+        *,
+        transient: Any = None,
+        update: bool = False,
+        **kwargs: Any,
+    ) -> None:
         sink = self._sink()
         if sink is None:
-            super().publish(data, metadata, **kwargs)
+            super().publish(data, metadata, transient=transient, update=update, **kwargs)
             return
         from ipykernel.jsonutil import encode_images, json_clean
 
@@ -199,9 +207,9 @@ class TaskDisplayPublisher(ZMQDisplayPublisher):  # type: ignore[misc]
         content = {
             "data": encode_images(data),
             "metadata": metadata or {},
-            "transient": kwargs.get("transient") or {},
+            "transient": transient or {},
         }
-        sink.display({**json_clean(content), "update": bool(kwargs.get("update"))})
+        sink.display({**json_clean(content), "update": update})
 
     def clear_output(self, wait: bool = False) -> None:
         sink = self._sink()
@@ -211,7 +219,7 @@ class TaskDisplayPublisher(ZMQDisplayPublisher):  # type: ignore[misc]
             sink.clear(wait)
 
 
-class ReplicaShell(ZMQInteractiveShell):  # type: ignore[misc]
+class ReplicaShell(ZMQInteractiveShell):
     """The kernel's shell, whose displays know about tasks."""
 
     display_pub_class = Type(TaskDisplayPublisher)

@@ -185,9 +185,7 @@ class Runner:
         return encode(Kind.OUTCOME, call.number, pickled.data, pickled.buffers, flags=Status.OK)
 
     def _failed(self, call: RunningCall, error: BaseException) -> list[Buffer]:
-        stopped = isinstance(error, asyncio.CancelledError) or (
-            call.cancelled and isinstance(error, KeyboardInterrupt)
-        )
+        stopped = isinstance(error, asyncio.CancelledError) or (call.cancelled and isinstance(error, KeyboardInterrupt))
         if stopped:
             return _cancelled(call)
         return encode(Kind.OUTCOME, call.number, dump_failure(error), flags=Status.ERROR)
@@ -240,9 +238,7 @@ def dump_failure(error: BaseException) -> bytes:
         return pickle.dumps(payload.describe(error, skip_file=__file__), 5)
     except Exception as problem:
         text = f"{type(error).__name__}: {payload._text(error)}\n(describing it failed: {problem!r})"
-        return pickle.dumps(
-            payload.Failure("builtins", type(error).__name__, payload._text(error), text, []), 5
-        )
+        return pickle.dumps(payload.Failure("builtins", type(error).__name__, payload._text(error), text, []), 5)
 
 
 def make_context(number: int, name: str, channel: CallChannel, attempt: int, sink: OutputSink) -> TaskContext:
