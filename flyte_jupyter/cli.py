@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
-    except errors.PoolError as problem:
+    except (errors.PoolError, Closed) as failure:
+        problem = errors.BrokerGone() if isinstance(failure, Closed) else failure
         for part in (str(problem), *getattr(problem, "__notes__", ())):
             print(text.visible(part, keep="\n\t"), file=sys.stderr)
         return UNKNOWN if isinstance(problem, errors.NoSuchPool) else FAILED
@@ -431,14 +432,17 @@ def _stop_all(options: argparse.Namespace) -> int:
             process = psutil.Process(holder)
             if not _is_broker(process):
                 _complain(
-                    f"The lock {runtime.broker_lock(folder)} names pid {holder}, which is not a broker of yours;"
-                    " nothing was ended.",
+                    f"The lock {runtime.broker_lock(folder)} names pid {holder}, which is not a broker"
+                    " of yours; nothing was ended.",
                     "If the broker runs in a container or on another machine, stop it there.",
                 )
                 return FAILED
             stopped["how"] = _end_broker(process, options.force, stopped)
         except psutil.NoSuchProcess:
             stopped["how"] = "ended by itself"
+    deadline = time.monotonic() + TERM_S
+    while _lock_holder(folder) == holder is not None and time.monotonic() < deadline:
+        time.sleep(0.02)  # a killed process is a zombie some moments before its last thread lets go of the lock
     if _lock_holder(folder) is None:  # else a client has started another, which sweeps up itself
         stopped["leftovers"] = sorted(_end_leftovers(folder, GUARDIAN_S if holder is not None else 0.0))
     left = _lock_holder(folder) == holder is not None
@@ -456,7 +460,8 @@ def _stop_all(options: argparse.Namespace) -> int:
 def _what_stopped(stopped: dict[str, Any]) -> Iterator[str]:
     if stopped["broker"] is not None:
         tasks = f", with {_plural(stopped['tasks'], 'running task')}" if stopped["tasks"] else ""
-        yield f"Stopped the broker (pid {stopped['broker']}, {stopped['how']}) and {_listed(stopped['replicas'])}{tasks}."
+        replicas = _listed(stopped["replicas"])
+        yield f"Stopped the broker (pid {stopped['broker']}, {stopped['how']}) and {replicas}{tasks}."
     if stopped["leftovers"]:
         yield f"Ended what was left behind: pid {', '.join(map(str, stopped['leftovers']))}."
 
@@ -509,7 +514,7 @@ def _is_broker(process: Any) -> bool:
 
 
 def _lock_holder(folder: Path) -> int | None:
-    """The pid of the broker that runs in `folder`: it holds the lock for life; a pid without a lock is old."""
+    """The pid of the broker that runs in `folder`: it holds the lock for life; without it a pid is old."""
     try:
         lock = open(runtime.broker_lock(folder), encoding="utf-8")  # noqa: SIM115
     except OSError:
@@ -928,6 +933,8 @@ def _check_imports() -> Iterable[Finding]:
 
 def _check_call() -> Iterable[Finding]:
     """One call in a kernel that is used once."""
+    import psutil
+
     import flyte_jupyter as flyte
 
     with _talk() as broker:
@@ -950,10 +957,10 @@ def _check_call() -> Iterable[Finding]:
 
         connection = current()
         if connection is not None and len(connection.snapshot().snapshot.clients) == 1:
-            connection.send(p.Shutdown())
-            deadline = time.monotonic() + POLITE_S
-            while _lock_holder(runtime.runtime_folder()) and time.monotonic() < deadline:
-                time.sleep(0.02)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                started = psutil.Process(connection.broker_pid)
+                connection.send(p.Shutdown())
+                _wait_gone(started, POLITE_S)
 
 
 # --- the command line

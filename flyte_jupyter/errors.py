@@ -588,6 +588,7 @@ class PoolFailed(PoolError, RuntimeUserError):
         replica: The replica that failed last, by its number.
         traceback: The preload's traceback, as text.
         serving: The replicas that still serve.
+        preload: False if the process ended before its preload began.
     """
 
     fj_code = "FJ301"
@@ -599,6 +600,8 @@ class PoolFailed(PoolError, RuntimeUserError):
         replica: str | int | None = None,
         traceback: str = "",
         serving: Sequence[str | int] = (),
+        *,
+        preload: bool = True,
     ) -> None:
         where = "" if replica is None else f" on replica {replica}"
         so = f', so the pool "{pool}"' if replica is None else ", so it"
@@ -612,14 +615,14 @@ class PoolFailed(PoolError, RuntimeUserError):
             do = f"Install it there: `python -m pip install {module}`, then {again}."
         else:
             why = _sentence(cause)
-            do = f"Correct the preload and run its cell again, or {again}."
+            do = f"Correct the preload and run its cell again, or {again}." if preload else f"To try again, {again}."
             if name is not None:
                 do += f" Its log: `flyte-jupyter logs {name}`."
         if serving:
             do += f" {_replicas(serving)} still {'serves' if len(serving) == 1 else 'serve'}."
         self._explain(
             "user",
-            f"Preload failed{where}{so} will not be used.",
+            f"{'Preload failed' if preload else 'The kernel did not start'}{where}{so} will not be used.",
             why,
             do,
             traceback.rstrip() or None,

@@ -47,7 +47,8 @@ OURS = [
         [
             "FJ101 The pool service is not running.",
             "It stopped 2 min ago (exit 137: out of memory). Your replicas 0 and 1 are still alive.",
-            "Run `%flyte_doctor --start`; they will be adopted, nothing has to be loaded again.",
+            "Call the task again: that starts it; they will be adopted, nothing has to be loaded again."
+            " `flyte-jupyter doctor` checks the rest.",
         ],
     ),
     (
@@ -55,17 +56,17 @@ OURS = [
         [
             'FJ102 There is no pool named "gpu2".',
             "Existing pools: gpu (2 ready), embed (napping).",
-            "Did you mean `gpu`? Create one with `%flyte_pool create gpu2 --gpus 1`.",
+            "Did you mean `gpu`? Create one with `env = flyte_jupyter.TaskEnvironment('gpu2',"
+            " resources=flyte_jupyter.Resources(gpu=1), reusable=flyte_jupyter.ReusePolicy(1))` and"
+            " `flyte_jupyter.pool(env).warm()`.",
         ],
     ),
     (
         errors.VersionMismatch("1.2", "1.0", "server"),
         [
-            "FJ103 This notebook and the Jupyter server use different flyte_jupyter versions"
-            " (kernel 1.2, server 1.0).",
+            "FJ103 This notebook and the Jupyter server use different flyte_jupyter versions (kernel 1.2, server 1.0).",
             "They live in two environments, so the side panel cannot show this pool.",
-            "Magics work. To fix the panel, install 1.2 in the environment that runs Jupyter, then reload the"
-            " page.",
+            "Calls work. To fix the panel, install 1.2 in the environment that runs Jupyter, then reload the page.",
         ],
     ),
     (
@@ -73,13 +74,13 @@ OURS = [
             8 * 2**30,
             {0: int(3.1 * 2**30), 1: int(2.4 * 2**30)},
             {"gpu[0]": int(6.6 * 2**30), "viz[0]": int(3.2 * 2**30)},
-            do="Lower `--vram`, nap `viz` (frees 3.2), or set max replicas to 2.",
+            do="Stop `viz` (frees 3.2), or set max replicas to 2: `flyte-jupyter scale gpu 1:2`.",
         ),
         [
             "FJ201 Not enough GPU memory to start another replica: 8.0 GiB wanted, 3.1 GiB free on GPU 0,"
             " 2.4 on GPU 1.",
             "Held by: gpu[0] 6.6, viz[0] 3.2.",
-            "Lower `--vram`, nap `viz` (frees 3.2), or set max replicas to 2.",
+            "Stop `viz` (frees 3.2), or set max replicas to 2: `flyte-jupyter scale gpu 1:2`.",
         ],
     ),
     (
@@ -87,19 +88,17 @@ OURS = [
         [
             "FJ202 No GPU can be used by this pool.",
             "The driver did not answer (library not found), although 1 GPU was requested.",
-            "Check that the driver tool lists a GPU in a terminal. To continue on the CPU: `--cpu`, or leave"
-            " `gpu` out of the environment's resources.",
+            "Check that the driver tool lists a GPU in a terminal. `flyte-jupyter doctor` shows what was found."
+            " To continue on the CPU, leave `gpu` out of the environment's resources.",
         ],
     ),
     (
-        errors.PoolFailed(
-            "gpu", 'ImportError: no module named "transformers"', 2, "Traceback ...", serving=(0, 1)
-        ),
+        errors.PoolFailed("gpu", 'ImportError: no module named "transformers"', 2, "Traceback ...", serving=(0, 1)),
         [
             "FJ301 Preload failed on replica 2, so it will not be used.",
             "ImportError: no module named \"transformers\", in the pool's Python (not in the notebook's).",
-            "Install it there: `%flyte_pool pip gpu install transformers`, then `%flyte_pool restart gpu[2]`."
-            " Replicas 0 and 1 still serve.",
+            "Install it there: `python -m pip install transformers`, then start the pool again:"
+            " `flyte-jupyter warm gpu`. Replicas 0 and 1 still serve.",
             "Traceback ...",
         ],
     ),
@@ -107,9 +106,9 @@ OURS = [
         errors.NameNotOnReplica("tokenizer", "gpu[1]", ("model", "pipe"), 12_000_000),
         [
             'FJ401 The name "tokenizer" is not defined on replica gpu[1].',
-            "It exists in your notebook; task cells run elsewhere and see only the preload names: model,"
-            " pipe.",
-            "Send it with `-i tokenizer` (12 MB), or create it in `%%flyte_preload gpu`.",
+            "It exists in your notebook; task cells run elsewhere and see only the preload names: model, pipe.",
+            "Pass it to the task as an argument (12 MB), or create it in a function under"
+            " `@flyte_jupyter.pool(env).preload`, where env is 'gpu'.",
         ],
     ),
     (
@@ -125,8 +124,7 @@ OURS = [
         [
             'FJ403 The result "out" cannot be brought back.',
             "Its class `Batch` was defined in the task cell and does not exist in this notebook.",
-            "Return plain data, or define `Batch` in a module or a notebook cell and send it with"
-            " `-i Batch`.",
+            "Return plain data, or define `Batch` in a module or in a notebook cell that the task uses.",
         ],
     ),
     (
@@ -144,7 +142,7 @@ OURS = [
             'FJ601 This would wait for ever: task "parent" holds the only replica of "gpu" and waits for'
             ' "child", which needs the same pool.',
             "replicas max 1 \N{MULTIPLICATION SIGN} concurrency 1.",
-            "Run `%flyte_pool scale gpu 1:2`, or make the parent use no replica:"
+            "Run `flyte-jupyter scale gpu 1:2`, or make the parent use no replica:"
             ' `parent.override(reusable="off")`. Nothing was started.',
         ],
     ),
@@ -199,9 +197,7 @@ def test_ours_say_what_happened_why_and_what_to_do(error: errors.PoolError, text
 
 
 def test_every_class_is_listed_and_tried() -> None:
-    classes = {
-        each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, BaseException)
-    }
+    classes = {each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, BaseException)}
     assert {each.__name__ for each in classes} <= set(errors.__all__)
     assert classes - {errors.PoolError} == {type(error) for error in EVERY}
     codes = [each.fj_code for each in classes if issubclass(each, errors.PoolError)]
@@ -255,3 +251,16 @@ def test_flyte_has_the_same_classes() -> None:
             inspect.signature(twin.__init__).parameters.keys()
         ), name
         assert [base.__name__ for base in type(error).__bases__] == [base.__name__ for base in twin.__bases__]
+
+
+def test_a_failed_preload_names_its_replica_once() -> None:
+    for replica in (0, "gpu[0]"):
+        error = errors.PoolFailed("gpu", "RuntimeError: no weights", replica)
+        assert error.worker == "gpu[0]"
+        assert error.__notes__[1].endswith("Its log: `flyte-jupyter logs gpu[0]`.")
+
+
+@pytest.mark.parametrize("error", EVERY, ids=lambda error: type(error).__name__)
+def test_advice_names_only_what_exists(error: BaseException) -> None:
+    said = "\n".join((str(error), *getattr(error, "__notes__", ())))
+    assert not any(word in said for word in ("%flyte", "--vram", "--cpu", "`-i "))

@@ -198,7 +198,7 @@ class Captured:
             warnings.warn(
                 f'"{name}" is {size / 2**20:.0f} MiB and is sent to every replica that runs '
                 f'"{self._symbol or name}", and compared at every call. Make it in the preload instead '
-                "(%%flyte_preload), so that each replica has it before the first call.",
+                "(`@pool.preload`), so that each replica has it before the first call.",
                 UserWarning,
                 stacklevel=4,
             )

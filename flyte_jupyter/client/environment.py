@@ -592,6 +592,7 @@ class Task(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run on a replica: a sync task returns the value, an async one a coroutine."""
+        __tracebackhide__ = True  # IPython shows the caller's line and the task's
         return cast(R, self._dispatch(self, args, kwargs))
 
     @overload
@@ -822,6 +823,7 @@ def _importable(function: Any) -> object:
 def _first_call(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     from . import remote
 
+    __tracebackhide__ = True
     task._dispatch = remote.call
     return remote.call(task, args, kwargs)
 

@@ -250,13 +250,11 @@ class PoolHandle:
 
         Instants in it are seconds on the system's monotonic clock.
         """
-        connection = broker.current()
-        if connection is None:
-            try:
-                connection = broker.connect(start=False)
-            except errors.BrokerUnavailable:
-                return None
-        return self._find(connection.snapshot())
+        try:
+            connection = broker.current() or broker.connect(start=False)
+            return self._find(connection.snapshot())
+        except (errors.BrokerUnavailable, errors.BrokerGone):
+            return None
 
     def executor(self) -> PoolExecutor:
         """A `concurrent.futures.Executor` whose workers are this pool's replicas."""

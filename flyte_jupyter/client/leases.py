@@ -334,9 +334,13 @@ def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
                 held[holder] = f"{held[holder]} and {device}" if holder in held else device
             return errors.NoRoom.gpus(pool, int(detail["wanted"]), int(detail["total"]), held)
         case "pool-failed":
-            cause = detail.get("cause", "").strip()
+            cause = detail.get("cause", "").strip() or "unknown"
             return errors.PoolFailed(
-                pool, cause.splitlines()[-1] if cause else "unknown", detail.get("replica"), traceback=cause
+                pool,
+                cause.splitlines()[-1],
+                detail.get("replica"),
+                traceback=cause,
+                preload=detail.get("state") != "starting",
             )
         case "pool-stopped":
             return errors.PoolStopped(pool)

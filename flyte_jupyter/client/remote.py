@@ -23,7 +23,7 @@ from .. import errors
 from ..core import context, payload
 from ..core.definitions import Closure, is_notebook_module, notebook_module_name
 from ..core.frames import Buffer, Frame, FrameReader, Kind, Status, encode
-from . import broker, outputs
+from . import broker, outputs, runs
 from .capture import Captured
 from .handle import PoolHandle, handle_of
 from .leases import Channel, Lease, LeaseGroup, Waiter
@@ -98,7 +98,9 @@ class Target:
             self._reference = json.dumps([[closure.digest], self.name]).encode()
         try:
             home = home_module()
-            pickled = payload.dump_arguments((args, kwargs), home)
+            meta = runs.call_meta()
+            sent = (args, kwargs) if meta is None else (args, kwargs, meta)
+            pickled = payload.dump_arguments(sent, home)
         except errors.BaseRuntimeError:
             raise
         except Exception as problem:
@@ -243,30 +245,40 @@ def call(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     Raises:
         SyncTaskCallInAsyncContextError: Inside an async task, whose replica would stand still meanwhile.
     """
-    if context.current.get() is not None and _loop_is_running():
-        raise errors.SyncTaskCallInAsyncContextError(
-            f"Sync task {task.name} was called inside an async task: await {task.name.rpartition('.')[2]}.aio(...)"
-        )
+    if context.current.get() is not None:
+        runs.refuse_in_trace(task.name)
+        if _loop_is_running():
+            raise errors.SyncTaskCallInAsyncContextError(
+                f"Sync task {task.name} was called inside an async task: await {task.name.rpartition('.')[2]}.aio(...)"
+            )
+    __tracebackhide__ = True
     task.bind(args, kwargs)
     try:
         return blocking(target_of(task), task, args, kwargs)
-    except errors.BaseRuntimeError as error:
+    except _PLAIN as error:
         raise _without_our_frames(error)  # noqa: B904 - it is the same error
 
 
 async def acall(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The same as a coroutine: nothing blocks the loop that awaits it."""
+    __tracebackhide__ = True
+    if context.current.get() is not None:
+        runs.refuse_in_trace(task.name)
     task.bind(args, kwargs)
     try:
         return await awaiting(target_of(task), task, args, kwargs)
-    except errors.BaseRuntimeError as error:
+    except _PLAIN as error:
         raise _without_our_frames(error)  # noqa: B904 - it is the same error
 
 
-def _without_our_frames(error: errors.BaseRuntimeError) -> errors.BaseRuntimeError:
+_PLAIN = (errors.BaseRuntimeError, KeyboardInterrupt, asyncio.CancelledError)
+"""Exceptions that say all there is to say; any other is a fault of ours, whose frames are needed."""
+
+
+def _without_our_frames(error: BaseException) -> BaseException:
     """What a user shall see: the line that called, then the lines of the task. IPython hides even this frame."""
     __tracebackhide__ = True
-    return error.with_traceback(getattr(error, "remote_frames", None))
+    return error.with_traceback(payload.remote_frames(error))
 
 
 def target_of(task: Task[..., Any]) -> Target:

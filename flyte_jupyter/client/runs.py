@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import logging
-import threading
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import fields, replace
@@ -516,22 +514,95 @@ class _Mapping:
             )
 
     def results(self) -> Iterator[Any]:
+        """In order; on the calling thread, while the calls are made on the background loop."""
         from . import outputs
         from .executor import background
 
-        self._open(background())
+        line = self._open(background())
         try:
             while self._read_on():
-                while self._window[0].running_or_queued() if False else self._looks_ahead():
+                while self._may_look_ahead():
                     self._pull()
                 yield self._value(self._window.popleft())
         except KeyboardInterrupt:
-            running = self._stop()
-            outputs.note(f"Interrupted: {running} calls of {self.task.name} were stopped.")
+            outputs.note(f"Interrupted: {len(line.outstanding)} calls of {self.task.name} are stopped.")
             raise
         finally:
-            self._stop()
+            self._exhausted = True
+            line.abort()
+            line.wait(STOP_S)
 
     async def results_async(self) -> AsyncIterator[Any]:
-        raise NotImplementedError
-        yield
+        """The same; the calls are made on the running event loop."""
+        import asyncio
+
+        line = self._open(asyncio.get_running_loop())
+        try:
+            while self._read_on():
+                await asyncio.sleep(0)
+                while self._may_look_ahead():
+                    self._pull()
+                    await asyncio.sleep(0)  # iterables may be slow, and what was started goes on
+                head = self._window.popleft()
+                if not head.done():
+                    await asyncio.wait((asyncio.wrap_future(head),))
+                yield self._value(head)
+        finally:
+            self._exhausted = True
+            line.abort()
+            await line.wait_async(STOP_S)
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> Line:
+        from . import remote
+        from .executor import Line
+
+        # The calls' output belongs where the iterator is used: in that cell.
+        self._context: Context = copy_context()
+        if self._group is not None:
+            self._context.run(_calling.set, {**(_calling.get() or {}), "group": self._group})
+        self._target: Target = remote.target_of(self.task)
+        self._line = Line(loop, self._capacity)
+        return self._line
+
+    def _capacity(self) -> int:
+        scaling = self._target.pool.scaling  # asked anew: the pool may be scaled meanwhile
+        slots = scaling.max_replicas * scaling.concurrency
+        return min(self._concurrency, slots) if self._concurrency else slots
+
+    def _read_on(self) -> bool:
+        """Start one call for the result that is about to be yielded; False when there are no more results."""
+        if not self._exhausted and len(self._window) < WINDOW * self._capacity():
+            self._pull()
+        return bool(self._window)
+
+    def _may_look_ahead(self) -> bool:
+        """Only while the next result is not there: then reading items costs nobody time."""
+        return not self._exhausted and len(self._window) < WINDOW * self._capacity() and not self._window[0].done()
+
+    def _pull(self) -> None:
+        try:
+            item = next(self._items)
+        except StopIteration:
+            self._exhausted = True
+            return
+        if self._keyword is None:
+            args, keywords = (*self._args, *item), self._keywords
+        else:
+            args, keywords = self._args, {**self._keywords, self._keyword: item[0]}
+        number, future = self._line.add(self._target, self.task, args, keywords, self._context.copy())
+        if not self._return_exceptions:
+            future.add_done_callback(lambda ended: self._line.abort(after=number) if _failed(ended) else None)
+        self._window.append(future)
+
+    def _value(self, future: Future[Any]) -> Any:
+        error = future.exception()
+        if error is None:
+            return future.result()
+        if self._return_exceptions and isinstance(error, Exception):
+            return error
+        self._exhausted = True
+        raise error
+
+
+def _failed(future: Future[Any]) -> bool:
+    return not future.cancelled() and future.exception() is not None

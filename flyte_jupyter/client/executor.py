@@ -1,0 +1,475 @@
+"""A pool as a `concurrent.futures.Executor`, and what `map` shares with it: calls in line on an event loop.
+
+Both are used from threads that block. Their calls are made on one background loop per process, each in a copy of
+its caller's context, so that what a task prints appears in the cell that asked for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextvars
+import functools
+import inspect
+import itertools
+import os
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future
+from concurrent.futures import wait as wait_for
+from types import TracebackType
+from typing import Any, Final, ParamSpec, TypeVar
+
+from .. import errors
+from ..core import payload
+from ..core.context import current
+from . import remote, runs
+from .environment import Task
+from .handle import PoolHandle
+from .leases import Channel
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TARGETS: Final = 32
+"""Callables that an executor remembers, so that a loop of submits ships its code once."""
+
+
+# --- the background loop
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_before_fork: list[asyncio.AbstractEventLoop | None] = []
+
+
+def background() -> asyncio.AbstractEventLoop:
+    """The event loop that makes the calls of blocked threads. Its daemon thread starts when first asked for."""
+    global _loop  # noqa: PLW0603
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=_serve, args=(_loop,), name="flyte_jupyter-map", daemon=True)
+            thread.start()
+            atexit.register(_stop, _loop, thread)
+        return _loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
+    calls = asyncio.all_tasks(loop)
+    for call in calls:
+        call.cancel()
+    loop.run_until_complete(asyncio.gather(*calls, return_exceptions=True))
+    loop.close()
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    if loop is _loop:  # else it was the parent's
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(1.0)
+
+
+def _forget_after_fork() -> None:
+    global _loop, _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    _before_fork.append(_loop)  # never closed here: its selector is the parent's, too
+    _loop = None
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+# --- calls in line
+
+
+class Submission:
+    """One call and its future. `begin` is asked when the call is about to be sent."""
+
+    __slots__ = ("args", "call", "context", "future", "kwargs", "number", "target", "task", "told")
+
+    def __init__(
+        self,
+        number: int,
+        target: remote.Target,
+        task: Task[..., Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: contextvars.Context,
+    ) -> None:
+        self.number = number
+        self.target = target
+        self.task = task
+        self.args = args
+        self.kwargs = kwargs
+        self.context = context
+        self.future: Future[Any] = Future()
+        self.told = False  # whoever waits for the future has heard that it runs or was cancelled
+        self.call: asyncio.Task[None] | None = None
+
+    def begin(self) -> bool:
+        """False if it was cancelled while it waited."""
+        if not self.told:
+            self.told = True
+            return self.future.set_running_or_notify_cancel()
+        return not self.future.cancelled()
+
+    def withdraw(self) -> None:
+        """It ends without an outcome."""
+        self.future.cancel()
+        if self.begin() and not self.future.done():
+            self.future.set_exception(errors.TaskCancelled(self.target.name))
+
+    def succeed(self, value: Any) -> None:
+        if self.begin():
+            self.future.set_result(value)
+
+    def fail(self, error: BaseException) -> None:
+        if self.begin():
+            self.future.set_exception(error)
+
+
+class Line:
+    """Calls that wait in line for one of `limit()` places, on one event loop. Any thread may add and abort."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        limit: Callable[[], int],
+        explain: Callable[[BaseException], BaseException] | None = None,
+    ) -> None:
+        self.loop = loop
+        self.outstanding: dict[int, Submission] = {}
+        self._limit = limit
+        self._explain = explain
+        self._numbers = itertools.count()
+        self._waiting: deque[Submission] = deque()
+        self._active = 0
+        self._awake = False
+        self._last: float = float("inf")  # later ones are not made any more
+
+    def add(
+        self,
+        target: remote.Target,
+        task: Task[..., Any] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: contextvars.Context,
+    ) -> tuple[int, Future[Any]]:
+        """Put a call in line; its number and its future. `context` is the call's own."""
+        submission = Submission(next(self._numbers), target, task, args, kwargs, context)
+        self.outstanding[submission.number] = submission
+        submission.future.add_done_callback(lambda future: self._done(submission))
+        self._waiting.append(submission)
+        if not self._awake:
+            self._awake = True
+            self._post(self._advance)
+        return submission.number, submission.future
+
+    def abort(self, after: float = -1) -> None:
+        """Stop the calls with a higher number than `after`, those that run included."""
+        self._last = min(self._last, after)
+        if self.outstanding and not self.loop.is_closed():
+            self._post(self._abort)
+
+    def wait(self, timeout: float | None) -> None:
+        """Until none is outstanding."""
+        if asyncio._get_running_loop() is not self.loop:  # a generator may be collected anywhere
+            wait_for([each.future for each in list(self.outstanding.values())], timeout)
+
+    async def wait_async(self, timeout: float) -> None:
+        futures = [asyncio.wrap_future(each.future) for each in list(self.outstanding.values())]
+        if futures:
+            await asyncio.wait(futures, timeout=timeout)
+            for future in futures:
+                if future.done() and not future.cancelled():
+                    future.exception()  # seen
+
+    # --- on the loop, but for `_post` and `_done`
+
+    def _post(self, callback: Callable[..., object], *args: Any) -> None:
+        if asyncio._get_running_loop() is self.loop:
+            self.loop.call_soon(callback, *args)
+        else:
+            self.loop.call_soon_threadsafe(callback, *args)
+
+    def _advance(self) -> None:
+        self._awake = False  # before looking: what is added from now on wakes it again
+        while self._waiting and self._active < self._limit():
+            submission = self._waiting.popleft()
+            if submission.future.cancelled():
+                continue  # `_cancelled` sees to it
+            if submission.number > self._last:
+                self._end(submission)
+                submission.withdraw()
+                continue
+            self._active += 1
+            submission.call = self.loop.create_task(self._make(submission), context=submission.context)
+
+    async def _make(self, submission: Submission) -> None:
+        try:
+            _submission.set(submission)
+            value: Any = None
+            if isinstance(submission.target, PoolTarget) or submission.begin():
+                value = await remote.awaiting(submission.target, submission.task, submission.args, submission.kwargs)
+        except asyncio.CancelledError:
+            submission.withdraw()
+        except BaseException as error:
+            if isinstance(error, errors.BaseRuntimeError):
+                error = error.with_traceback(payload.remote_frames(error))  # the task's lines, not ours
+            submission.fail(error if self._explain is None else self._explain(error))
+        else:
+            submission.succeed(value)
+        finally:
+            self._active -= 1
+            self._end(submission)
+            self._advance()
+
+    def _end(self, submission: Submission) -> None:
+        self.outstanding.pop(submission.number, None)
+
+    def _done(self, submission: Submission) -> None:
+        if submission.future.cancelled() and not submission.told:
+            self._post(self._cancelled, submission)
+
+    def _cancelled(self, submission: Submission) -> None:
+        if submission.call is not None:
+            submission.call.cancel()
+        elif not submission.told:
+            self._end(submission)
+            submission.begin()
+
+    def _abort(self) -> None:
+        for submission in list(self.outstanding.values()):
+            if submission.number <= self._last:
+                continue
+            if submission.call is not None:
+                submission.call.cancel()
+            else:
+                self._end(submission)
+                submission.withdraw()
+
+
+_submission: contextvars.ContextVar[Submission] = contextvars.ContextVar("flyte_jupyter_submission")
+
+
+class PoolTarget(remote.Target):
+    """A target whose submission hears when the call has its lease: until then its future can be cancelled."""
+
+    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: int) -> remote.Outgoing:
+        return _Announced(super().encode(args, kwargs, attempt), _submission.get())
+
+
+class _Announced(remote.Outgoing):
+    __slots__ = ("_plain", "_submission")
+
+    def __init__(self, plain: remote.Outgoing, submission: Submission) -> None:
+        self.closures = plain.closures
+        self._plain = plain
+        self._submission = submission
+
+    def on(self, channel: Channel) -> tuple[int, list[Any]]:
+        if not self._submission.begin():
+            raise asyncio.CancelledError
+        return self._plain.on(channel)
+
+
+# --- the executor
+
+
+class BrokenPool(errors.ReplicaDied, BrokenExecutor):
+    """The replica that ran a submitted call died. Only that call failed: others, and the executor, go on."""
+
+
+def _broken(error: BaseException) -> BaseException:
+    if not isinstance(error, errors.ReplicaDied):
+        return error
+    made = BrokenPool.__new__(BrokenPool)
+    made.args = error.args
+    made.__dict__.update(error.__dict__)
+    return payload.catchable(made)
+
+
+class PoolExecutor(Executor):
+    """A `concurrent.futures.Executor` whose workers are a pool's slots. Made by `pool.executor()`.
+
+    Any callable can be submitted: functions of modules and of the notebook, lambdas, partials, tasks, and
+    coroutine functions, whose result is the future's. Sync functions are allowed whatever the pool's concurrency is;
+    while one runs, its replica does nothing else.
+
+    A future can be cancelled until its call has a slot. A task's own exception comes out of `future.result()` so
+    that `except ValueError` catches it. As elsewhere, `loop.run_in_executor(executor, function, x)` awaits it.
+
+    Args:
+        pool: Whose replicas do the work. As many calls as it has slots run at a time; the others wait in line.
+    """
+
+    def __init__(self, pool: PoolHandle) -> None:
+        self.pool = pool
+        self._lock = threading.Lock()
+        self._closed = False
+        self._line: Line | None = None
+        self._targets: OrderedDict[int, tuple[Callable[..., Any], PoolTarget]] = OrderedDict()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run `fn(*args, **kwargs)` on a replica; what it prints appears where it was submitted.
+
+        Raises:
+            RuntimeError: The executor was shut down.
+            TypeError: `fn` cannot be called.
+
+        The future raises ArgumentNotSerializable if `fn` or an argument cannot leave this process, and BrokenPool if
+        its replica dies.
+        """
+        if not callable(fn):
+            raise TypeError(f"submit takes a callable, got {type(fn).__name__}")
+        function, args_, kwargs_ = _unwrapped(fn, args, kwargs)
+        if current.get() is not None:
+            runs.refuse_in_trace(getattr(function, "__name__", "?"))
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            task = function if isinstance(function, Task) else None
+            target = self._target(function)
+            loop = background()
+            if self._line is None or self._line.loop is not loop:
+                self._line = Line(loop, self._slots, _broken)
+            return self._line.add(target, task, args_, kwargs_, contextvars.copy_context())[1]
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Like the built-in `map`, concurrently; the results come in order.
+
+        Args:
+            timeout: Seconds after which waiting for the next result raises TimeoutError, counted from this call.
+            chunksize: Items per call: more than 1 pays for many short ones.
+            buffersize: The most calls whose results have not been yielded; None reads the iterables to their
+                end at once, as the standard library does.
+
+        Raises: ValueError if a size is less than 1.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        items = zip(*iterables)  # noqa: B905 - the shortest wins
+        if chunksize == 1:
+            more = (functools.partial(self.submit, fn, *item) for item in items)
+            return self._results(more, deadline, buffersize)
+        function, args, kwargs = _unwrapped(fn, (), {})
+        bare = function.func if isinstance(function, Task) else function
+        run_chunk = _run_chunk_async if inspect.iscoroutinefunction(bare) else _run_chunk
+        chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
+        calls: Iterator[Callable[[], Future[Any]]] = (
+            functools.partial(self.submit, run_chunk, bare, args, kwargs, chunk) for chunk in chunks
+        )
+        return itertools.chain.from_iterable(self._results(calls, deadline, buffersize))
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Accept nothing more. The pool stays warm: it belongs to the broker.
+
+        Args:
+            wait: Return when every future is done.
+            cancel_futures: Cancel those that have no slot yet.
+        """
+        with self._lock:
+            self._closed = True
+            self._targets.clear()
+        if self._line is None:
+            return
+        if cancel_futures:
+            for submission in list(self._line.outstanding.values()):
+                submission.future.cancel()
+        if wait:
+            self._line.wait(None)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt) and self._line is not None:
+            self._closed = True
+            self._line.abort()  # Ctrl-C ends the processes of the standard library's pool, too
+        self.shutdown(wait=True)
+
+    def __repr__(self) -> str:
+        waiting = 0 if self._line is None else len(self._line.outstanding)
+        return f"<executor of pool {self.pool.name!r}: {'shut down' if self._closed else f'{waiting} futures'}>"
+
+    # --- private
+
+    def _slots(self) -> int:
+        return self.pool.scaling.max_replicas * self.pool.scaling.concurrency
+
+    def _target(self, function: Callable[..., Any]) -> PoolTarget:
+        # By identity, as callables may be equal or unhashable. The target holds its function, so a weak
+        # dictionary would never let go: few are remembered instead.
+        known = self._targets.get(id(function))
+        if known is not None:
+            self._targets.move_to_end(id(function))
+            return known[1]
+        bare, limited = function, False
+        if isinstance(function, Task):
+            bare = function.func
+            limits = function.time_limits
+            limited = any(limits.seconds(each) for each in ("max_runtime", "max_queued_time", "deadline"))
+        name = f"{self.pool.name}.{getattr(bare, '__name__', type(bare).__name__)}"
+        target = PoolTarget(bare, name, self.pool, limited=limited)
+        self._targets[id(function)] = function, target
+        if len(self._targets) > TARGETS:
+            self._targets.popitem(last=False)
+        return target
+
+    @staticmethod
+    def _results(more: Iterator[Callable[[], Future[T]]], deadline: float | None, ahead: int | None) -> Iterator[T]:
+        futures = deque(submit() for submit in itertools.islice(more, ahead))
+
+        def results() -> Iterator[T]:
+            try:
+                while futures:
+                    if ahead is not None and (submit := next(more, None)) is not None:
+                        futures.append(submit())
+                    # Popped before it is waited for, so that no reference keeps what was yielded alive.
+                    yield _result_or_cancel(futures.popleft(), deadline)
+            finally:
+                for future in futures:
+                    future.cancel()
+
+        return results()
+
+
+def _result_or_cancel(future: Future[T], deadline: float | None) -> T:
+    try:
+        return future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+    finally:
+        future.cancel()
+        del future
+
+
+def _unwrapped(
+    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """A partial's function: what was bound is an argument, so that its code is shipped once."""
+    if type(fn) is functools.partial:
+        return fn.func, (*fn.args, *args), {**fn.keywords, **kwargs}
+    return fn, args, kwargs
+
+
+def _run_chunk(
+    function: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any], chunk: list[tuple[Any, ...]]
+) -> list[T]:
+    return [function(*args, *item, **kwargs) for item in chunk]
+
+
+async def _run_chunk_async(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], chunk: list[tuple[Any, ...]]
+) -> list[Any]:
+    return [await function(*args, *item, **kwargs) for item in chunk]
