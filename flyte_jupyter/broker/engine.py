@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, Protocol
 
 import anyio
@@ -78,6 +79,7 @@ class Engine:
         self._clients: dict[str, Callable[[Message], None]] = {}
         self._nested: set[str] = set()
         self._declarations: dict[str, Declaration] = {}
+        self._coming: Counter[str] = Counter()  # pools whose PoolDeclared is still in the inbox
         self._lives: dict[str, Orders] = {}
         self._leases: dict[str, str] = {}  # lease -> replica
         self._exits: dict[str, Exit] = {}
@@ -92,7 +94,8 @@ class Engine:
 
     def post(self, event: events.Event) -> None:
         """Report a fact; never waits."""
-        self._send_event.send_nowait(event)
+        with suppress(anyio.ClosedResourceError):  # the engine has ended
+            self._send_event.send_nowait(event)
 
     def connect(self, client: str, send: Callable[[Message], None], *, nested: bool = False) -> None:
         """`nested` is a replica whose task calls tasks."""
@@ -116,6 +119,7 @@ class Engine:
             # A notebook without a preload does not take away the one that another notebook has given the pool.
             declaration = declaration.model_copy(update={"preload": known.preload})
         self._declarations[spec.key] = declaration
+        self._coming[spec.key] += 1
         self.post(
             events.PoolDeclared(
                 client=client,
@@ -171,6 +175,8 @@ class Engine:
                 event = await self._inbox.receive()
             now = current_time()
             revision = self.scheduler.revision
+            if isinstance(event, events.PoolDeclared):
+                self._coming[event.pool] -= 1
             for command in self.scheduler.handle(event, now=now):
                 self._perform(command)
             self._after(event, revision, now)
@@ -204,6 +210,8 @@ class Engine:
     def _perform(self, command: commands.Command) -> None:
         assert self._tasks is not None
         match command:
+            case commands.StartReplica() if self._ending.is_set():
+                pass  # in place of one that was just stopped
             case commands.StartReplica():
                 orders = self._lives[command.replica] = Orders()
                 declaration = self._declarations[command.pool]
@@ -233,7 +241,10 @@ class Engine:
             case commands.Lose(client, lease, cause):
                 self._lose(client, lease, cause)
             case commands.ForgetPool(pool):
-                self._declarations.pop(pool, None)
+                # Its last client left while another was declaring it: that one's declaration is here already.
+                if not self._coming[pool]:
+                    del self._coming[pool]
+                    self._declarations.pop(pool, None)
 
     def _lose(self, client: str, lease: str, cause: str) -> None:
         replica = self._leases.pop(lease, "")
@@ -272,7 +283,12 @@ class Engine:
         self.post(events.LeaseEnded(lease))
 
     async def _ask_for_devices(self) -> None:
-        found = await to_thread.run_sync(self._find_devices)
+        try:
+            # Abandoned, not awaited, at the end: a driver may hang.
+            found = await to_thread.run_sync(self._find_devices, abandon_on_cancel=True)
+        except Exception as problem:
+            log.exception("asking for GPUs failed")
+            found = events.DevicesFound((), f"asking the machine for GPUs failed: {problem!r}")
         self.post(found)
         self._devices_known.set()
 

@@ -251,6 +251,7 @@ class Launcher:
                             post(ReplicaLoading(replica, int(state["pid"])))
                         elif state["state"] == "ready":
                             ready = True
+                            note["ready"] = "yes"
                             patience.deadline = math.inf
                             post(ReplicaReady(replica))
                         else:
@@ -336,12 +337,21 @@ async def wait_exit(process: subprocess.Popen[bytes]) -> None:
 
 def describe_exit(code: int | None, note: dict[str, str], tail: str) -> Exit:
     """An exit status in words."""
+    if "ready" not in note and tail:
+        # Nobody has seen its log, and there is no other explanation.
+        note.setdefault("cause", f"the process ended with {_status(code)}\n{tail}")
     if "out_of_memory" in note:
         return Exit(f"out of memory: {note['out_of_memory']}", signal="SIGKILL", out_of_memory=True, log_tail=tail)
+    cause = note.get("cause", _status(code))
     if code is not None and code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return Exit(note.get("cause", f"signal {name}"), signal=name, log_tail=tail)
-    return Exit(note.get("cause", f"exit code {code}"), exit_code=code, log_tail=tail)
+        return Exit(cause, signal=_status(code).removeprefix("signal "), log_tail=tail)
+    return Exit(cause, exit_code=code, log_tail=tail)
+
+
+def _status(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    return f"signal {signal.Signals(-code).name if -code in set(signal.Signals) else -code}"
 
 
 def kill_group(pid: int) -> None:

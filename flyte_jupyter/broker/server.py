@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
 import struct
 import uuid
-from contextlib import suppress
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.abc
 from anyio import (
     BrokenResourceError,
     ClosedResourceError,
@@ -27,13 +30,17 @@ from pydantic import ValidationError
 from .. import _version
 from ..core import events
 from ..core import protocol as p
-from .engine import Engine
+from .engine import WATCH_INTERVAL_S, Engine
 
 log = logging.getLogger(__name__)
 
 HANDSHAKE_S: Final = 5.0
+MAX_HELLO_BYTES: Final = 64 * 1024
 UNSENT: Final = 10_000
 """Messages that a client may lag behind before it is disconnected."""
+
+
+_HUNG_UP: Final = (EndOfStream, IncompleteRead, BrokenResourceError, ClosedResourceError)
 
 
 async def serve(path: Path, engine: Engine) -> None:
@@ -43,9 +50,18 @@ async def serve(path: Path, engine: Engine) -> None:
         # Complete before it is visible: nobody can meet a socket that does not answer yet.
         os.rename(temporary, path)
         try:
-            await listener.serve(lambda stream: _connection(stream, engine))
+            await listener.serve(lambda stream: _serve_one(stream, engine))
         finally:
             path.unlink(missing_ok=True)
+
+
+async def _serve_one(stream: SocketStream, engine: Engine) -> None:
+    try:
+        await _connection(stream, engine)
+    except* _HUNG_UP:
+        pass
+    except* Exception:
+        log.exception("a connection failed")  # one client's trouble; the others' replicas live on
 
 
 async def _connection(stream: SocketStream, engine: Engine) -> None:
@@ -55,44 +71,55 @@ async def _connection(stream: SocketStream, engine: Engine) -> None:
             return
         lines = BufferedByteReceiveStream(stream)
         hello = None
-        with suppress(EndOfStream, IncompleteRead, BrokenResourceError, ValidationError, anyio.DelimiterNotFound):
-            with anyio.move_on_after(HANDSHAKE_S):
-                hello = p.to_broker.validate_json(await lines.receive_until(b"\n", p.MAX_LINE_BYTES))
-        if not isinstance(hello, p.Hello):
+        with anyio.move_on_after(HANDSHAKE_S):
+            try:
+                hello = _read_hello(await lines.receive_until(b"\n", MAX_HELLO_BYTES))
+            except (EndOfStream, IncompleteRead, ValueError, anyio.DelimiterNotFound):
+                return
+        if hello is None:
             return
-        if hello.protocol != p.PROTOCOL:
-            with suppress(BrokenResourceError):
-                await stream.send(
-                    p.to_line(p.Rejected(version=_version.__version__, protocol=p.PROTOCOL, pid=os.getpid()))
-                )
+        if isinstance(hello, p.Rejected):
+            await stream.send(p.to_line(hello))
             return
         await _converse(stream, lines, engine, hello)
+
+
+def _read_hello(line: bytes) -> p.Hello | p.Rejected:
+    """ValueError if it is neither a Hello nor that of another protocol, which may say more or less than ours."""
+    said = json.loads(line)
+    if not isinstance(said, dict) or said.get("type") != "hello":
+        raise ValueError("the first line must be a hello")
+    if said.get("protocol") != p.PROTOCOL:
+        return p.Rejected(version=_version.__version__, protocol=p.PROTOCOL, pid=os.getpid())
+    return p.Hello.model_validate_json(line)
 
 
 async def _converse(stream: SocketStream, lines: BufferedByteReceiveStream, engine: Engine, hello: p.Hello) -> None:
     client = uuid.uuid4().hex[:12]
     sender, outbox = create_memory_object_stream[p.Message](UNSENT)
-    with suppress(BrokenResourceError, ClosedResourceError):
-        async with anyio.create_task_group() as tasks, sender, outbox:
+    async with sender, outbox, anyio.create_task_group() as tasks:
 
-            def send(message: p.Message) -> None:
-                try:
-                    sender.send_nowait(message)
-                except (anyio.WouldBlock, BrokenResourceError):
-                    log.warning("client %s (%s) does not read: disconnected", client, hello.label)
-                    tasks.cancel_scope.cancel()
-
-            send(p.Welcome(version=_version.__version__, pid=os.getpid()))
-            engine.connect(client, send, nested=hello.kind == "replica")
-            engine.post(events.ClientConnected(client, hello.label, hello.kind, hello.pid))
-            log.info("client %s: %s %s, pid %d", client, hello.kind, hello.label, hello.pid)
+        def send(message: p.Message) -> None:
             try:
-                tasks.start_soon(_write, stream, outbox)
-                await _read(lines, engine, client, send, tasks)
-            finally:
-                engine.disconnect(client)
-                log.info("client %s is gone", client)
-            tasks.cancel_scope.cancel()
+                sender.send_nowait(message)
+            except anyio.WouldBlock:
+                log.warning("client %s (%s) does not read: disconnected", client, hello.label)
+                tasks.cancel_scope.cancel()
+
+        def behind() -> bool:
+            return sender.statistics().current_buffer_used > 0
+
+        send(p.Welcome(version=_version.__version__, pid=os.getpid()))
+        engine.connect(client, send, nested=hello.kind == "replica")
+        engine.post(events.ClientConnected(client, hello.label, hello.kind, hello.pid))
+        log.info("client %s: %s %s, pid %d", client, hello.kind, hello.label, hello.pid)
+        try:
+            tasks.start_soon(_write, stream, outbox)
+            await _Reader(lines, engine, client, send, behind, tasks).read()
+        finally:
+            engine.disconnect(client)
+            log.info("client %s is gone", client)
+        tasks.cancel_scope.cancel()
 
 
 async def _write(stream: SocketStream, outbox: MemoryObjectReceiveStream[p.Message]) -> None:
@@ -100,57 +127,76 @@ async def _write(stream: SocketStream, outbox: MemoryObjectReceiveStream[p.Messa
         await stream.send(p.to_line(message))
 
 
-async def _read(
-    lines: BufferedByteReceiveStream, engine: Engine, client: str, send: p.Send, tasks: anyio.abc.TaskGroup
-) -> None:
-    while True:
-        try:
-            line = await lines.receive_until(b"\n", p.MAX_LINE_BYTES)
-        except (EndOfStream, IncompleteRead, BrokenResourceError):
-            return
-        except anyio.DelimiterNotFound:
-            send(p.Failed(why=f"a message is longer than {p.MAX_LINE_BYTES} bytes"))
-            return
-        try:
-            message = p.to_broker.validate_json(line)
-        except ValidationError as problem:
-            send(p.Failed(why=str(problem)))
-            continue
-        await _handle(message, engine, client, send, tasks)
+@dataclass(slots=True)
+class _Reader:
+    """One client's messages, in order."""
 
+    lines: BufferedByteReceiveStream
+    engine: Engine
+    client: str
+    send: p.Send
+    behind: Callable[[], bool]
+    tasks: anyio.abc.TaskGroup
+    watching: bool = False
 
-async def _handle(message: p.ToBroker, engine: Engine, client: str, send: p.Send, tasks: anyio.abc.TaskGroup) -> None:
-    match message:
-        case p.Acquire(lease=lease, pool=pool, task=task, parent=parent):
-            engine.post(events.LeaseRequested(client, lease, pool, task, parent))
-        case p.Release(lease=lease):
-            engine.post(events.LeaseReleased(lease))
-        case p.Declare(declaration=declaration):
-            await engine.declare(client, declaration)
-        case p.Revoke(lease=lease, why=why):
-            engine.post(events.LeaseRevoked(lease, why))
-        case p.Warm(pool=pool, replicas=replicas):
-            engine.post(events.PoolWarmed(pool, replicas))
-        case p.Scale(pool=pool, scaling=scaling):
-            engine.post(events.PoolScaled(pool, scaling))
-        case p.Keep(pool=pool, seconds=seconds):
-            engine.post(events.PoolKept(pool, seconds))
-        case p.StopPool(pool=pool, force=force):
-            engine.post(events.PoolStopped(pool, force))
-        case p.Watch(once=True):
-            send(engine.snapped())
-        case p.Watch():
-            tasks.start_soon(_watch, engine, send)
-        case p.Shutdown():
-            log.info("client %s asked to shut down", client)
-            engine.end()
-        case p.Hello():
-            send(p.Failed(why="hello was said already"))
+    async def read(self) -> None:
+        """Until the client hangs up."""
+        while True:
+            try:
+                line = await self.lines.receive_until(b"\n", p.MAX_LINE_BYTES)
+            except _HUNG_UP:
+                return
+            except anyio.DelimiterNotFound:
+                # Where its next message begins cannot be said: the end. It is told why, if it listens.
+                self.send(p.Failed(why=f"a message is longer than {p.MAX_LINE_BYTES} bytes"))
+                with anyio.move_on_after(HANDSHAKE_S):
+                    while self.behind():
+                        await anyio.sleep(0.01)
+                    await anyio.sleep(0.05)
+                return
+            try:
+                message = p.to_broker.validate_json(line)
+            except ValidationError as problem:
+                self.send(p.Failed(why=str(problem)))
+                continue
+            await self._handle(message)
 
+    async def _handle(self, message: p.ToBroker) -> None:
+        engine, send = self.engine, self.send
+        match message:
+            case p.Acquire(lease=lease, pool=pool, task=task, parent=parent):
+                engine.post(events.LeaseRequested(self.client, lease, pool, task, parent))
+            case p.Release(lease=lease):
+                engine.post(events.LeaseReleased(lease))
+            case p.Declare(declaration=declaration):
+                await engine.declare(self.client, declaration)
+            case p.Revoke(lease=lease, why=why):
+                engine.post(events.LeaseRevoked(lease, why))
+            case p.Warm(pool=pool, replicas=replicas):
+                engine.post(events.PoolWarmed(pool, replicas))
+            case p.Scale(pool=pool, scaling=scaling):
+                engine.post(events.PoolScaled(pool, scaling))
+            case p.Keep(pool=pool, seconds=seconds):
+                engine.post(events.PoolKept(pool, seconds))
+            case p.StopPool(pool=pool, force=force):
+                engine.post(events.PoolStopped(pool, force))
+            case p.Watch(once=once):
+                if once or self.watching:
+                    send(engine.snapped())
+                else:
+                    self.watching = True
+                    self.tasks.start_soon(self._watch)
+            case p.Shutdown():
+                log.info("client %s asked to shut down", self.client)
+                engine.end()
+            case p.Hello():
+                send(p.Failed(why="hello was said already"))
 
-async def _watch(engine: Engine, send: p.Send) -> None:
-    async for snapped in engine.watch():
-        send(snapped)
+    async def _watch(self) -> None:
+        async for snapped in self.engine.watch():
+            self.send(snapped)
+            while self.behind():  # who reads slowly gets fewer snapshots, not a longer queue of old ones
+                await anyio.sleep(WATCH_INTERVAL_S)
 
 
 def peer_uid(stream: SocketStream) -> int:

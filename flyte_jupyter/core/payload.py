@@ -1,25 +1,28 @@
 """A call's arguments and its outcome as bytes and out-of-band buffers, and an exception as fields.
 
-Both sides use plain pickle protocol 5 where it will do, which is a microsecond, and cloudpickle where it will not. Names
-of a notebook (`__main__` at the client) live in a module of their own on a replica: `find` translates.
+Both sides use plain pickle protocol 5 where it will do, which is a microsecond, and cloudpickle where it will
+not. Names of a notebook (`__main__` at the client) live in a module of their own on a replica: `find` translates.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import io
 import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from types import FunctionType, TracebackType
-from typing import Any, Final
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, TracebackType
+from typing import Any, Final, cast
 
 from .. import errors
 from .frames import LIMIT_BUFFERS, Buffer
 
 OUT_OF_BAND_BYTES: Final = 64 * 1024
-"""A buffer of at least this many bytes travels beside the pickle; below it a copy is cheaper than another piece."""
+"""A buffer of at least this size travels beside the pickle; below it a copy is cheaper than another piece."""
 MAX_FRAMES: Final = 100  # of a traceback that travel: a runaway recursion has thousands, all alike
 MAX_CAUSES: Final = 5
 
@@ -73,6 +76,7 @@ def dump_result(value: object) -> Pickled:
 
 def load(data: Buffer, buffers: Sequence[Buffer], find: Find, marker: bytes) -> Any:
     """The object again. `find` is asked only when `marker` occurs, as it is slow."""
+    data = bytes(data) if isinstance(data, memoryview) else data  # `in` means another thing to a memoryview
     if marker not in data:
         return pickle.loads(data, buffers=buffers)
     return _Finder(io.BytesIO(data), buffers=buffers, find=find).load()
@@ -107,7 +111,7 @@ class _Finder(pickle.Unpickler):
 
 
 def _notebook_pickler() -> Any:
-    """cloudpickle's pickler, except that what a notebook defined goes by name. Made on first use: the import is slow."""
+    """cloudpickle's pickler, except that what a notebook defined goes by name. Made late: the import is slow."""
     global _pickler_class  # noqa: PLW0603
     if _pickler_class is None:
         import cloudpickle
@@ -120,10 +124,13 @@ def _notebook_pickler() -> Any:
                 self._names = vars(sys.modules[home])
 
             def reducer_override(self, obj: Any) -> Any:
-                if isinstance(obj, FunctionType | type) and obj.__module__ == self._home:
-                    name = obj.__qualname__
-                    if self._names.get(name) is obj:
-                        self.names.add(name)
+                if isinstance(obj, _BY_REFERENCE) and obj.__module__ == self._home:
+                    root, *rest = obj.__qualname__.split(".")
+                    found = self._names.get(root)
+                    for name in rest:  # "Outer.Inner"; "<locals>" is nobody's attribute
+                        found = getattr(found, name, None)
+                    if found is obj:
+                        self.names.add(root)
                         return NotImplemented  # the default: by reference
                 return super().reducer_override(obj)
 
@@ -132,15 +139,22 @@ def _notebook_pickler() -> Any:
 
 
 _pickler_class: Any = None
+_BY_REFERENCE: Final = (FunctionType, type, type(functools.lru_cache(len)))
 
 
 def find_unpicklable(value: object, path: str) -> tuple[str, object]:
     """The innermost part of `value` that cannot be pickled, and where it is: `result["a"][0]`."""
-    for step, part in _parts(value):
-        try:
-            dump_result(part)
-        except Exception:
-            return find_unpicklable(part, path + step)
+    seen: set[int] = set()  # it may contain itself
+    while id(value) not in seen:
+        seen.add(id(value))
+        for step, part in _parts(value):
+            if id(part) in seen:
+                continue
+            try:
+                dump_result(part)
+            except Exception:
+                path, value = path + step, part
+                break
     return path, value
 
 
@@ -175,22 +189,20 @@ class Failure:
     flyte_name: str | None = None
     notes: list[str] = field(default_factory=list)
     cause: Failure | None = None
-    suppress_context: bool = False
 
 
 def describe(error: BaseException, *, skip_file: str = "", depth: int = 0) -> Failure:
     """Make `error` ready to travel. Frames up to the last one in `skip_file` (the runner's) are left out."""
     tb = _user_traceback(error.__traceback__, skip_file)
-    known: Failure | None = getattr(error, "_flyte_jupyter_failure", None)
     frames = [(frame.filename, frame.name, frame.lineno or 0) for frame in _summary(tb)]
     text = _format(error, tb)
-    notes = list(getattr(error, "__notes__", ()))
+    notes = _notes(error)
+    known: Failure | None = getattr(error, "_flyte_jupyter_failure", None)
     if known is not None:  # a child task's error on its way through its parent
-        return Failure(
-            known.module, known.name, known.message, text, frames, known.pickled, known.code, known.kind,
-            known.worker, known.flyte_name, notes, known.cause, known.suppress_context,
-        )  # fmt: skip
-    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        return replace(known, text=text, frames=frames, notes=notes)
+    cause = error.__cause__
+    if cause is None and not error.__suppress_context__:
+        cause = error.__context__
     failure = Failure(
         module=type(error).__module__,
         name=type(error).__qualname__,
@@ -199,74 +211,122 @@ def describe(error: BaseException, *, skip_file: str = "", depth: int = 0) -> Fa
         frames=frames,
         notes=notes,
         pickled=_pickle_exception(error),
-        suppress_context=error.__suppress_context__ and error.__cause__ is None,
-        cause=describe(cause, skip_file=skip_file, depth=depth + 1) if cause and depth < MAX_CAUSES else None,
+        flyte_name=_flyte_name(type(error)),
     )
-    if all(hasattr(error, name) for name in ("code", "kind", "worker")):
-        failure.code, failure.kind, failure.worker = (str(getattr(error, name)) for name in ("code", "kind", "worker"))
-        failure.flyte_name = next((c.__name__ for c in type(error).__mro__ if c.__name__ in vars(errors)), None)
+    if cause is not None and depth < MAX_CAUSES:
+        failure.cause = describe(cause, skip_file=skip_file, depth=depth + 1)
+    if failure.flyte_name is not None:
+        failure.code, failure.kind, failure.worker = (
+            None if value is None else str(value)
+            for value in (getattr(error, name, None) for name in ("code", "kind", "worker"))
+        )
     return failure
 
 
 def rebuild(failure: Failure, find: Find, *, where: str = "") -> BaseException:
     """The exception to raise at the caller: Flyte's class and its own class at once, with the remote traceback.
 
-    Source: R35 to R38 of Flyte's semantics: which Flyte class and which code an exception becomes.
+    Where the `flyte` package is loaded in this process, it is an instance of that package's class, too.
+
+    Source: R35 to R38 and R40 of Flyte's semantics: which Flyte class and which code an exception becomes.
     """
     original = _load_exception(failure, find)
-    if isinstance(original, errors.BaseRuntimeError) and getattr(original, "fj_code", None):
-        error: BaseException = original  # our own, which do survive pickling
+    if isinstance(original, errors.BaseRuntimeError) and type(original) not in _LOSE_THEIR_CLASS:
+        error: errors.BaseRuntimeError = original  # ours survive pickling, unlike Flyte's
+        error.__dict__.setdefault("code", failure.code or failure.name)
+        error.__dict__.setdefault("kind", "user")
+        error.__dict__.setdefault("worker", failure.worker)
+        catchable(error)
     else:
         error = _as_flyte(failure, original)
     error.__notes__ = list(failure.notes)
     if where:
         error.add_note(where)
     if original is None and failure.flyte_name is None and failure.module != "builtins":
-        error.add_note(
-            f"{failure.module}.{failure.name} could not be loaded here, so `except {failure.name}` misses it."
-        )
+        note = f"{failure.module}.{failure.name} could not be loaded here, so `except {failure.name}` misses it."
+        if note not in error.__notes__:
+            error.add_note(note)
     error._flyte_jupyter_failure = failure  # type: ignore[attr-defined]
     error.remote_traceback = failure.text  # type: ignore[attr-defined]
     if failure.cause is not None:
-        cause = rebuild(failure.cause, find)
-        error.__cause__ = cause
+        error.__cause__ = rebuild(failure.cause, find)
     error.__suppress_context__ = True
-    error.remote_frames = _make_traceback(failure.frames)  # type: ignore[attr-defined]
-    return error.with_traceback(error.remote_frames)  # type: ignore[attr-defined]
+    return error.with_traceback(remote_frames(error))
+
+
+def remote_frames(error: BaseException) -> TracebackType | None:
+    """The remote traceback of a rebuilt error, without the frames that raising it here has put in front."""
+    failure: Failure | None = getattr(error, "_flyte_jupyter_failure", None)
+    return None if failure is None else _make_traceback(failure.frames)
+
+
+def catchable(error: errors.BaseRuntimeError) -> errors.BaseRuntimeError:
+    """Make an error of ours one of the `flyte` package's, too, if that is loaded here. Returns `error`."""
+    own = type(error)
+    if "_flyte_jupyter_parts" not in vars(own) and _real_class(own) is not None:
+        with suppress(TypeError):  # a user's subclass, laid out in another way
+            error.__class__ = _class_for(own, None)
+    return error
+
+
+_LOSE_THEIR_CLASS: Final = (errors.NonRecoverableError, errors.CustomError)
+"""Flyte's callers see a RuntimeUserError in place of these."""
+
+_BY_NAME: Final[tuple[tuple[str, type[errors.BaseRuntimeError]], ...]] = (
+    ("Interrupted", errors.TaskInterruptedError),
+    ("PrimaryContainerNotFound", errors.PrimaryContainerNotFoundError),
+    ("RetriesExhausted", errors.RetriesExhaustedError),
+    ("Unknown", errors.RuntimeUnknownError),
+    ("InvalidImageName", errors.InvalidImageNameError),
+    ("ImagePullBackOff", errors.ImagePullBackOffError),
+)
+"""What the name of a user's exception class may contain, and what Flyte then takes it for."""
+
+
+def _flyte_name(cls: type[BaseException]) -> str | None:
+    """The Flyte class that `cls` is or derives from: ours, or the `flyte` package's own."""
+    for base in cls.__mro__:
+        if base.__module__ in (errors.__name__, _FLYTE_ERRORS):
+            ours = getattr(errors, base.__name__, None)
+            if isinstance(ours, type) and issubclass(ours, errors.BaseRuntimeError):
+                return base.__name__
+    return None
 
 
 def _as_flyte(failure: Failure, original: BaseException | None) -> errors.BaseRuntimeError:
     base, code = _flyte_class(failure)
-    message = failure.message
+    kind = cast("errors.ErrorKind", failure.kind or _KINDS.get(base, "user"))
+    worker = failure.worker or "user"
     if (
         isinstance(original, Exception)
-        and not isinstance(original, StopIteration | StopAsyncIteration | errors.BaseRuntimeError)
-        # those two change meaning inside a generator or coroutine; Flyte's own need no second class
+        # These two change meaning inside a generator or coroutine; Flyte's own need no second class.
+        and not isinstance(original, StopIteration | StopAsyncIteration)
+        and type(original).__module__ not in (errors.__name__, _FLYTE_ERRORS)
     ):
-        dual = _dual_class(base, type(original))
-        if dual is not None:
-            return _instance(dual, original, code, message, failure)
-    kind = failure.kind if failure.kind in ("user", "system", "unknown") else None
-    return base.from_fields(code, kind or _KINDS.get(base, "user"), message, failure.worker or "user")
+        own = type(original)
+        made = _class_for(base, own)
+        if issubclass(made, own):
+            attributes = {name: value for name, value in vars(original).items() if name != "__notes__"}
+            attributes.setdefault("code", code)  # an HTTPError's own code is a number, and its own
+            attributes.update(kind=kind, worker=worker)
+            dual = _fill(made, original.args, _outside_dict(original), attributes)
+            if dual is not None:
+                return dual  # type: ignore[return-value]
+    return _class_for(base, None).from_fields(code, kind, failure.message, worker)
 
 
 def _flyte_class(failure: Failure) -> tuple[type[errors.BaseRuntimeError], str]:
-    if failure.flyte_name is not None and failure.code is not None:
+    name = failure.name.rpartition(".")[2]
+    if failure.flyte_name is not None:
         known = getattr(errors, failure.flyte_name)
         if issubclass(known, errors.NonRecoverableError):
             return errors.RuntimeUserError, "NonRecoverableError"
         if issubclass(known, errors.CustomError):
-            return errors.RuntimeUserError, failure.code
-        return known, failure.code
-    name = failure.name.rpartition(".")[2]
-    for part, base in (
-        ("OOM", errors.OOMError),
-        ("Interrupted", errors.TaskInterruptedError),
-        ("Unknown", errors.RuntimeUnknownError),
-    ):
-        if part in (name.upper() if part == "OOM" else name):
-            return base, name
-    return errors.RuntimeUserError, name
+            known = errors.RuntimeUserError
+        return known, failure.code or name
+    if "OOM" in name.upper():
+        return errors.OOMError, name
+    return next((base for part, base in _BY_NAME if part in name), errors.RuntimeUserError), name
 
 
 _KINDS: Final[dict[type, errors.ErrorKind]] = {
@@ -274,69 +334,173 @@ _KINDS: Final[dict[type, errors.ErrorKind]] = {
     errors.RuntimeUnknownError: "unknown",
 }
 
-_dual_classes: dict[tuple[type, type], type[errors.BaseRuntimeError] | None] = {}
+
+# --- classes that are two classes, or three
+
+_FLYTE_ERRORS: Final = "flyte.errors"
+
+_classes: dict[tuple[type, type | None, type | None], type[errors.BaseRuntimeError]] = {}
 
 
-def _dual_class(base: type[errors.BaseRuntimeError], own: type[Exception]) -> type[errors.BaseRuntimeError] | None:
-    """A class that is both: `except ValueError` and `except RuntimeUserError` catch it. None if Python forbids it."""
-    key = (base, own)
-    if key not in _dual_classes:
-        body = {
-            "__module__": own.__module__,
-            "__qualname__": own.__qualname__,
-            "__doc__": own.__doc__,
-            "__str__": lambda self: self._flyte_jupyter_failure.message,
-            "__reduce__": lambda self: (_rebuild_here, (self._flyte_jupyter_failure,)),
-        }
-        try:
-            made: Any = type(own.__name__, (base, own), body)
-        except TypeError:  # two memory layouts that do not fit together, or a final class
-            made = None
-        _dual_classes[key] = made
-    return _dual_classes[key]
+def _real_class(base: type[errors.BaseRuntimeError]) -> type | None:
+    """The class of the real `flyte` package that `base` stands for, if that package is loaded."""
+    module = sys.modules.get(_FLYTE_ERRORS)
+    if module is None:
+        return None
+    for cls in base.__mro__:
+        real = getattr(module, cls.__name__, None) if cls.__module__ == errors.__name__ else None
+        if isinstance(real, type) and issubclass(real, BaseException):
+            return real
+    return None
 
 
-def _instance(dual: Any, original: Exception, code: str, message: str, failure: Failure) -> errors.BaseRuntimeError:
-    # Neither constructor is called with its own arguments: an exception may take any. What the builtin part keeps outside
-    # __dict__ (errno, start, lineno ...) is set by the builtin's initialiser.
-    builtin: Any = next(c for c in type(original).__mro__ if c.__module__ == "builtins")
-    error: Any = builtin.__new__(dual)
+def _class_for(base: type[errors.BaseRuntimeError], own: type[Exception] | None) -> type[errors.BaseRuntimeError]:
+    """A class that is all of it: `except ValueError` and `except RuntimeUserError` catch it.
+
+    Only `base`, and what `flyte` calls it, if Python forbids the rest.
+    """
+    real = _real_class(base)
+    key = (base, own, real)
+    if key not in _classes:
+        bases: list[type] = [base]
+        if real is not None and not (own is not None and issubclass(own, real)):
+            bases.append(real)
+        if own is not None:
+            bases.append(own)
+        _classes[key] = _combine(base, own, bases)
+    return _classes[key]
+
+
+def _combine(
+    base: type[errors.BaseRuntimeError], own: type[Exception] | None, bases: list[type]
+) -> type[errors.BaseRuntimeError]:
+    if len(bases) == 1:
+        return base
+    like = own or base
+    body: dict[str, Any] = {
+        "__module__": like.__module__,
+        "__qualname__": like.__qualname__,
+        "__doc__": like.__doc__,
+        "__reduce__": _reduce,
+        "_flyte_jupyter_parts": (base, own),
+    }
+    if own is not None:
+        body["__str__"] = _message
+        # `raise type(error)(text) from error`: another of that class, which knows nothing of this one.
+        body["__new__"] = lambda cls, *args, **kwargs: own(*args, **kwargs)
     try:
-        builtin.__init__(error, *original.args)
+        made: Any = type(like.__name__, tuple(bases), body)
+    except Exception:  # memory layouts that do not fit together, a final class, a class that wants to be asked
+        return base if own is None else _class_for(base, None)
+    return made  # type: ignore[no-any-return]
+
+
+def _message(self: Any) -> str:
+    return str(self._flyte_jupyter_failure.message)
+
+
+def _reduce(self: Any) -> tuple[Any, ...]:
+    base, own = self._flyte_jupyter_parts
+    attributes = dict(self.__dict__)
+    if "__notes__" in attributes:
+        attributes["__notes__"] = list(attributes["__notes__"])  # a copy must not grow with the original
+    return _restore, (base, own, self.args, _outside_dict(self), attributes)
+
+
+def _restore(
+    base: type[errors.BaseRuntimeError],
+    own: type[Exception] | None,
+    args: tuple[Any, ...],
+    outside: dict[str, Any],
+    attributes: dict[str, Any],
+) -> BaseException:
+    made = _class_for(base, own)
+    error = _fill(made, args, outside, attributes)
+    if error is None:
+        raise pickle.UnpicklingError(f"{made.__name__} cannot be made again")
+    return error
+
+
+def _fill(
+    cls: type[BaseException],
+    args: tuple[Any, ...],
+    outside: dict[str, Any],
+    attributes: dict[str, Any],
+) -> BaseException | None:
+    """A `cls` with this content. No constructor of a user's is called: it may want any arguments."""
+    builtin: Any = cls
+    while builtin.__flags__ & _MADE_IN_PYTHON:
+        builtin = builtin.__base__  # the one whose memory layout it has: the only __new__ that Python allows
+    try:
+        error: BaseException = builtin.__new__(cls, *args)
     except Exception:
-        error = builtin.__new__(dual)
-    error.args = original.args
-    error.__dict__.update(original.__dict__)
-    error.__dict__.pop("__notes__", None)
-    flyte = errors.RuntimeUserError(code, message, failure.worker or "user")
-    for name, value in vars(flyte).items():
-        if name in ("code", "kind", "worker") and not (name == "code" and "code" in original.__dict__):
-            error.__dict__[name] = value
-    return error  # type: ignore[no-any-return]
+        try:
+            error = builtin.__new__(cls)
+        except Exception:  # an ExceptionGroup whose parts are not known
+            return None
+    with suppress(Exception):
+        builtin.__init__(error, *args)
+    error.args = args
+    for name, value in outside.items():
+        with suppress(Exception):
+            setattr(error, name, value)
+    error.__dict__.update(attributes)
+    return error
 
 
-def _rebuild_here(failure: Failure) -> BaseException:
-    return rebuild(failure, plain_find)
+_MADE_IN_PYTHON: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 
-def plain_find(module: str, name: str) -> Any:
-    return pickle.Unpickler(io.BytesIO()).find_class(module, name)
+def _outside_dict(error: BaseException) -> dict[str, Any]:
+    """What builtin exceptions keep beside `args` and `__dict__`: errno, filename, lineno, name ..."""
+    found = {}
+    for cls in type(error).__mro__:
+        if not cls.__flags__ & _MADE_IN_PYTHON and cls not in (BaseException, Exception, object):
+            for name, slot in vars(cls).items():
+                if isinstance(slot, MemberDescriptorType | GetSetDescriptorType):
+                    value = getattr(error, name, None)
+                    if value is not None:
+                        found[name] = value
+    return found
+
+
+# --- an exception's content as bytes
 
 
 def _pickle_exception(error: BaseException) -> bytes | None:
-    try:
-        data = pickle.dumps(error, 5)
-        pickle.loads(data)  # a constructor with two arguments pickles well and does not load
-    except Exception:
-        try:
-            import cloudpickle
+    cls = type(error)
+    own_ways = isinstance(cls.__reduce__, FunctionType) or isinstance(cls.__reduce_ex__, FunctionType)
+    if own_ways or not isinstance(cls.__init__, FunctionType):
+        with suppress(Exception):
+            return _checked(pickle.dumps(error, 5))
+    # The class, the arguments and the attributes apart: loading them calls no constructor, which may want other
+    # arguments than `args`, or would make another text of them.
+    outside = _outside_dict(error)
+    with suppress(Exception):
+        return _checked(pickle.dumps((cls, error.args, outside, vars(error)), 5))
+    with suppress(Exception):
+        import cloudpickle
 
-            # The class, the arguments and the attributes apart: no constructor is called by loading them.
-            data = cloudpickle.dumps((type(error), error.args, dict(error.__dict__)), 5)
-            pickle.loads(data)
-        except Exception:
-            return None
+        args = tuple(arg if _survives(arg) else repr(arg) for arg in error.args)
+        outside = {name: value for name, value in outside.items() if _survives(value)}
+        attributes = {name: value for name, value in vars(error).items() if _survives(value)}
+        return _checked(cloudpickle.dumps((cls, args, outside, attributes), 5))
+    return None
+
+
+def _checked(data: bytes) -> bytes:
+    pickle.loads(data)  # some things can be pickled and not loaded
     return data
+
+
+def _survives(value: object) -> bool:
+    import cloudpickle
+
+    try:
+        pickle.loads(cloudpickle.dumps(value, 5))
+    except Exception:  # a lock, a socket, a cursor: the error is worth more than these
+        return False
+    return True
 
 
 def _load_exception(failure: Failure, find: Find) -> BaseException | None:
@@ -345,13 +509,19 @@ def _load_exception(failure: Failure, find: Find) -> BaseException | None:
     try:
         loaded = _Finder(io.BytesIO(failure.pickled), buffers=(), find=find).load()
         if isinstance(loaded, tuple):
-            own, args, attributes = loaded
-            loaded = own.__new__(own)
-            loaded.args = args
-            loaded.__dict__.update(attributes)
+            own, args, outside, attributes = loaded
+            loaded = _fill(own, args, outside, attributes)
     except Exception:
         return None
     return loaded if isinstance(loaded, BaseException) else None
+
+
+def plain_find(module: str, name: str) -> Any:
+    """`find_class` without translation; `name` may be dotted."""
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+
+
+# --- text and frames
 
 
 def _text(error: BaseException) -> str:
@@ -359,6 +529,11 @@ def _text(error: BaseException) -> str:
         return str(error)
     except Exception:  # a broken __str__ must not hide the error
         return f"<{type(error).__name__} whose __str__ failed>"
+
+
+def _notes(error: BaseException) -> list[str]:
+    notes = getattr(error, "__notes__", None)
+    return [str(note) for note in notes] if isinstance(notes, list | tuple) else []
 
 
 def _user_traceback(tb: TracebackType | None, skip_file: str) -> TracebackType | None:
@@ -402,4 +577,4 @@ def _make_traceback(frames: list[tuple[str, str, int]]) -> TracebackType | None:
             "tb_lineno": line,
             "tb_next": made,
         }
-    return None if made is None else tblib.Traceback.from_dict(made).as_traceback()  # type: ignore[no-any-return]
+    return None if made is None else tblib.Traceback.from_dict(made).as_traceback()

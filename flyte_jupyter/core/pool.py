@@ -159,6 +159,7 @@ class Failure:
     cause: str
     replica: str
     attempts: int
+    state: str  # how far the replica had come: "starting", or "loading" if its preload ran
 
 
 @dataclass(slots=True, eq=False)
@@ -462,7 +463,7 @@ class Pool:
         enough = len(self.failures) == self.failures.maxlen
         self.failed = self.failed or (enough and now - self.failures[0] <= FAILURE_WINDOW_S)
         attempts = len(self.failures) if self.failed else self.streak
-        self.failure = Failure(cause, replica.name, attempts)
+        self.failure = Failure(cause, replica.name, attempts, replica.state)
         self.shaken = True
 
     def forgive(self) -> None:

@@ -353,8 +353,8 @@ class Scheduler:
             return "pool-stopped", {}
         failure = pool.failure
         if failure and (pool.failed or pool.shaken) and not pool.count["ready"]:
-            attempts = str(failure.attempts)
-            return "pool-failed", {"cause": failure.cause, "replica": failure.replica, "attempts": attempts}
+            detail = {"cause": failure.cause, "replica": failure.replica, "attempts": str(failure.attempts)}
+            return "pool-failed", detail | {"state": failure.state}
         if pool.room >= 1 or pool.live:
             return None
         wanted = str(pool.devices.count)

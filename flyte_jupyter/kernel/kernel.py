@@ -40,6 +40,7 @@ class FlyteKernel(IPythonKernel):
     """Answers everything that a Jupyter kernel answers, except the debugger."""
 
     shell_class = Type(outputs.ReplicaShell)
+    debugger_class = None  # else traitlets looks for the class that the module above does not have
 
     async def do_debug_request(self, msg: Any) -> Any:
         return None

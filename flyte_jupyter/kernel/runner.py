@@ -18,12 +18,13 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
 from ..core import payload
-from ..core.context import Action, TaskContext, current
+from ..core.context import Action, GroupData, TaskContext, current
 from ..core.frames import Buffer, Kind, Status, encode
 from .outputs import OutputSink, Router, show_open_figures
 
@@ -169,8 +170,24 @@ class Runner:
         data, *buffers = call.arguments
         call.arguments = []  # so that the task alone decides how long its arguments live
         call.channel.enter_folder()
-        args, kwargs = payload.load(data, buffers, call.channel.find, b"__main__")
+        args, kwargs, *meta = payload.load(data, buffers, call.channel.find, b"__main__")
+        if meta:
+            self._take_along(call, meta[0])
         return args, kwargs
+
+    def _take_along(self, call: RunningCall, meta: dict[str, Any]) -> None:
+        """What the caller said about its run; see `client.runs.call_meta`."""
+        known = call.context
+        call.context = replace(
+            known,
+            action=Action(known.action.name, meta.get("run", known.action.run_name)),
+            group_data=GroupData(meta["group"]) if "group" in meta else None,
+            custom_context=meta.get("custom_context", {}),
+        )
+        current.set(call.context)
+        self.router.running[id(call)] = call.context
+        if call.cancelled and call.task is None:  # an interrupt between the two lines above knew no call
+            raise KeyboardInterrupt
 
     def _dump(self, call: RunningCall, value: object) -> list[Buffer]:
         if value is None:

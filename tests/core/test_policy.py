@@ -41,10 +41,7 @@ ACCEPTED_POLICIES: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 REFUSED_POLICIES: list[tuple[dict[str, Any], str]] = [
     ({"replicas": None}, "cannot be None"),
-    *(
-        ({"replicas": value}, "must be an int or a tuple of two ints")
-        for value in (1.0, "2", [1, 2], (1,), (1, 2, 3))
-    ),
+    *(({"replicas": value}, "must be an int or a tuple of two ints") for value in (1.0, "2", [1, 2], (1,), (1, 2, 3))),
     ({"replicas": (1.0, 2)}, "replicas min must be an int"),
     ({"replicas": (1, "2")}, "replicas max must be an int"),
     ({"replicas": -1}, "greater than or equal to 0"),

@@ -131,9 +131,7 @@ def test_there_are_154_texts_for_accelerators() -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [("A100 80G:1", "A100_80G:1"), ("RTX PRO 6000:1", "RTX_PRO_6000:1")])
-def test_an_old_name_is_rewritten_with_a_warning(
-    old: str, new: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_old_name_is_rewritten_with_a_warning(old: str, new: str, caplog: pytest.LogCaptureFixture) -> None:
     assert Resources(gpu=old).gpu == new
     assert GPU(old.partition(":")[0], 1).device == new.partition(":")[0]
     assert [record.name for record in caplog.records] == ["flyte", "flyte"]
@@ -178,9 +176,7 @@ def test_memory_that_cannot_be_read(memory: str) -> None:
         memory_bytes(memory)
 
 
-@pytest.mark.parametrize(
-    ("cpu", "cores"), [(None, None), (2, 2.0), ("500m", 0.5), ("2", 2.0), (("1", 4), 1.0)]
-)
+@pytest.mark.parametrize(("cpu", "cores"), [(None, None), (2, 2.0), ("500m", 0.5), ("2", 2.0), (("1", 4), 1.0)])
 def test_cores(cpu: Any, cores: float | None) -> None:
     assert cpu_cores(cpu) == cores
 

@@ -43,9 +43,7 @@ from flyte_jupyter.core.snapshot import PoolView, Snapshot
 from flyte_jupyter.core.spec import DeviceRequest, Scaling
 
 
-def scaling(
-    low: int, high: int, concurrency: int = 1, idle_ttl: float = 300, scaledown_ttl: float = 60
-) -> Scaling:
+def scaling(low: int, high: int, concurrency: int = 1, idle_ttl: float = 300, scaledown_ttl: float = 60) -> Scaling:
     return Scaling(
         min_replicas=low,
         max_replicas=high,
@@ -93,9 +91,7 @@ class Machine:
         parent: str | None = None,
         at: float | None = None,
     ) -> list[Command]:
-        return self.do(
-            *(LeaseRequested(client, lease, pool, f"task-{lease}", parent) for lease in leases), at=at
-        )
+        return self.do(*(LeaseRequested(client, lease, pool, f"task-{lease}", parent) for lease in leases), at=at)
 
     def ready(self, *replicas: str, at: float | None = None) -> list[Command]:
         return self.do(*map(ReplicaReady, replicas), at=at)
@@ -405,9 +401,7 @@ def test_stopping_refuses_who_waits() -> None:
 def test_stopping_by_force_ends_running_tasks() -> None:
     machine = warm(1, 1)
     machine.ask("a")
-    assert machine.do(PoolStopped("p", force=True)) == [
-        StopReplica("p-1", "the pool was stopped", force=True)
-    ]
+    assert machine.do(PoolStopped("p", force=True)) == [StopReplica("p-1", "the pool was stopped", force=True)]
     assert machine.exit("p-1", "signal SIGKILL") == [Lose("ada", "a", "the pool was stopped")]
     assert machine.pool().failures == 0
 
@@ -458,9 +452,7 @@ def test_old_replicas_go_on_serving_when_the_new_preload_fails() -> None:
     machine = warm(1, 1)
     machine.declare("p", scaling(1, 1), generation="B")
     machine.ask("a", "b")
-    assert machine.do(ReplicaFailed("p-2", "SyntaxError")) == [
-        StopReplica("p-2", "it failed to start", force=True)
-    ]
+    assert machine.do(ReplicaFailed("p-2", "SyntaxError")) == [StopReplica("p-2", "it failed to start", force=True)]
     assert granted(machine.release("a")) == [("b", "p-1")]
     assert machine.scheduler.next_deadline() == 1
     assert started(machine.do(Tick(), at=1)) == ["p-3"]
@@ -489,7 +481,7 @@ def test_a_failed_preload_refuses_those_who_wait_and_is_tried_again_later() -> N
     machine = Machine()
     machine.declare("p", scaling(1, 1))
     machine.ask("a")
-    detail = {"pool": "p", "cause": "ImportError: x", "replica": "p[0]", "attempts": "1"}
+    detail = {"pool": "p", "cause": "ImportError: x", "replica": "p[0]", "attempts": "1", "state": "starting"}
     stop = StopReplica("p-1", "it failed to start", force=True)
     assert machine.do(ReplicaFailed("p-1", "ImportError: x")) == [
         stop,
@@ -526,7 +518,7 @@ def failed_pool() -> Machine:
 def test_five_failures_within_two_minutes_are_a_verdict() -> None:
     machine = failed_pool()
     assert machine.pool().state == "failed"
-    detail = {"pool": "p", "cause": "exit code 1", "replica": "p[0]", "attempts": "5"}
+    detail = {"pool": "p", "cause": "exit code 1", "replica": "p[0]", "attempts": "5", "state": "starting"}
     assert machine.ask("a", at=100) == [Refuse("ada", "a", "pool-failed", detail)]
 
 
