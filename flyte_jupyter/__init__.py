@@ -5,7 +5,7 @@ from ._version import __version__
 from .client.environment import Task, TaskEnvironment
 from .client.handle import PoolHandle, pool
 from .client.image import Image
-from .client.runs import Run, ctx, group, map, run, trace, with_runcontext
+from .client.runs import Run, ctx, group, init, init_from_config, logger, map, run, trace, with_runcontext
 from .core.policy import Backoff, Cache, RetryStrategy, ReusePolicy, Secret, Timeout
 from .core.resources import AMD_GPU, APPLE_SILICON, GPU, HABANA_GAUDI, TPU, Device, Neuron, Resources
 
@@ -33,6 +33,9 @@ __all__ = [
     "ctx",
     "errors",
     "group",
+    "init",
+    "init_from_config",
+    "logger",
     "map",
     "pool",
     "run",

@@ -558,7 +558,7 @@ def _end_leftovers(folder: Path, patience: float) -> list[int]:
     ended: list[int] = []
     for replica in set(left.values()):
         tags = {orphans.RUNTIME_TAG: str(folder), orphans.REPLICA_TAG: replica}
-        ended += orphans.end(spare=0, **tags)
+        ended += orphans.end(**tags)
     return ended
 
 

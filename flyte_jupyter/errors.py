@@ -563,7 +563,7 @@ class NoUsableGPU(PoolError, RuntimeUserError):
 
     def __init__(self, reason: str, wanted: float = 1, device: str | None = None) -> None:
         if device is None:
-            requested = f"{wanted} GPU was" if wanted == 1 else f"{wanted} GPUs were"
+            requested = f"{wanted:g} GPU was" if wanted == 1 else f"{wanted:g} GPUs were"
             why = f"The driver did not answer ({reason}), although {requested} requested."
             do = (
                 "Check that the driver tool lists a GPU in a terminal."

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import pickle
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -40,22 +41,36 @@ def cached(function: Loader) -> Loader:
     A loader that raises is not remembered: the next call tries again.
     """
     if not inspect.iscoroutinefunction(function):
-        return functools.cache(function)  # type: ignore[return-value]
+        return _cached_sync(function)  # type: ignore[return-value]
     loads: dict[Any, asyncio.Future[Any]] = {}
 
     @functools.wraps(function)
     async def load(*args: Any, **kwargs: Any) -> Any:
         key = functools._make_key(args, kwargs, typed=False)
         future = loads.get(key)
-        if future is None:
+        if future is None or not _is_usable(future):
             coroutine: Coroutine[Any, Any, Any] = function(*args, **kwargs)
             future = loads[key] = asyncio.ensure_future(coroutine)
-        try:
-            # One waiter's cancellation must not cancel the load that others wait for.
-            return await asyncio.shield(future)
-        except BaseException:
-            if future.done() and (future.cancelled() or future.exception()) and loads.get(key) is future:
-                del loads[key]
-            raise
+        # One waiter's cancellation must not cancel the load that others wait for.
+        return await asyncio.shield(future)
 
     return load  # type: ignore[return-value]
+
+
+def _cached_sync(function: Callable[..., Any]) -> Callable[..., Any]:
+    remembered = functools.cache(function)
+    lock = threading.RLock()  # a loader may call itself
+
+    @functools.wraps(function)
+    def load(*args: Any, **kwargs: Any) -> Any:
+        with lock:  # two threads of a task must not load the model twice
+            return remembered(*args, **kwargs)
+
+    return load
+
+
+def _is_usable(future: asyncio.Future[Any]) -> bool:
+    """It has loaded, or will on this very loop. `asyncio.run` inside a task has a loop of its own, for a while."""
+    if future.done():
+        return not future.cancelled() and future.exception() is None
+    return future.get_loop() is asyncio.get_running_loop()

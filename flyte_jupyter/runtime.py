@@ -12,7 +12,7 @@ from .errors import BrokerUnavailable
 
 VARIABLE: Final = "FLYTE_JUPYTER_RUNTIME_DIR"
 MAX_SOCKET_PATH: Final = 100
-LONGEST_NAME: Final = len("/012345/01234567-99999/task.sock")
+LONGEST_NAME: Final = len("/fj012345/01234567-99999/task.sock")
 """The longest path below the runtime folder that a socket gets."""
 
 
@@ -20,7 +20,7 @@ def runtime_folder() -> Path:
     """The folder's path; it need not exist yet. FLYTE_JUPYTER_RUNTIME_DIR overrides the platform's place."""
     stated = os.environ.get(VARIABLE)
     if stated:
-        return Path(os.path.abspath(stated))
+        return Path(os.path.abspath(os.path.expanduser(stated)))
     import platformdirs
 
     with warnings.catch_warnings():
@@ -32,39 +32,51 @@ def private_folder() -> Path:
     """The folder, made if needed, and certainly ours alone.
 
     Raises:
-        BrokerUnavailable: It cannot be made, belongs to somebody else, is a symbolic link, others may write there, or
-            its path is too long for a Unix socket. The message names the path and what to do.
+        BrokerUnavailable: It cannot be made, belongs to somebody else, is a symbolic link, others may write there
+            or to a folder above it, or its path is too long for a Unix socket. The message names the path and
+            what to do.
     """
     folder = runtime_folder()
-    if len(str(folder)) + LONGEST_NAME > MAX_SOCKET_PATH:
+    length = len(os.fsencode(folder))
+    if length + LONGEST_NAME > MAX_SOCKET_PATH:
         raise BrokerUnavailable(
-            f"the runtime folder's path is too long for Unix sockets ({len(str(folder))} characters, "
+            f"the runtime folder's path is too long for Unix sockets ({length} bytes, "
             f"at most {MAX_SOCKET_PATH - LONGEST_NAME}): {folder}",
             do=f"Set {VARIABLE} to a shorter path, for example below /tmp.",
         )
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.lstat()
-    except OSError as problem:
+        problem = _danger(folder)
+    except OSError as error:
         raise BrokerUnavailable(
-            f"the runtime folder cannot be used: {folder}: {problem.strerror}",
+            f"the runtime folder cannot be used: {folder}: {error.strerror}",
             do=f"Make it writable, or set {VARIABLE} to another path.",
         ) from None
-    problem_text = None
-    if stat.S_ISLNK(status.st_mode):
-        problem_text = "is a symbolic link"
-    elif not stat.S_ISDIR(status.st_mode):
-        problem_text = "is not a folder"
-    elif status.st_uid != os.getuid():
-        problem_text = f"belongs to user {status.st_uid}, not to you ({os.getuid()})"
-    elif status.st_mode & 0o077:
-        problem_text = f"is open to others (mode {stat.S_IMODE(status.st_mode):04o}, must be 0700)"
-    if problem_text is not None:
+    if problem is not None:
         raise BrokerUnavailable(
-            f"the runtime folder is not safe: {folder} {problem_text}",
+            f"the runtime folder is not safe: {problem}",
             do=f"Repair it (chmod 700), or set {VARIABLE} to another path.",
         )
     return folder
+
+
+def _danger(folder: Path) -> str | None:
+    """Why somebody else could read, write or replace the folder."""
+    status = folder.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        return f"{folder} is a symbolic link"
+    if not stat.S_ISDIR(status.st_mode):
+        return f"{folder} is not a folder"
+    if status.st_uid != os.getuid():
+        return f"{folder} belongs to user {status.st_uid}, not to you ({os.getuid()})"
+    if status.st_mode & 0o077:
+        return f"{folder} is open to others (mode {stat.S_IMODE(status.st_mode):04o}, must be 0700)"
+    for parent in folder.parent.resolve().joinpath("x").parents:
+        mode = parent.stat().st_mode
+        if mode & 0o002 and not mode & stat.S_ISVTX:
+            # Whoever may write there can put a folder of his own in the place of ours.
+            return f"others may write to {parent} above it (mode {stat.S_IMODE(mode):04o}, not sticky)"
+    return None
 
 
 def broker_socket(folder: Path) -> Path:

@@ -6,13 +6,14 @@ import fcntl
 import logging
 import logging.handlers
 import os
+import re
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import anyio
 
@@ -25,6 +26,9 @@ from .engine import Engine
 from .server import serve
 
 log = logging.getLogger("flyte_jupyter.broker")
+
+PREFIX: Final = "fj"
+"""Of the folder below the runtime folder in which one broker keeps the sockets of its replicas."""
 
 
 def main() -> int:
@@ -69,7 +73,7 @@ def _lock(folder: Path) -> IO[str] | None:
 
 async def _run(folder: Path) -> None:
     # jupyter_client is most of the daemon's start-up; the socket need not wait for it.
-    tag = secrets.token_hex(3)
+    tag = PREFIX + secrets.token_hex(3)
     _sweep(folder)
     async with anyio.create_task_group() as tasks:
         from .launcher import Launcher, become_subreaper
@@ -118,20 +122,14 @@ def _start_guardian(folder: Path, tag: str) -> subprocess.Popen[bytes]:
 
 def _sweep(folder: Path) -> None:
     """What an earlier broker left behind although its guardian died too."""
-    for pid in filter(_is_replica, orphans.tagged(**{orphans.RUNTIME_TAG: str(folder)})):
-        log.warning("ending a leftover of an earlier broker: pid %d", pid)
-        os.kill(pid, signal.SIGKILL)
+    mine = {orphans.RUNTIME_TAG: str(folder)}
+    for pid in orphans.tagged(**mine):
+        if orphans.is_replica(pid) and orphans.kill(pid, **mine):
+            log.warning("ended a leftover of an earlier broker: pid %d", pid)
     for entry in folder.iterdir():
-        if entry.is_dir() and entry.name != "logs":
+        # Nothing else: somebody may have named a folder of his own as the runtime folder.
+        if re.fullmatch(PREFIX + "[0-9a-f]{6}", entry.name) and entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
-
-
-def _is_replica(pid: int) -> bool:
-    try:
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return any(variable.startswith(orphans.REPLICA_TAG.encode() + b"=") for variable in variables)
 
 
 def _log_to(path: Path) -> None:

@@ -55,21 +55,46 @@ def _declared(text: str) -> DevicesFound:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         return DevicesFound((), f"{DECLARED} is not a JSON list of objects with uuid and model: {problem!r}")
+    if len({device.uuid for device in devices}) < len(devices):
+        return DevicesFound((), f"{DECLARED} declares a uuid twice")
     return DevicesFound(devices, None if devices else f"{DECLARED} declares no GPU")
 
 
 def _ask(nvml: Any) -> Iterator[Device]:
+    """Raises NVMLError only if not even one of the cards answers."""
+    error: type[Exception] = nvml.NVMLError
     count: int = nvml.nvmlDeviceGetCount()
+    lost: Exception | None = None
+    found = 0
     for index in range(count):
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        model = _text(nvml.nvmlDeviceGetName(handle))
-        instances = list(_instances(nvml, handle, index, model))
-        if instances:
-            yield from instances
+        try:
+            card = list(_one(nvml, index))
+        except error as problem:  # it has fallen off the bus: the others still work
+            lost = problem
             continue
-        memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        found += len(card)
+        yield from card
+    if lost is not None and not found:
+        raise lost
+
+
+def _one(nvml: Any, index: int) -> Iterator[Device]:
+    handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    model = _text(nvml.nvmlDeviceGetName(handle))
+    instances = list(_instances(nvml, handle, index, model))
+    if instances:
+        yield from instances
+    else:
         uuid = _text(nvml.nvmlDeviceGetUUID(handle))
-        yield Device(uuid, model, memory, None, index)
+        yield Device(uuid, model, _memory(nvml, handle), None, index)
+
+
+def _memory(nvml: Any, handle: Any) -> int:
+    error: type[Exception] = nvml.NVMLError
+    try:
+        return int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except error:  # memory shared with the processor (Grace, Jetson) is not counted
+        return 0
 
 
 def _instances(nvml: Any, handle: Any, index: int, model: str) -> Iterator[Device]:
@@ -85,9 +110,8 @@ def _instances(nvml: Any, handle: Any, index: int, model: str) -> Iterator[Devic
         except error:
             continue
         name = _text(nvml.nvmlDeviceGetName(part))  # "NVIDIA H100 MIG 1g.10gb"
-        memory = int(nvml.nvmlDeviceGetMemoryInfo(part).total)
         uuid = _text(nvml.nvmlDeviceGetUUID(part))
-        yield Device(uuid, model, memory, name.rpartition(" ")[2], index)
+        yield Device(uuid, model, _memory(nvml, part), name.rpartition(" ")[2], index)
 
 
 def _text(value: str | bytes) -> str:

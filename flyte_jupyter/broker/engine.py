@@ -273,6 +273,9 @@ class Engine:
         how = Exit("was cancelled")
         try:
             how = await self._launcher.live(command, declaration, name, self.post, self._lease_ended, orders)
+        except Exception as problem:
+            log.exception("%s (%s) could not be watched", name, command.replica)
+            how = Exit(f"the broker could not watch it: {problem!r}")
         finally:
             self._lives.pop(command.replica, None)
             self._exits[command.replica] = how

@@ -56,16 +56,17 @@ class Exit:
     log_tail: str = ""
 
 
-class ReplicaProvisioner(LocalProvisioner):  # type: ignore[misc]
+class ReplicaProvisioner(LocalProvisioner):
     """Runs a kernel in a session of its own, with the task channel's socket and a log file instead of a terminal."""
 
     listening: socket.socket
     log_path: Path
+    child: subprocess.Popen[bytes] | None = None
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
         with open(self.log_path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
             # From the broker's main thread: the child asks the system to end it with the thread that started it.
-            self.process = subprocess.Popen(
+            self.process = self.child = subprocess.Popen(
                 cmd,
                 env=kwargs["env"],
                 cwd=kwargs["cwd"],
@@ -75,7 +76,7 @@ class ReplicaProvisioner(LocalProvisioner):  # type: ignore[misc]
                 start_new_session=True,
                 pass_fds=(self.listening.fileno(),),
             )
-        self.pid = self.pgid = self.process.pid
+        self.pid = self.pgid = self.child.pid
         return self.connection_info
 
 
@@ -113,6 +114,7 @@ class Launcher:
         replica = command.replica
         place = self._folder / replica
         exit_ = Exit("did not start")
+        provisioner = ReplicaProvisioner(kernel_id=replica)
         manager: AsyncKernelManager | None = None
         self._prune_logs()
         try:
@@ -120,11 +122,14 @@ class Launcher:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
                 listening.bind(self.address(replica))
                 listening.listen(256)
-                manager = self._manager(place, replica, declaration, listening)
+                provisioner.listening = listening
+                provisioner.log_path = self.log_path(replica)
+                manager = self._manager(place, replica, declaration, provisioner)
                 environment = self._environment(command, declaration, name, listening)
                 await manager.start_kernel(env=environment, cwd=str(place))
-            self.children.add(manager.provisioner.pid)
-            exit_ = await self._watch(manager.provisioner, command, declaration, post, ended, orders)
+            assert provisioner.child is not None
+            self.children.add(provisioner.child.pid)
+            exit_ = await self._watch(provisioner.child, command, declaration, post, ended, orders)
         except (OSError, ValueError) as problem:
             command_line = declaration.spec.interpreter
             cause = f"{command_line}: {getattr(problem, 'strerror', None) or problem}"
@@ -132,15 +137,15 @@ class Launcher:
             exit_ = Exit(cause)
         finally:
             with anyio.CancelScope(shield=True):
-                if manager is not None and getattr(manager.provisioner, "process", None) is not None:
-                    exit_ = await self._end(manager, replica, exit_)
+                if manager is not None and provisioner.child is not None:
+                    exit_ = await self._end(manager, provisioner.child, replica, exit_)
                 shutil.rmtree(place, ignore_errors=True)
         return exit_
 
     # --- start
 
     def _manager(
-        self, place: Path, replica: str, declaration: Declaration, listening: socket.socket
+        self, place: Path, replica: str, declaration: Declaration, provisioner: ReplicaProvisioner
     ) -> AsyncKernelManager:
         manager = AsyncKernelManager(
             kernel_name="flyte-replica",
@@ -161,9 +166,8 @@ class Launcher:
             display_name="flyte_jupyter replica",
             language="python",
         )
-        provisioner = ReplicaProvisioner(kernel_id=replica, kernel_spec=spec, parent=manager)
-        provisioner.listening = listening
-        provisioner.log_path = self.log_path(replica)
+        provisioner.kernel_spec = spec
+        provisioner.parent = manager
         manager._kernel_spec = spec
         manager.provisioner = provisioner
         manager.kernel_id = replica
@@ -199,14 +203,14 @@ class Launcher:
 
     async def _watch(
         self,
-        provisioner: ReplicaProvisioner,
+        process: subprocess.Popen[bytes],
         command: StartReplica,
         declaration: Declaration,
         post: Callable[[Event], None],
         ended: Callable[[str], None],
         orders: Orders,
     ) -> Exit:
-        replica, process = command.replica, provisioner.process
+        replica = command.replica
         note: dict[str, str] = {}
         async with (
             await anyio.connect_unix(self.address(replica)) as supervisor,
@@ -292,8 +296,9 @@ class Launcher:
 
     # --- end
 
-    async def _end(self, manager: AsyncKernelManager, replica: str, exit_: Exit) -> Exit:
-        process = manager.provisioner.process
+    async def _end(
+        self, manager: AsyncKernelManager, process: subprocess.Popen[bytes], replica: str, exit_: Exit
+    ) -> Exit:
         kill_group(process.pid)
         await wait_exit(process)
         self.children.discard(process.pid)

@@ -6,13 +6,12 @@ dead, and whatever carries its tag is killed. The standard library only, so that
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,34 +23,62 @@ PATIENCE_S: Final = 5.0
 
 def tagged(**tags: str) -> Iterator[int]:
     """Processes of this user whose environment has all of `tags`; Linux only, nothing elsewhere."""
-    wanted = [f"{name}={value}".encode() for name, value in tags.items()]
     proc = Path("/proc")
     for entry in proc.iterdir() if proc.is_dir() else ():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            if entry.stat().st_uid == os.getuid():
-                variables = (entry / "environ").read_bytes().split(b"\0")
-                if all(tag in variables for tag in wanted):
-                    yield int(entry.name)
+        if entry.name.isdigit() and int(entry.name) != os.getpid() and _has(int(entry.name), tags):
+            yield int(entry.name)
 
 
-def end(*, spare: int = 0, **tags: str) -> list[int]:
-    """Kill every process with `tags` except `spare`; return the ids of those that were there."""
+def _has(pid: int, tags: Mapping[str, str]) -> bool:
+    try:
+        if os.stat(f"/proc/{pid}").st_uid != os.getuid():
+            return False
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return all(os.fsencode(f"{name}={value}") in variables for name, value in tags.items())
+
+
+def is_replica(pid: int) -> bool:
+    """Whether some broker started it as a replica, or a replica started it."""
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(variable.startswith(REPLICA_TAG.encode() + b"=") for variable in variables)
+
+
+def end(**tags: str) -> list[int]:
+    """Kill every process with `tags`; return the ids of those that were there."""
     seen: list[int] = []
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         # Again and again: a process may have forked between the look and the kill.
-        alive = [pid for pid in tagged(**tags) if pid != spare and not _is_zombie(pid)]
+        alive = [pid for pid in tagged(**tags) if not _is_zombie(pid)]
         if not alive:
             break
         for pid in alive:
-            if pid not in seen:
+            if kill(pid, **tags) and pid not in seen:
                 seen.append(pid)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
     return seen
+
+
+def kill(pid: int, **tags: str) -> bool:
+    """SIGKILL to `pid` if it has `tags`, and to nobody who may have got that id in the meantime."""
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        if not _has(pid, tags):
+            return False
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def _is_zombie(pid: int) -> bool:

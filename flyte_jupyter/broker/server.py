@@ -17,6 +17,7 @@ import anyio
 import anyio.abc
 from anyio import (
     BrokenResourceError,
+    CancelScope,
     ClosedResourceError,
     EndOfStream,
     IncompleteRead,
@@ -35,6 +36,7 @@ from .engine import WATCH_INTERVAL_S, Engine
 log = logging.getLogger(__name__)
 
 HANDSHAKE_S: Final = 5.0
+LAST_WORDS_S: Final = 1.0
 MAX_HELLO_BYTES: Final = 64 * 1024
 UNSENT: Final = 10_000
 """Messages that a client may lag behind before it is disconnected."""
@@ -97,6 +99,7 @@ def _read_hello(line: bytes) -> p.Hello | p.Rejected:
 async def _converse(stream: SocketStream, lines: BufferedByteReceiveStream, engine: Engine, hello: p.Hello) -> None:
     client = uuid.uuid4().hex[:12]
     sender, outbox = create_memory_object_stream[p.Message](UNSENT)
+    writing = CancelScope(shield=True)
     async with sender, outbox, anyio.create_task_group() as tasks:
 
         def send(message: p.Message) -> None:
@@ -104,7 +107,10 @@ async def _converse(stream: SocketStream, lines: BufferedByteReceiveStream, engi
                 sender.send_nowait(message)
             except anyio.WouldBlock:
                 log.warning("client %s (%s) does not read: disconnected", client, hello.label)
+                writing.cancel()
                 tasks.cancel_scope.cancel()
+            except ClosedResourceError:  # it is just being disconnected
+                pass
 
         def behind() -> bool:
             return sender.statistics().current_buffer_used > 0
@@ -114,17 +120,21 @@ async def _converse(stream: SocketStream, lines: BufferedByteReceiveStream, engi
         engine.post(events.ClientConnected(client, hello.label, hello.kind, hello.pid))
         log.info("client %s: %s %s, pid %d", client, hello.kind, hello.label, hello.pid)
         try:
-            tasks.start_soon(_write, stream, outbox)
+            tasks.start_soon(_write, stream, outbox, writing)
             await _Reader(lines, engine, client, send, behind, tasks).read()
         finally:
             engine.disconnect(client)
             log.info("client %s is gone", client)
+            # What was said last, a Goodbye perhaps, is still written, if it reads.
+            sender.close()
+            writing.deadline = anyio.current_time() + LAST_WORDS_S
         tasks.cancel_scope.cancel()
 
 
-async def _write(stream: SocketStream, outbox: MemoryObjectReceiveStream[p.Message]) -> None:
-    async for message in outbox:
-        await stream.send(p.to_line(message))
+async def _write(stream: SocketStream, outbox: MemoryObjectReceiveStream[p.Message], writing: CancelScope) -> None:
+    with writing:
+        async for message in outbox:
+            await stream.send(p.to_line(message))
 
 
 @dataclass(slots=True)
@@ -147,12 +157,8 @@ class _Reader:
             except _HUNG_UP:
                 return
             except anyio.DelimiterNotFound:
-                # Where its next message begins cannot be said: the end. It is told why, if it listens.
+                # Where its next message begins cannot be said: the end.
                 self.send(p.Failed(why=f"a message is longer than {p.MAX_LINE_BYTES} bytes"))
-                with anyio.move_on_after(HANDSHAKE_S):
-                    while self.behind():
-                        await anyio.sleep(0.01)
-                    await anyio.sleep(0.05)
                 return
             try:
                 message = p.to_broker.validate_json(line)

@@ -209,7 +209,9 @@ class Connection:
                     listener.recalled(message.lease)
             case p.Lost():
                 listener = self._forget(message.lease)
-                if listener is not None:
+                if listener is not None and self._goodbye is not None:
+                    listener.broken(message.lease, self._gone())  # that is why its replica was ended
+                elif listener is not None:
                     listener.lost(message)
             case p.Snapped():
                 self._tell_watchers(message)

@@ -107,7 +107,7 @@ class Submission:
         self.context = context
         self.future: Future[Any] = Future()
         self.told = False  # whoever waits for the future has heard that it runs or was cancelled
-        self.call: asyncio.Task[None] | None = None
+        self.call: asyncio.Task[tuple[Any, BaseException | None]] | None = None
 
     def begin(self) -> bool:
         """False if it was cancelled while it waited."""
@@ -207,25 +207,35 @@ class Line:
                 continue
             self._active += 1
             submission.call = self.loop.create_task(self._make(submission), context=submission.context)
+            submission.call.add_done_callback(functools.partial(self._made, submission))
 
-    async def _make(self, submission: Submission) -> None:
+    async def _make(self, submission: Submission) -> tuple[Any, BaseException | None]:
+        _submission.set(submission)
+        if not isinstance(submission.target, PoolTarget) and not submission.begin():
+            return None, None
         try:
-            _submission.set(submission)
-            value: Any = None
-            if isinstance(submission.target, PoolTarget) or submission.begin():
-                value = await remote.awaiting(submission.target, submission.task, submission.args, submission.kwargs)
+            value = await remote.awaiting(submission.target, submission.task, submission.args, submission.kwargs)
         except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # a task that raised KeyboardInterrupt would end the loop, too
+            return None, error
+        return value, None
+
+    def _made(self, submission: Submission, call: asyncio.Task[tuple[Any, BaseException | None]]) -> None:
+        # Not the end of `_make`: a call that is cancelled before its first step never gets there.
+        self._active -= 1
+        self._advance()
+        if call.cancelled():
             submission.withdraw()
-        except BaseException as error:
-            if isinstance(error, errors.BaseRuntimeError):
-                error = error.with_traceback(payload.remote_frames(error))  # the task's lines, not ours
-            submission.fail(error if self._explain is None else self._explain(error))
         else:
-            submission.succeed(value)
-        finally:
-            self._active -= 1
-            self._end(submission)
-            self._advance()
+            value, error = call.result()
+            if error is None:
+                submission.succeed(value)
+            else:
+                if isinstance(error, errors.BaseRuntimeError):
+                    error = error.with_traceback(payload.remote_frames(error))  # the task's lines, not ours
+                submission.fail(error if self._explain is None else self._explain(error))
+        self._end(submission)
 
     def _end(self, submission: Submission) -> None:
         self.outstanding.pop(submission.number, None)

@@ -26,7 +26,7 @@ from ..core.spec import EnvironmentSpec, Scaling
 from ..loader import PreloadFunction
 from . import broker, text
 from .capture import Captured
-from .leases import LeaseGroup
+from .leases import LeaseGroup, folder
 
 if TYPE_CHECKING:
     from .environment import Task, TaskEnvironment
@@ -73,6 +73,7 @@ class PoolHandle:
     def __init__(self, spec: EnvironmentSpec, scaling: Scaling) -> None:
         self.spec = spec
         self.scaling = scaling
+        self._policy = scaling
         self.start_timeout: float = READY_S
         self._loaders: dict[str, PreloadFunction] = {}
         self._lock = threading.Lock()
@@ -104,8 +105,8 @@ class PoolHandle:
 
     def resize(self, scaling: Scaling) -> None:
         """The environment was defined again with another policy."""
-        if scaling != self.scaling:
-            self.scaling = scaling
+        if scaling != self._policy:  # what `scale()` has set since stays
+            self.scaling = self._policy = scaling
             self._declaration = None
 
     def connection(self) -> broker.Connection:
@@ -168,7 +169,10 @@ class PoolHandle:
         return p.Preload(
             generation=digest_of(*(closure.digest for _, closure in loaders))[:16],
             names=tuple(self._loaders),
-            payload=base64.b64encode(pickle.dumps(loaders, 5)),
+            payload=base64.b64encode(
+                # With the place where they were written: a loader imports what lies beside its notebook.
+                pickle.dumps((folder(), [os.path.abspath(entry) for entry in sys.path], loaders), 5)
+            ),
         )
 
     def _secrets(self) -> dict[str, SecretStr]:

@@ -182,7 +182,7 @@ class LeaseGroup:
                 "lease": lease.id,
                 # A task that calls a task speaks for its notebook: both share the names there.
                 "notebook": describe_client().notebook if task is None else task.notebook,
-                "cwd": _folder(),
+                "cwd": folder(),
                 "sys_path": [os.path.abspath(entry) for entry in sys.path],
                 "run": self.run,
                 "replica": lease.name,
@@ -210,7 +210,6 @@ class LeaseGroup:
         self.give_back(lease)
 
     def refused(self, message: p.Refused) -> None:
-        error = explain_refusal(message)
         with self._lock:
             task = self._requests.pop(message.lease, "")
             waiter = next((each for each in self._waiting if each.task == task), None)
@@ -219,7 +218,9 @@ class LeaseGroup:
             if waiter is not None:
                 self._waiting.remove(waiter)
         if waiter is not None:
-            _fail(waiter, error)
+            if waiter.parent:  # the broker knows only for whom the parent's lease was asked first
+                message = message.model_copy(update={"detail": {**message.detail, "parent": waiter.parent}})
+            _fail(waiter, explain_refusal(message))
 
     def recalled(self, lease: str) -> None:
         with self._lock:
@@ -280,6 +281,10 @@ class LeaseGroup:
     def _send_request(self, lease: str, task: str) -> None:
         self.connection.listen(lease, self)
         self.connection.send(p.Acquire(lease=lease, pool=self.pool, task=task, parent=self.parent))
+        with self._lock:
+            withdrawn = lease not in self._requests and lease not in self._held
+        if withdrawn:  # by another thread, whose release may have overtaken the request: then it would never end
+            self.connection.release(lease)
 
     def _let_go(self) -> None:
         """Release what has been idle for the linger time; look again while anything is held."""
@@ -297,11 +302,13 @@ class LeaseGroup:
 class Waiter:
     """One call that waits for a lease."""
 
-    __slots__ = ("future", "group", "task")
+    __slots__ = ("future", "group", "parent", "task")
 
     def __init__(self, group: LeaseGroup, task: str) -> None:
         self.group = group
         self.task = task
+        caller = current.get()
+        self.parent = "" if caller is None else caller.task
         self.future: Future[Lease] = Future()
 
     def withdraw(self) -> None:
@@ -354,7 +361,8 @@ def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
             )
 
 
-def _folder() -> str:
+def folder() -> str:
+    """The current folder; "" if there is none any more."""
     try:
         return os.getcwd()
     except FileNotFoundError:  # it was removed under our feet

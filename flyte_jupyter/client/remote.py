@@ -344,10 +344,13 @@ class Attempts:
         self._requeues = REQUEUES
         self.number = 0
 
-    def requeue(self) -> bool:
-        """It never started, so this was no attempt."""
+    def requeue(self) -> float | None:
+        """It never started, so this was no attempt: the seconds until it is sent elsewhere; None after many.
+
+        The waits grow, from 1 ms to 0.5 s: until the broker knows of a death it grants the dead replica again.
+        """
         self._requeues -= 1
-        return self._requeues >= 0
+        return 0.001 * 2.0 ** (REQUEUES - 1 - self._requeues) if self._requeues >= 0 else None
 
     def delay(self, error: BaseException) -> float | None:
         """Seconds until the next attempt; None if there is none."""
@@ -373,8 +376,10 @@ def blocking(target: Target, task: Task[..., Any] | None, args: tuple[Any, ...],
         try:
             return _attempt(target, outgoing, limits, attempts.number)
         except ChannelLost:
-            if not attempts.requeue():
+            pause = attempts.requeue()
+            if pause is None:
                 raise errors.ReplicaDied(target.name, target.pool.name) from None
+            time.sleep(pause)
         except Exception as error:
             delay = attempts.delay(error)
             if delay is None:
@@ -531,8 +536,10 @@ async def awaiting(target: Target, task: Task[..., Any] | None, args: tuple[Any,
         try:
             return await _attempt_async(target, outgoing, limits, attempts.number)
         except ChannelLost:
-            if not attempts.requeue():
+            pause = attempts.requeue()
+            if pause is None:
                 raise errors.ReplicaDied(target.name, target.pool.name) from None
+            await asyncio.sleep(pause)
         except Exception as error:
             delay = attempts.delay(error)
             if delay is None:

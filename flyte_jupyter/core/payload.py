@@ -26,6 +26,8 @@ OUT_OF_BAND_BYTES: Final = 64 * 1024
 MAX_FRAMES: Final = 100  # of a traceback that travel: a runaway recursion has thousands, all alike
 MAX_CAUSES: Final = 5
 
+RemoteFrame = tuple[str, str, int, int]
+"""File, function, its first line, the line."""
 Find = Callable[[str, str], Any]
 """`find_class` of an unpickler: module, name -> object."""
 
@@ -181,7 +183,7 @@ class Failure:
     name: str
     message: str
     text: str  # the formatted traceback, causes included
-    frames: list[tuple[str, str, int]]  # file, function, line; outermost first
+    frames: list[RemoteFrame]  # outermost first
     pickled: bytes | None = None
     code: str | None = None  # of an error that is one of Flyte's already
     kind: str | None = None
@@ -194,7 +196,7 @@ class Failure:
 def describe(error: BaseException, *, skip_file: str = "", depth: int = 0) -> Failure:
     """Make `error` ready to travel. Frames up to the last one in `skip_file` (the runner's) are left out."""
     tb = _user_traceback(error.__traceback__, skip_file)
-    frames = [(frame.filename, frame.name, frame.lineno or 0) for frame in _summary(tb)]
+    frames = _frames(tb)
     text = _format(error, tb)
     notes = _notes(error)
     known: Failure | None = getattr(error, "_flyte_jupyter_failure", None)
@@ -545,9 +547,9 @@ def _user_traceback(tb: TracebackType | None, skip_file: str) -> TracebackType |
     return start
 
 
-def _summary(tb: TracebackType | None) -> list[traceback.FrameSummary]:
+def _frames(tb: TracebackType | None) -> list[RemoteFrame]:
     frames = [
-        traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name, lookup_line=False)
+        (frame.f_code.co_filename, frame.f_code.co_name, frame.f_code.co_firstlineno, line)
         for frame, line in traceback.walk_tb(tb)
     ]
     if len(frames) > 2 * MAX_FRAMES:
@@ -562,19 +564,44 @@ def _format(error: BaseException, tb: TracebackType | None) -> str:
         return f"{type(error).__name__}: {_text(error)}\n"
 
 
-def _make_traceback(frames: list[tuple[str, str, int]]) -> TracebackType | None:
-    import tblib
+def _make_traceback(frames: list[RemoteFrame]) -> TracebackType | None:
+    """Frames of another process, as a traceback that every tool shows with the user's own lines.
 
-    made: dict[str, Any] | None = None
-    for filename, name, line in reversed(frames):
-        made = {
-            "tb_frame": {
-                "f_globals": {"__name__": name, "__file__": filename},
-                "f_locals": {},
-                "f_code": {"co_filename": filename, "co_name": name},
-                "f_lineno": line,
-            },
-            "tb_lineno": line,
-            "tb_next": made,
-        }
-    return None if made is None else tblib.Traceback.from_dict(made).as_traceback()
+    tblib does this too, but its frames claim to begin at the line that raised, and IPython then marks another one.
+    """
+    made: TracebackType | None = None
+    for filename, name, first_line, line in reversed(frames):
+        stand_in = compile("raise StopIteration", filename, "exec")
+        code = stand_in.replace(
+            co_name=name,
+            co_qualname=name,
+            co_firstlineno=first_line,
+            co_linetable=_all_on_line(line - first_line, len(stand_in.co_code) // 2),
+        )
+        try:
+            exec(code, {"__name__": name, "__file__": filename})
+        except StopIteration as stop:
+            inside = stop.__traceback__ and stop.__traceback__.tb_next
+            if inside is not None:
+                made = TracebackType(made, inside.tb_frame, inside.tb_lasti, line)
+    return made
+
+
+def _all_on_line(offset: int, instructions: int) -> bytes:
+    """A code object's location table: every instruction `offset` lines below the first, columns unknown.
+
+    Without columns nothing underlines a part of the user's line. Source: CPython, `Objects/locations.md`.
+    """
+    no_columns, longest = 13, 8
+    table = bytearray()
+    while instructions > 0:
+        length = min(longest, instructions)
+        instructions -= length
+        table.append(0x80 | no_columns << 3 | length - 1)
+        number = offset << 1 if offset >= 0 else -offset << 1 | 1
+        while number >= 0x40:
+            table.append(number & 0x3F | 0x40)
+            number >>= 6
+        table.append(number)
+        offset = 0  # each entry counts from the one before
+    return bytes(table)

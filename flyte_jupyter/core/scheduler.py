@@ -144,8 +144,9 @@ class Scheduler:
                 if gone := self._replicas.get(replica):
                     self._exit(gone, cause, now)
             case LeaseEnded(lease):
+                # Perhaps before its client is known to be gone: the two come over different connections.
                 ended = self._leases.get(lease)
-                if ended and ended.abandoned:
+                if ended and ended.replica:
                     self._end(ended, now)
             case LeaseRevoked(lease, why):
                 revoked = self._leases.get(lease)
@@ -252,7 +253,6 @@ class Scheduler:
             if lease.replica is None:
                 self._end(lease, now)
             else:
-                lease.abandoned = True
                 self._abandoned.put(lease.id, now + ABANDONED_S)
         for key in client.declared:
             pool = self._pools[key]

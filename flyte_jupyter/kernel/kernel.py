@@ -27,7 +27,7 @@ from tornado.ioloop import IOLoop
 from traitlets import Type
 from traitlets.config import Config
 
-from . import outputs
+from . import logs, outputs
 from .channel import Replica
 from .namespace import Namespaces
 from .runner import Runner
@@ -40,7 +40,8 @@ class FlyteKernel(IPythonKernel):
     """Answers everything that a Jupyter kernel answers, except the debugger."""
 
     shell_class = Type(outputs.ReplicaShell)
-    debugger_class = None  # else traitlets looks for the class that the module above does not have
+    # Else traitlets looks for the class that the module above does not have, and no replica starts.
+    debugger_class = None  # type: ignore[assignment]
 
     async def do_debug_request(self, msg: Any) -> Any:
         return None
@@ -90,6 +91,7 @@ class ReplicaApp(IPKernelApp):
         loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
         router = outputs.Router()
         outputs.install(self.shell, router)
+        logs.install()
         self.runner = Runner(loop, router)
         control: asyncio.AbstractEventLoop = self.kernel.control_thread.io_loop.asyncio_loop
         replica = Replica(self.runner, Namespaces(), control)

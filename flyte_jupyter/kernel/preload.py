@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import sys
 import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ..core.definitions import Closure
 from ..loader import PreloadFunction
+from .runner import enter
 
 if TYPE_CHECKING:
     from .channel import Replica
@@ -20,7 +22,9 @@ def run_preload(replica: Replica, payload: bytes) -> None:
     """Define and run each loader of `payload` in turn, on the main thread; `payload` may be empty."""
     replica.report("loading", pid=os.getpid())
     try:
-        wanted: list[tuple[str, Closure]] = pickle.loads(payload) if payload else []
+        folder, path, wanted = _read(payload)
+        enter(folder)
+        sys.path += [entry for entry in path if entry not in sys.path]
         for _, closure in wanted:
             replica.namespaces.define_preload(closure)
         loaders = deque(replica.namespaces.preload.attribute(name) for name, _ in wanted)
@@ -28,6 +32,10 @@ def run_preload(replica: Replica, payload: bytes) -> None:
         _report_failure(replica, error)
         return
     _next(replica, loaders)
+
+
+def _read(payload: bytes) -> tuple[str, list[str], list[tuple[str, Closure]]]:
+    return pickle.loads(payload) if payload else ("", [], [])
 
 
 def _next(replica: Replica, loaders: deque[PreloadFunction]) -> None:

@@ -115,9 +115,7 @@ def test_a_class_of_a_notebook_is_found_in_the_newest_cell_that_can_have_made_it
 
 
 def test_a_class_with_methods_is_found_by_them(notebook, sources: Sources) -> None:
-    notebook.cell(
-        "from dataclasses import dataclass\n@dataclass\nclass Config:\n    lr: float\n    def f(self): pass"
-    )
+    notebook.cell("from dataclasses import dataclass\n@dataclass\nclass Config:\n    lr: float\n    def f(self): pass")
     old = notebook["Config"]
     notebook.cell("class Config:\n    def f(self): return 'new'")
     assert "lr: float" in sources(capture_names(["Config"], {**notebook.names, "Config": old}))["Config"]
@@ -127,8 +125,7 @@ def test_an_enum_and_a_dataclass_without_methods_go_by_source(notebook, sources:
     notebook.cell("import enum\nfrom dataclasses import dataclass, field")
     notebook.cell("class Color(enum.Enum):\n    RED = 1")
     notebook.cell(
-        "@dataclass\nclass Config:\n"
-        "    tags: list = field(default_factory=list)\n    color: Color = Color.RED"
+        "@dataclass\nclass Config:\n    tags: list = field(default_factory=list)\n    color: Color = Color.RED"
     )
     found = sources(capture_names(["Config"], notebook.names))
     assert found["Config"].startswith("@dataclass\nclass Config:")
@@ -150,9 +147,7 @@ def test_an_alias_stays_an_alias(notebook) -> None:
 
 
 def test_compiler_flags_are_kept(notebook) -> None:
-    notebook.cell(
-        "from __future__ import annotations\ndef train(x: Missing): pass\nclass Config:\n    x: int = 1"
-    )
+    notebook.cell("from __future__ import annotations\ndef train(x: Missing): pass\nclass Config:\n    x: int = 1")
     assert find(Captured(notebook["train"]).closure(), "train").flags
     assert find(capture_names(["Config"], notebook.names), "Config").flags
 
@@ -165,9 +160,7 @@ def test_text_inside_an_if_keeps_its_indentation_and_place(notebook) -> None:
 
 
 def test_an_unchanged_closure_is_the_same_object_and_costs_microseconds(notebook) -> None:
-    notebook.cell(
-        "a, b, c = 1, 'x', (2.5, None)\ndef helper(): return a, b\ndef train(): return helper(), c, len"
-    )
+    notebook.cell("a, b, c = 1, 'x', (2.5, None)\ndef helper(): return a, b\ndef train(): return helper(), c, len")
     captured = Captured(notebook["train"])
     first = captured.closure()
     start = time.perf_counter()

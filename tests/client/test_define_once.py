@@ -80,9 +80,7 @@ def test_an_asynchronous_cached_loader_runs_once(notebook, replica) -> None:
 
 
 def test_a_wrapper_made_by_hand_is_made_again(notebook, replica) -> None:
-    notebook.cell(
-        "import functools\nn = 1\ndef load(): return [n]\nload = functools.lru_cache(maxsize=3)(load)"
-    )
+    notebook.cell("import functools\nn = 1\ndef load(): return [n]\nload = functools.lru_cache(maxsize=3)(load)")
     notebook.cell("load2 = functools.lru_cache(lambda: [n])\ndef train(): return load, load2")
     load, load2 = send(notebook["train"], replica)()
     assert load() is load()
@@ -116,9 +114,7 @@ def test_an_edited_base_class_reaches_its_subclass(notebook, replica) -> None:
 
 
 def test_dataclasses_enums_and_named_tuples_work(notebook, replica) -> None:
-    notebook.cell(
-        "import enum\nfrom collections import namedtuple\nfrom dataclasses import dataclass, field, asdict"
-    )
+    notebook.cell("import enum\nfrom collections import namedtuple\nfrom dataclasses import dataclass, field, asdict")
     notebook.cell("class Color(enum.Enum):\n    RED = 1\nPoint = namedtuple('Point', 'x y')")
     notebook.cell(
         "@dataclass\nclass Config:\n"
@@ -141,16 +137,13 @@ def test_defaults_that_refer_to_globals_are_taken_when_defined(notebook, replica
 def test_comprehensions_and_inner_functions_see_globals(notebook, replica) -> None:
     notebook.cell("a, b = 1, 2")
     notebook.cell(
-        "def train():\n"
-        "    def inner(): return [[a + b + j for j in range(b)] for i in range(a)]\n    return inner()"
+        "def train():\n    def inner(): return [[a + b + j for j in range(b)] for i in range(a)]\n    return inner()"
     )
     assert send(notebook["train"], replica)() == [[3, 4]]
 
 
 def test_a_changed_global_arrives_and_state_made_by_tasks_stays(notebook, replica) -> None:
-    notebook.cell(
-        "config = {'lr': 1}\ncounter = [0]\ndef train(): counter[0] += 1; return config['lr'], counter[0]"
-    )
+    notebook.cell("config = {'lr': 1}\ncounter = [0]\ndef train(): counter[0] += 1; return config['lr'], counter[0]")
     assert send(notebook["train"], replica)() == (1, 1)
     notebook["config"]["lr"] = 5
     assert send(notebook["train"], replica)() == (5, 2)
@@ -165,9 +158,7 @@ def test_postponed_annotations_stay_so(notebook, replica) -> None:
 
 
 def test_tracebacks_name_the_cell_and_show_its_lines(notebook, replica) -> None:
-    notebook.cell(
-        "# one\n# two\ndef helper(x):\n    y = x\n    return 1 / y\n\ndef train():\n    return helper(0)"
-    )
+    notebook.cell("# one\n# two\ndef helper(x):\n    y = x\n    return 1 / y\n\ndef train():\n    return helper(0)")
     closure = Captured(notebook["train"]).closure()
     filename = notebook["train"].__code__.co_filename
     del linecache.cache[filename]  # another process has not got it
@@ -195,9 +186,7 @@ def test_a_task_that_another_calls_arrives_as_a_task_with_all_it_needs(notebook,
 
 def test_lambdas_and_inner_functions_share_the_notebooks_names(notebook, replica) -> None:
     notebook.cell("import functools\n@functools.cache\ndef load(): return object()")
-    notebook.cell(
-        "def make(n):\n    def inner(k): return (inner, n, load()) if k else load()\n    return inner"
-    )
+    notebook.cell("def make(n):\n    def inner(k): return (inner, n, load()) if k else load()\n    return inner")
     notebook.cell("f = lambda x=3: (x, load())\ng = make(5)\ndef train(): return load(), f(), g(0), g(1)")
     model, by_lambda, by_inner, (inner, n, again) = send(notebook["train"], replica)()
     assert by_lambda == (3, model)
@@ -266,24 +255,18 @@ except ZeroDivisionError:
 
 def in_another_process(closure: Closure) -> str:
     command = [sys.executable, "-c", OTHER_PROCESS]
-    done = subprocess.run(
-        command, input=pickle.dumps(closure, 5), capture_output=True, check=False, timeout=60
-    )
+    done = subprocess.run(command, input=pickle.dumps(closure, 5), capture_output=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode()
 
 
 def test_another_process_runs_it_and_shows_the_users_lines(notebook) -> None:
+    notebook.cell("import functools, math\nfrom collections import namedtuple\nPoint = namedtuple('Point', 'x y')")
     notebook.cell(
-        "import functools, math\nfrom collections import namedtuple\nPoint = namedtuple('Point', 'x y')"
+        "@functools.cache\ndef load():\n    return object()\norigin = Point(1, 2)\nsquare = lambda x: x * origin.y"
     )
     notebook.cell(
-        "@functools.cache\ndef load():\n"
-        "    return object()\norigin = Point(1, 2)\nsquare = lambda x: x * origin.y"
-    )
-    notebook.cell(
-        "def train(n):\n    if n:\n"
-        "        return square(1) / 0\n    return load(), square(3), math.floor(origin.x)"
+        "def train(n):\n    if n:\n        return square(1) / 0\n    return load(), square(3), math.floor(origin.x)"
     )
     output = in_another_process(Captured(notebook["train"]).closure())
     assert output.startswith("(6, 1) notebook_")
@@ -314,9 +297,7 @@ def test_a_script_is_captured_like_a_notebook(replica, tmp_path) -> None:
 
 
 def test_partials_and_methods_may_be_called_too(notebook, replica) -> None:
-    notebook.cell(
-        "import functools\nn = 2\ndef add(x, y): return x + y + n\nclass C:\n    def go(self): return n"
-    )
+    notebook.cell("import functools\nn = 2\ndef add(x, y): return x + y + n\nclass C:\n    def go(self): return n")
     notebook.cell("three = functools.partial(add, 3)\nbound = C().go")
     assert send(notebook["three"], replica)(1) == 6
     assert send(functools.partial(notebook["add"], 4), replica)(1) == 7
@@ -330,9 +311,7 @@ def test_a_wrapper_made_by_hand_may_be_the_entry(notebook, replica) -> None:
     assert entry() is entry()
 
 
-def test_a_task_of_a_module_is_imported_and_its_function_is_called(
-    notebook, replica, tmp_path, monkeypatch
-) -> None:
+def test_a_task_of_a_module_is_imported_and_its_function_is_called(notebook, replica, tmp_path, monkeypatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "tasks_of_a_module.py").write_text(
         f"from {__name__} import Env\nenv = Env()\n@env.task\ndef child(): return 3\n"
@@ -345,9 +324,7 @@ def test_a_task_of_a_module_is_imported_and_its_function_is_called(
 
 
 def test_a_single_dispatch_function_keeps_what_was_registered_later(notebook, replica) -> None:
-    notebook.cell(
-        "import functools\n@functools.singledispatch\ndef kind(x): return 'any'\ndef train(): return kind(1)"
-    )
+    notebook.cell("import functools\n@functools.singledispatch\ndef kind(x): return 'any'\ndef train(): return kind(1)")
     assert send(notebook["train"], replica)() == "any"
     notebook.cell("class Config: pass\n@kind.register\ndef _(x: int): return 'int', Config")
     assert send(notebook["train"], replica)() == ("int", replica.names["Config"])

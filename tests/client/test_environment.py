@@ -340,10 +340,7 @@ def test_off_lifts_that_and_keeps_what_is_not_given() -> None:
     ("given", "error", "phrase"),
     [
         *(({"reusable": junk}, TypeError, 'ReusePolicy or "off"') for junk in ("on", "OFF", 5)),
-        *(
-            ({name: "x"}, ValueError, "cannot be overridden")
-            for name in ("name", "image", "docs", "interface")
-        ),
+        *(({name: "x"}, ValueError, "cannot be overridden") for name in ("name", "image", "docs", "interface")),
         *(({name: 1}, TypeError, "unexpected keyword argument") for name in ("bogus", "func", "task_type")),
         ({"reuse_policy": 1}, TypeError, "did you mean reusable="),
         ({"retries": -1}, ValueError, "greater than or equal to 0"),
@@ -376,9 +373,7 @@ def test_an_override_refuses(given: dict[str, Any], error: type[Exception], phra
     ],
 )
 def test_what_is_empty_keeps_its_value(given: dict[str, Any]) -> None:
-    task = warm().task(retries=3, timeout=5, queue="q", links=("l",), interruptible=True, short_name="z")(
-        plain
-    )
+    task = warm().task(retries=3, timeout=5, queue="q", links=("l",), interruptible=True, short_name="z")(plain)
     other = task.override(**given)
     assert other is not task
     assert other == task
@@ -576,9 +571,7 @@ def test_an_image_records_any_chain_of_calls() -> None:
     assert (image, hash(image)) == (same, hash(same))
     assert image != image.with_env_vars({"A": "1"})
     assert pickle.loads(pickle.dumps(image)) == copy.deepcopy(image) == image
-    assert (
-        repr(image) == "Image.from_debian_base(python_version=(3, 11)).with_pip_packages('torch', pre=True)"
-    )
+    assert repr(image) == "Image.from_debian_base(python_version=(3, 11)).with_pip_packages('torch', pre=True)"
     with pytest.raises(AttributeError):
         image.build  # noqa: B018
     with pytest.raises(AttributeError):

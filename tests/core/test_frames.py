@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flyte_jupyter.core import frames as frames_module
 from flyte_jupyter.core.frames import (
     HEADER,
     LIMIT_BUFFERS,
@@ -170,7 +171,7 @@ def test_a_frame_that_memory_cannot_hold_is_a_protocol_error(monkeypatch: pytest
         raise MemoryError
 
     reader = FrameReader()
-    monkeypatch.setattr("builtins.bytearray", full)
+    monkeypatch.setattr(frames_module, "bytearray", full, raising=False)
     with pytest.raises(ProtocolError, match="a frame of 1000000 bytes does not fit"):
         reader.feed(HEADER.pack(Kind.CALL, 0, 0, 1, 1_000_000))
 

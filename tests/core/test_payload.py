@@ -644,3 +644,20 @@ def test_without_the_real_package_nothing_is_changed() -> None:
     assert type(payload.catchable(error)) is errors.OOMError
     assert functools.reduce(getattr, ["errors"], sys.modules["flyte_jupyter"]) is errors
     assert Path(errors.__file__).name == "errors.py"
+
+
+def test_ipython_marks_the_line_that_raised_and_not_the_def() -> None:
+    from IPython.core.ultratb import VerboseTB
+
+    source = "def run():\n    first = 1\n    return first / 0\n"
+    scope: dict[str, Any] = {}
+    exec(compile(source, "<cell 12>", "exec"), scope)
+    linecache.cache["<cell 12>"] = (len(source), None, source.splitlines(keepends=True), "<cell 12>")
+    try:
+        scope["run"]()
+    except ZeroDivisionError as error:
+        failure = payload.describe(error)
+    rebuilt = payload.rebuild(failure, payload.plain_find)
+    shown = VerboseTB(theme_name="nocolor").text(type(rebuilt), rebuilt, rebuilt.__traceback__)
+    assert "----> 3     return first / 0" in shown
+    assert "^^^" not in "".join(traceback.format_exception(rebuilt))

@@ -1,0 +1,389 @@
+"""A pool as a `concurrent.futures.Executor`, with real kernels."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import math
+import os
+import signal
+import textwrap
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    as_completed,
+    wait,
+)
+from pathlib import Path
+
+import pytest
+from support import START_S, Counter, assert_quiet, mark, wait_until, within
+
+import flyte_jupyter as flyte
+from flyte_jupyter import errors
+from flyte_jupyter.client.executor import BrokenPool, PoolExecutor
+
+pytestmark = pytest.mark.kernel
+
+wide = flyte.TaskEnvironment("wide-executor", reusable=flyte.ReusePolicy(replicas=2, concurrency=4))
+single = flyte.TaskEnvironment("single-executor", reusable=flyte.ReusePolicy(replicas=(1, 1)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _pools(shared_broker: Path) -> Iterator[None]:
+    for environment in (wide, single):
+        flyte.pool(environment).warm()
+    yield
+    for environment in (wide, single):
+        flyte.pool(environment).stop(force=True)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(_pools: None) -> Iterator[None]:
+    yield
+    assert_quiet(wide, single, timeout=START_S)
+
+
+@pytest.fixture
+def executor() -> Iterator[PoolExecutor]:
+    with flyte.pool(wide).executor() as executor:
+        yield executor
+
+
+@pytest.fixture
+def one_slot() -> Iterator[PoolExecutor]:
+    with flyte.pool(single).executor() as executor:
+        yield executor
+
+
+# --- what is submitted
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+async def triple(x: int) -> int:
+    await asyncio.sleep(0)
+    return 3 * x
+
+
+@wide.task
+async def quadruple(x: int) -> int:
+    return 4 * x
+
+
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+def say(text: str) -> None:
+    print(text)
+
+
+def nap(path: str, seconds: float) -> str:
+    mark(path, "start")
+    time.sleep(seconds)
+    mark(path, "end")
+    return path
+
+
+async def nap_async(seconds: float) -> int:
+    await asyncio.sleep(seconds)
+    return os.getpid()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# --- submit
+
+
+def test_any_callable_can_be_submitted(executor: PoolExecutor) -> None:
+    factor = 5
+    submitted = [
+        executor.submit(double, 2),
+        executor.submit(double, x=2),
+        executor.submit(triple, 2),  # type: ignore[list-item]
+        executor.submit(quadruple, 2),  # type: ignore[list-item]
+        executor.submit(quadruple.func, 2),  # type: ignore[list-item]
+        executor.submit(lambda x: factor * x, 2),
+        executor.submit(functools.partial(pow, 2), 3),
+        executor.submit(functools.partial(triple, 4)),  # type: ignore[list-item]
+        executor.submit("abc".upper),  # type: ignore[list-item]
+    ]
+    assert [future.result(30) for future in submitted] == [4, 4, 6, 8, 8, 10, 8, 12, "ABC"]
+    assert executor.submit(math.gcd, 4, 6).result(30) == 2
+    assert isinstance(executor, Executor)
+    with pytest.raises(TypeError, match="takes a callable"):
+        executor.submit(3)  # type: ignore[arg-type]
+
+
+def test_the_tasks_own_error_is_the_futures(executor: PoolExecutor) -> None:
+    future = executor.submit(fail, "wrong")
+    with pytest.raises(ValueError, match="wrong"):
+        future.result(30)
+    assert isinstance(future.exception(), errors.RuntimeUserError)
+
+
+def test_what_cannot_be_sent_is_the_futures_error(executor: PoolExecutor) -> None:
+    with pytest.raises(errors.ArgumentNotSerializable):
+        executor.submit(double, threading.Lock()).result(30)  # type: ignore[arg-type]
+
+
+def test_a_loop_of_submits_ships_its_code_once(executor: PoolExecutor) -> None:
+    wait([executor.submit(functools.partial(double), x) for x in range(50)])
+    assert len(executor._targets) == 1
+
+
+def test_futures_work_with_as_completed(executor: PoolExecutor) -> None:
+    futures = {executor.submit(double, x): x for x in range(30)}
+    assert {futures[future]: future.result() for future in as_completed(futures, 30)} == {x: 2 * x for x in range(30)}
+
+
+def test_what_a_submitted_function_prints_appears_here(
+    executor: PoolExecutor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    executor.submit(say, "hello").result(30)
+    assert capsys.readouterr().out == "hello\n"
+
+
+def test_as_many_run_as_the_pool_has_slots(executor: PoolExecutor) -> None:
+    with within(2.0):
+        replicas = [future.result(30) for future in [executor.submit(nap_async, 0.4) for _ in range(8)]]
+    assert len(set(replicas)) == 2
+
+
+# --- cancel
+
+
+def test_a_queued_future_is_cancelled_and_never_starts(one_slot: PoolExecutor, tmp_path: Path) -> None:
+    runs = Counter(tmp_path / "runs")
+    first = one_slot.submit(nap, runs.path, 0.5)
+    queued = [one_slot.submit(nap, runs.path, 0.0) for _ in range(3)]
+    runs.wait(1)
+    assert first.running()
+    assert not first.cancel()
+    assert not queued[0].running()
+    assert queued[0].cancel()
+    assert queued[2].cancel()
+    assert {queued[0], queued[2]} <= wait(queued, 0.3).done
+    with pytest.raises(CancelledError):
+        queued[0].result()
+    assert (first.result(30), queued[1].result(30)) == (runs.path, runs.path)
+    assert runs.lines() == ["start", "end"] * 2
+
+
+def test_a_future_without_a_lease_can_be_cancelled(one_slot: PoolExecutor, tmp_path: Path) -> None:
+    runs = Counter(tmp_path / "runs")
+    with flyte.pool(single).executor() as other:  # each puts its own call to the broker
+        first = one_slot.submit(nap, runs.path, 0.5)
+        runs.wait(1)
+        waiting = other.submit(nap, runs.path, 0.0)
+        time.sleep(0.1)
+        assert not waiting.running()
+        assert waiting.cancel()
+        assert waiting in wait([waiting], 2).done
+        assert first.result(30)
+        time.sleep(0.1)
+        assert runs.lines() == ["start", "end"]
+
+
+# --- shutdown
+
+
+def test_after_shutdown_nothing_is_accepted() -> None:
+    executor = flyte.pool(wide).executor()
+    future = executor.submit(nap_async, 0.2)
+    executor.shutdown()
+    assert future.done()
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        executor.submit(double, 1)
+    executor.shutdown()
+    flyte.pool(wide).executor().shutdown()
+
+
+def test_shutdown_cancels_what_is_queued_if_told_so(tmp_path: Path) -> None:
+    runs = Counter(tmp_path / "runs")
+    executor = flyte.pool(single).executor()
+    first = executor.submit(nap, runs.path, 0.5)
+    rest = [executor.submit(nap, runs.path, 0.0) for _ in range(5)]
+    runs.wait(1)
+    executor.shutdown(wait=False, cancel_futures=True)
+    assert all(future.cancelled() for future in rest)
+    assert not first.done()
+    executor.shutdown()
+    assert first.result(0) == runs.path
+    assert len(runs) == 2
+
+
+def test_ctrl_c_in_the_with_block_stops_what_runs(tmp_path: Path) -> None:
+    runs = Counter(tmp_path / "runs")
+    futures: list[Future[str]] = []
+
+    def cell() -> None:
+        with flyte.pool(single).executor() as executor:
+            futures.extend(executor.submit(nap, runs.path, 30.0) for _ in range(3))
+            runs.wait(1)
+            raise KeyboardInterrupt
+
+    with within(3.0), pytest.raises(KeyboardInterrupt):
+        cell()
+    assert isinstance(futures[0].exception(0), errors.TaskCancelled)
+    assert futures[1].cancelled()
+    assert futures[2].cancelled()
+
+
+# --- broken
+
+
+def test_a_dead_replica_breaks_its_future_and_no_other(one_slot: PoolExecutor) -> None:
+    dead = one_slot.submit(die)
+    after = one_slot.submit(double, 1)
+    error = dead.exception(30)
+    assert isinstance(error, BrokenPool)
+    assert isinstance(error, errors.ReplicaDied)
+    assert isinstance(error, BrokenExecutor)
+    assert error.signal == signal.SIGKILL
+    assert after.result(30) == 2
+    assert one_slot.submit(double, 2).result(30) == 4
+
+
+# --- asyncio
+
+
+def test_run_in_executor(executor: PoolExecutor) -> None:
+    async def cell() -> list[int]:
+        loop = asyncio.get_running_loop()
+        calls = [loop.run_in_executor(executor, double, x) for x in range(10)]
+        with pytest.raises(ValueError, match="wrong"):
+            await loop.run_in_executor(executor, fail, "wrong")
+        return list(await asyncio.gather(*calls))
+
+    assert asyncio.run(cell()) == [2 * x for x in range(10)]
+
+
+# --- map
+
+
+def test_map_keeps_the_order(executor: PoolExecutor) -> None:
+    assert list(executor.map(double, range(30))) == [2 * x for x in range(30)]
+    assert list(executor.map(pow, [2, 3, 4], itertools.count(1))) == [2, 9, 64]
+    assert list(executor.map(double, range(10), chunksize=4)) == [2 * x for x in range(10)]
+    assert list(executor.map(triple, range(10), chunksize=4)) == [3 * x for x in range(10)]
+    assert list(executor.map(quadruple, range(10), chunksize=4)) == [4 * x for x in range(10)]
+    assert list(executor.map(double, [])) == []
+
+
+def test_map_raises_at_the_place_of_the_error(executor: PoolExecutor) -> None:
+    results = executor.map(fail, ["one", "two"])
+    with pytest.raises(ValueError, match="one"):
+        next(results)
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+def test_map_times_out(executor: PoolExecutor) -> None:
+    results = executor.map(nap_async, [0.0, 0.7], timeout=0.4)
+    assert next(results)
+    with pytest.raises(TimeoutError):
+        next(results)
+
+
+def test_map_with_a_buffer_reads_as_needed(executor: PoolExecutor) -> None:
+    read = itertools.count()
+    items = (next(read) for _ in range(10**6))
+    results = executor.map(double, items, buffersize=8)
+    assert [next(results) for _ in range(50)] == [2 * x for x in range(50)]
+    assert next(read) <= 60
+    results.close()  # type: ignore[attr-defined]
+    for bad in (0, -1):
+        with pytest.raises(ValueError, match="buffersize"):
+            executor.map(double, [], buffersize=bad)
+    with pytest.raises(TypeError, match="buffersize"):
+        executor.map(double, [], buffersize="8")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="chunksize"):
+        executor.map(double, [], chunksize=0)
+
+
+def test_many_threads_submit(executor: PoolExecutor) -> None:
+    found: list[int] = []
+
+    def submit_some(first: int) -> None:
+        found.extend(executor.map(double, range(first, first + 20)))
+
+    threads = [threading.Thread(target=submit_some, args=(20 * index,)) for index in range(5)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: not any(thread.is_alive() for thread in threads), 30)
+    assert sorted(found) == [2 * x for x in range(100)]
+
+
+# --- in a notebook
+
+
+def test_output_goes_to_the_cell_that_asked_for_it(tmp_path: Path) -> None:
+    from jupyter_client.manager import start_new_kernel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of jupyter_client itself
+        manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+    cells: dict[str, str] = {}
+
+    def run(code: str) -> str:
+        cell: str = client.execute(textwrap.dedent(code))
+        while True:
+            message = client.get_iopub_msg(timeout=60)
+            content, parent = message["content"], message["parent_header"].get("msg_id", "none")
+            if message["msg_type"] == "stream":
+                cells[parent] = cells.get(parent, "") + content["text"]
+            elif message["msg_type"] == "error":
+                cells[parent] = "\n".join(content["traceback"])
+            elif message["msg_type"] == "status" and parent == cell and content["execution_state"] == "idle":
+                return cell
+
+    try:
+        first = run(
+            """
+            import time
+            import flyte_jupyter as flyte
+            env = flyte.TaskEnvironment("notebook-executor", reusable=flyte.ReusePolicy(2))
+            executor = flyte.pool(env).executor()
+            prefix = "item"
+
+            @flyte.trace
+            def text(x):
+                return f"{prefix} {x}"
+
+            @env.task
+            def say(x: int) -> None:
+                print(text(x))
+
+            @env.task
+            def late(x: int) -> None:
+                time.sleep(0.5)
+                print("late")
+
+            say(0)
+            future = executor.submit(late, 1)
+            """
+        )
+        second = run("future.result(); [f.result() for f in [executor.submit(lambda x: print(x + 1), 1)]]")
+        third = run("list(flyte.map(say, range(3)))")
+        fourth = run("[r async for r in flyte.map.aio(say, range(2), concurrency=1)]")
+        run("flyte.pool(env).stop(force=True)")
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert cells[first] == "item 0\nlate\n"
+    assert cells[second] == "2\n"
+    assert sorted(cells[third].splitlines()) == ["item 0", "item 1", "item 2"]
+    assert cells[fourth] == "item 0\nitem 1\n"
