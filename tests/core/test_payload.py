@@ -168,6 +168,14 @@ def test_the_part_that_cannot_be_pickled_is_found(value: object, path: str) -> N
     assert payload.find_unpicklable(value, "result") == (path, LOCK)
 
 
+def test_a_value_that_is_too_deep_is_given_up_on() -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    path, _part = payload.find_unpicklable(deep, "result")
+    assert path == "result" + "[0]" * payload.MAX_DEPTH
+
+
 # --- exceptions
 
 

@@ -71,9 +71,7 @@ def test_a_closure_is_known_once_it_is_defined(notebook: NotebookModule) -> None
 
 
 def test_only_what_differs_is_applied(notebook: NotebookModule) -> None:
-    notebook.define(
-        closure(source("def f(): return g(), seen\n"), source("def g(): return 1\n"), value("seen", []))
-    )
+    notebook.define(closure(source("def f(): return g(), seen\n"), source("def g(): return 1\n"), value("seen", [])))
     seen = notebook.names["seen"]
     second = closure(source("def f(): return g(), seen\n"), source("def g(): return 2\n"), value("seen", []))
     assert notebook.missing(second.manifest) == ["g"]
@@ -142,9 +140,7 @@ def test_classes_belong_to_the_notebooks_module_and_are_pickled_by_reference(
     assert not is_notebook_module("notebook_utilities")
 
 
-def test_an_unpickler_finds_the_notebooks_names_under_main(
-    namespaces: Namespaces, notebook: NotebookModule
-) -> None:
+def test_an_unpickler_finds_the_notebooks_names_under_main(namespaces: Namespaces, notebook: NotebookModule) -> None:
     outer = notebook.define(closure(source("class Outer:\n    class Inner: pass\n")))
     find = namespaces.find_class(notebook)
     assert find("__main__", "Outer.Inner") is outer.Inner
@@ -167,9 +163,7 @@ def test_a_failing_import_says_for_what_and_a_second_attempt_goes_on(notebook: N
     bad = ImportDefinition("np", "d", "no_such_module_xyz")
     with pytest.raises(ModuleNotFoundError, match="no_such_module_xyz") as caught:
         notebook.define(closure(source("def f(): pass\n"), bad))
-    assert caught.value.__notes__ == [
-        "`import no_such_module_xyz`, which the task needs, failed on the replica."
-    ]
+    assert caught.value.__notes__ == ["`import no_such_module_xyz`, which the task needs, failed on the replica."]
     assert notebook.digests().keys() == {"f"}
 
 
@@ -185,9 +179,7 @@ def test_a_dotted_import_binds_nothing(notebook: NotebookModule) -> None:
     dotted = ImportDefinition("xml.dom", "d", "xml.dom")
     plain = ImportDefinition("maximum", "e", "xml", "dom.minidom.Node")
     entry = notebook.define(
-        closure(
-            source("def f(): return maximum\n"), dotted, ImportDefinition("m", "g", "xml.dom.minidom"), plain
-        )
+        closure(source("def f(): return maximum\n"), dotted, ImportDefinition("m", "g", "xml.dom.minidom"), plain)
     )
     assert entry().__name__ == "Node"
     assert "xml.dom" not in notebook.names
@@ -204,9 +196,7 @@ def test_names_that_running_the_preload_made_win(namespaces: Namespaces) -> None
 def test_an_equal_definition_is_shared_with_the_preload_and_another_is_not(namespaces: Namespaces) -> None:
     cached = "@__import__('functools').cache\ndef load(): return object()\n"
     loader = namespaces.define_preload(closure(source(cached), source("def helper(): return 1\n")))
-    same = closure(
-        source("def f(): return load, helper()\n"), source(cached), source("def helper(): return 2\n")
-    )
+    same = closure(source("def f(): return load, helper()\n"), source(cached), source("def helper(): return 2\n"))
     notebook = namespaces.notebook("a")
     entry = notebook.define(same)
     assert entry()[0] is loader
@@ -218,9 +208,7 @@ def test_what_the_preload_made_anew_wins_over_its_own_definition(namespaces: Nam
     text = "def load():\n    global config\n    config = 'loaded'\n"
     namespaces.define_preload(closure(source(text), value("config", "default")))()
     notebook = namespaces.notebook("a")
-    assert (
-        notebook.define(closure(source("def f(): return config\n"), value("config", "default")))() == "loaded"
-    )
+    assert notebook.define(closure(source("def f(): return config\n"), value("config", "default")))() == "loaded"
 
 
 def test_an_entry_is_never_taken_from_the_preload(namespaces: Namespaces) -> None:

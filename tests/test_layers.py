@@ -1,0 +1,120 @@
+"""Arrows point left: who may import whom, and what `import flyte_jupyter` may cost."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import flyte_jupyter
+
+ROOT = Path(flyte_jupyter.__file__).parent
+
+ALLOWED = {
+    "errors": set(),
+    "_version": set(),
+    "core": {"errors"},
+    # Two modules of no layer: what both the client and a replica, or the client and the broker, must agree on.
+    "loader": set(),
+    "runtime": {"errors"},
+    "client": {"errors", "core", "loader", "runtime", "_version"},
+    "broker": {"errors", "core", "runtime", "_version"},
+    "kernel": {"errors", "core", "loader", "_version"},
+}
+CALLERS = ALLOWED["client"] | {"client"}
+"""Of magics, widgets, provisioner, server and cli."""
+
+NOT_YET = {
+    # The cli ends leftovers and lists GPUs as the broker does: both modules belong beside `runtime`.
+    ("cli", "broker.orphans"),
+    ("cli", "broker.devices"),
+}
+"""Who is still too far to the right."""
+
+IMPURE = {"time", "os", "socket", "threading", "asyncio", "anyio", "random", "subprocess", "select", "logging"}
+WARNS_THROUGH_FLYTES_LOGGER = {"policy", "resources"}
+"""Flyte warns of some values through the logger `flyte`, when they are stated; so do these two."""
+
+EXTRAS = ["torch", "jupyter_server", "flyte", "IPython", "ipykernel", "zmq", "anyio", "numpy", "cloudpickle", "tblib"]
+
+
+def modules() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def layer(path: Path) -> str:
+    return path.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Absolute names of all that a module imports, also inside functions; not what only type checkers see."""
+    package = ["flyte_jupyter", *path.relative_to(ROOT).parent.parts]
+    tree = ast.parse(path.read_text())
+    hidden = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*parts, *(node.module.split(".") if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_point_left(path: Path) -> None:
+    own = layer(path)
+    if own == "__init__":
+        return
+    allowed = ALLOWED.get(own, CALLERS) | {own}
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top != "flyte_jupyter" or not rest:
+            continue
+        target = rest.partition(".")[0]
+        tolerated = any(f"{rest}.".startswith(f"{each}.") for who, each in NOT_YET if who == own)
+        assert target in allowed or tolerated, f"{path.name} ({own}) imports {name}"
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if layer(path) == "core"], ids=lambda path: path.stem)
+def test_the_core_does_no_io_and_reads_no_clock(path: Path) -> None:
+    found = {name.partition(".")[0] for name in imports(path)} & IMPURE
+    assert found <= ({"logging"} if path.stem in WARNS_THROUGH_FLYTES_LOGGER else set())
+
+
+def test_the_public_names_are_listed_and_there() -> None:
+    assert sorted(flyte_jupyter.__all__, key=str.casefold) == sorted(set(flyte_jupyter.__all__), key=str.casefold)
+    for name in flyte_jupyter.__all__:
+        assert hasattr(flyte_jupyter, name)
+
+
+def fresh(code: str) -> list[str]:
+    """What a new interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_the_import_is_cheap() -> None:
+    loaded = fresh("import sys, flyte_jupyter; print(*sys.modules)")
+    assert set(EXTRAS) & set(loaded) == set()
+    assert [name for name in loaded if name.startswith(("flyte_jupyter.broker", "flyte_jupyter.kernel"))] == []
+
+
+def test_the_guardian_needs_only_the_standard_library() -> None:
+    path = ROOT / "broker" / "orphans.py"
+    assert {name.partition(".")[0] for name in imports(path)} <= {*sys.stdlib_module_names}
+
+
+def test_the_broker_is_not_slowed_down_by_what_only_kernels_need() -> None:
+    loaded = fresh("import sys, flyte_jupyter.broker.server; print(*sys.modules)")
+    assert {"torch", "numpy", "IPython", "ipykernel", "jupyter_server"} & set(loaded) == set()
