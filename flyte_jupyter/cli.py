@@ -535,7 +535,7 @@ def _lock_holder(folder: Path) -> int | None:
 
 def _replica_processes(folder: Path) -> dict[int, str]:
     """Every process that belongs to a replica of this runtime folder, and which replica that is."""
-    from .broker import orphans
+    from . import orphans
 
     # The folder alone is no proof: a shell that sets the variable has it, too.
     tag = f"{orphans.REPLICA_TAG}=".encode()
@@ -550,7 +550,7 @@ def _replica_processes(folder: Path) -> dict[int, str]:
 
 def _end_leftovers(folder: Path, patience: float) -> list[int]:
     """Give the guardian a moment, then kill what is still there."""
-    from .broker import orphans
+    from . import orphans
 
     deadline = time.monotonic() + patience
     while (left := _replica_processes(folder)) and time.monotonic() < deadline:
@@ -874,7 +874,7 @@ def _check_broker() -> Iterable[Finding]:
 
 
 def _check_devices() -> Iterable[Finding]:
-    from .broker.devices import DECLARED, find_devices
+    from .devices import DECLARED, find_devices
 
     found = find_devices()
     declared = f" (declared in {DECLARED})" if DECLARED in os.environ else ""

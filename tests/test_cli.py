@@ -19,8 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from flyte_jupyter import cli, runtime
-from flyte_jupyter.broker import orphans
+from flyte_jupyter import cli, orphans, runtime
 from flyte_jupyter.client import broker
 
 HOLDER = """

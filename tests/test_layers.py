@@ -18,22 +18,17 @@ ALLOWED = {
     "errors": set(),
     "_version": set(),
     "core": {"errors"},
-    # Two modules of no layer: what both the client and a replica, or the client and the broker, must agree on.
+    # Modules of no layer: what two programs must agree on, and what the machine is asked.
     "loader": set(),
     "runtime": {"errors"},
+    "orphans": set(),
+    "devices": {"core"},
     "client": {"errors", "core", "loader", "runtime", "_version"},
-    "broker": {"errors", "core", "runtime", "_version"},
+    "broker": {"errors", "core", "runtime", "orphans", "devices", "_version"},
     "kernel": {"errors", "core", "loader", "_version"},
 }
-CALLERS = ALLOWED["client"] | {"client"}
+CALLERS = ALLOWED["client"] | {"client", "orphans", "devices"}
 """Of magics, widgets, provisioner, server and cli."""
-
-NOT_YET = {
-    # The cli ends leftovers and lists GPUs as the broker does: both modules belong beside `runtime`.
-    ("cli", "broker.orphans"),
-    ("cli", "broker.devices"),
-}
-"""Who is still too far to the right."""
 
 IMPURE = {"time", "os", "socket", "threading", "asyncio", "anyio", "random", "subprocess", "select", "logging"}
 WARNS_THROUGH_FLYTES_LOGGER = {"policy", "resources"}
@@ -82,8 +77,7 @@ def test_arrows_point_left(path: Path) -> None:
         if top != "flyte_jupyter" or not rest:
             continue
         target = rest.partition(".")[0]
-        tolerated = any(f"{rest}.".startswith(f"{each}.") for who, each in NOT_YET if who == own)
-        assert target in allowed or tolerated, f"{path.name} ({own}) imports {name}"
+        assert target in allowed, f"{path.name} ({own}) imports {name}"
 
 
 @pytest.mark.parametrize("path", [path for path in modules() if layer(path) == "core"], ids=lambda path: path.stem)
@@ -111,7 +105,7 @@ def test_the_import_is_cheap() -> None:
 
 
 def test_the_guardian_needs_only_the_standard_library() -> None:
-    path = ROOT / "broker" / "orphans.py"
+    path = ROOT / "orphans.py"
     assert {name.partition(".")[0] for name in imports(path)} <= {*sys.stdlib_module_names}
 
 

@@ -17,11 +17,10 @@ from typing import IO, Final
 
 import anyio
 
-from .. import _version, runtime
+from .. import _version, orphans, runtime
 from ..core.scheduler import Scheduler
+from ..devices import find_devices
 from ..errors import BrokerUnavailable
-from . import orphans
-from .devices import find_devices
 from .engine import Engine
 from .server import serve
 

@@ -24,11 +24,11 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
+from .. import orphans
 from ..core.commands import StartReplica
 from ..core.events import Event, ReplicaFailed, ReplicaLoading, ReplicaReady
 from ..core.frames import FrameReader, Kind, encode
 from ..core.protocol import Declaration
-from . import orphans
 
 POLITE_S: Final = 3.0
 """How long an idle replica may take to end itself."""

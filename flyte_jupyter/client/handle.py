@@ -72,6 +72,7 @@ class PoolHandle:
 
     def __init__(self, spec: EnvironmentSpec, scaling: Scaling) -> None:
         self.spec = spec
+        self.key = spec.key
         self.scaling = scaling
         self._policy = scaling
         self.start_timeout: float = READY_S
@@ -83,9 +84,6 @@ class PoolHandle:
     def name(self) -> str:
         return self.spec.name
 
-    @property
-    def key(self) -> str:
-        return self.spec.key
 
     # --- for dispatch
 

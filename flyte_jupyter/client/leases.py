@@ -121,6 +121,8 @@ class LeaseGroup:
         waiter = Waiter(self, task)
         with self._lock:
             self._waiting.append(waiter)
+            if self._idle:  # given back since the caller looked
+                self._serve(self._idle.pop())
             request = self._request(task)
         if request is not None:
             self._send_request(*request)
@@ -211,12 +213,17 @@ class LeaseGroup:
 
     def refused(self, message: p.Refused) -> None:
         with self._lock:
-            task = self._requests.pop(message.lease, "")
+            if message.lease not in self._requests:
+                return  # withdrawn while the refusal was on its way
+            task = self._requests.pop(message.lease)
             waiter = next((each for each in self._waiting if each.task == task), None)
             if waiter is None and self._waiting:
                 waiter = self._waiting[0]
             if waiter is not None:
                 self._waiting.remove(waiter)
+            more = self._request(self._waiting[0].task) if self._waiting else None
+        if more is not None:
+            self._send_request(*more)
         if waiter is not None:
             if waiter.parent:  # the broker knows only for whom the parent's lease was asked first
                 message = message.model_copy(update={"detail": {**message.detail, "parent": waiter.parent}})
@@ -246,9 +253,13 @@ class LeaseGroup:
             held = self._held.get(lease)
             self._requests.pop(lease, None)
             waiting, self._waiting = self._waiting, deque()
-            self._idle.clear()
+            idle, self._idle = self._idle, []
+            for each in idle:
+                self._held.pop(each.id, None)
         if held is not None:
             _tell(held, error)
+        for each in idle:
+            each.close()
         for waiter in waiting:
             _fail(waiter, error)
 
@@ -280,7 +291,11 @@ class LeaseGroup:
 
     def _send_request(self, lease: str, task: str) -> None:
         self.connection.listen(lease, self)
-        self.connection.send(p.Acquire(lease=lease, pool=self.pool, task=task, parent=self.parent))
+        try:
+            self.connection.send(p.Acquire(lease=lease, pool=self.pool, task=task, parent=self.parent))
+        except errors.BrokerGone as gone:  # for those who wait; the caller may be one whose own call went well
+            self.broken(lease, gone)
+            return
         with self._lock:
             withdrawn = lease not in self._requests and lease not in self._held
         if withdrawn:  # by another thread, whose release may have overtaken the request: then it would never end

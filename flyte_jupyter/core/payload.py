@@ -25,6 +25,8 @@ OUT_OF_BAND_BYTES: Final = 64 * 1024
 """A buffer of at least this size travels beside the pickle; below it a copy is cheaper than another piece."""
 MAX_FRAMES: Final = 100  # of a traceback that travel: a runaway recursion has thousands, all alike
 MAX_CAUSES: Final = 5
+MAX_DEPTH: Final = 20
+"""How far `find_unpicklable` goes down; a list nested a thousand times fails at no part in particular."""
 
 RemoteFrame = tuple[str, str, int, int]
 """File, function, its first line, the line."""
@@ -147,7 +149,7 @@ _BY_REFERENCE: Final = (FunctionType, type, type(functools.lru_cache(len)))
 def find_unpicklable(value: object, path: str) -> tuple[str, object]:
     """The innermost part of `value` that cannot be pickled, and where it is: `result["a"][0]`."""
     seen: set[int] = set()  # it may contain itself
-    while id(value) not in seen:
+    while id(value) not in seen and len(seen) < MAX_DEPTH:
         seen.add(id(value))
         for step, part in _parts(value):
             if id(part) in seen:

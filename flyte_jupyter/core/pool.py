@@ -48,6 +48,9 @@ class Ranking:
             heap[:] = [(rank, key) for key, rank in ranks.items()]
             heapify(heap)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._ranks
+
     def drop(self, key: str) -> None:
         self._ranks.pop(key, None)
 
@@ -89,6 +92,7 @@ class Lease:
     children: dict[str, Lease] = field(default_factory=dict)  # those it waits for, queued or held
     replica: Replica | None = None
     granted_at: float | None = None
+    over: bool = False  # its replica says that its client has hung up, and that nothing runs in it
     recalled_for: Share | None = None
     lost_why: str | None = None  # what its client shall hear when the replica exits, if we know better
 

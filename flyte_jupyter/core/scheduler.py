@@ -144,10 +144,13 @@ class Scheduler:
                 if gone := self._replicas.get(replica):
                     self._exit(gone, cause, now)
             case LeaseEnded(lease):
-                # Perhaps before its client is known to be gone: the two come over different connections.
                 ended = self._leases.get(lease)
-                if ended and ended.replica:
+                if ended and ended.client not in self._clients:
                     self._end(ended, now)
+                elif ended:
+                    # Before its client is known to be gone: the two come over different connections. Or its release
+                    # is on the way. Not ended here: its slot must not go to a request of the same dying client.
+                    ended.over = True
             case LeaseRevoked(lease, why):
                 revoked = self._leases.get(lease)
                 if revoked and revoked.replica:
@@ -250,7 +253,7 @@ class Scheduler:
     def _leave(self, client: Client, now: float) -> None:
         self.revision += 1
         for lease in list(client.leases.values()):
-            if lease.replica is None:
+            if lease.replica is None or lease.over:
                 self._end(lease, now)
             else:
                 self._abandoned.put(lease.id, now + ABANDONED_S)

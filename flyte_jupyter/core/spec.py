@@ -6,7 +6,6 @@ These models cross the socket; the client makes them from a `TaskEnvironment`.
 from __future__ import annotations
 
 import hashlib
-from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -39,7 +38,7 @@ class EnvironmentSpec(Frozen):
     secrets: tuple[str, ...] = ()  # names of environment variables, sorted; never values
     single_use: bool = False  # a replica serves one lease and then stops: `reusable="off"`
 
-    @cached_property
+    @property
     def key(self) -> str:
         """The pool's identity, also safe as part of a file name: hex digits only."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]

@@ -200,6 +200,8 @@ class CallChannel:
     def send_output(self, pieces: list[Buffer]) -> None:
         """Like `send`, but the task waits when its client does not keep up: nothing is dropped."""
         self.send(pieces)
+        if self.replica.on_control_thread():
+            return  # a few gathered bytes; cancels must not wait for them
         while self._backlog_bytes > BACKLOG_BYTES and not self.closed:
             select.select([], [self.connection], [], 0.1)
             self._drain()
@@ -454,11 +456,16 @@ class Replica:
         self.namespaces = namespaces
         self.supervisor: ControlChannel | None = None
         self._control_loop = control_loop
+        self._control_thread = 0
+        control_loop.call_soon_threadsafe(self._note_control_thread)
         self._lock = threading.Lock()
         self._channels: dict[str, CallChannel] = {}
         self._by_fd: dict[int, CallChannel] = {}
         self._early_cancels: dict[str, set[int]] = {}
         self._listener: Listener | None = None
+
+    def _note_control_thread(self) -> None:
+        self._control_thread = threading.get_ident()
 
     def listen(self, listening: socket.socket) -> None:
         self._listener = Listener(listening, self._control_loop, self)
@@ -466,6 +473,9 @@ class Replica:
     def later(self, delay: float, callback: Callable[[], None]) -> None:
         """Call `callback` on the control thread, where a busy task cannot hold it up."""
         self._control_loop.call_soon_threadsafe(self._control_loop.call_later, delay, callback)
+
+    def on_control_thread(self) -> bool:
+        return threading.get_ident() == self._control_thread
 
     def log(self, text: str) -> None:
         os.write(2, f"flyte_jupyter: {text}\n".encode())

@@ -53,7 +53,7 @@ class FlyteKernel(IPythonKernel):
 
 
 class ReplicaApp(IPKernelApp):
-    """IPKernelApp without what a shared workstation must not have: TCP listeners, a history file, the current folder."""
+    """IPKernelApp less what a shared workstation must not have: TCP listeners, a history file, the current folder."""
 
     kernel_class = Type(FlyteKernel, klass=IPythonKernel)
 

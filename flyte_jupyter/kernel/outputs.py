@@ -91,9 +91,15 @@ class OutputSink:
             self._send(encode(Kind.OUTPUT, self._number, body, flags=output))
 
     def _on_timer(self) -> None:
-        with self._lock:
+        # On the control thread, which must never wait: not for a writer that holds the lock, nor for a slow client.
+        if not self._lock.acquire(blocking=False):
+            self._later(GATHER_S, self._on_timer)
+            return
+        try:
             self._timer = False
             self.flush()
+        finally:
+            self._lock.release()
 
 
 class Router:

@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from ..core.events import DevicesFound
-from ..core.inventory import Device
+from .core.events import DevicesFound
+from .core.inventory import Device
 
 DECLARED = "FLYTE_JUPYTER_GPUS"
 

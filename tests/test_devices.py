@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from flyte_jupyter.broker.devices import DECLARED, find_devices
 from flyte_jupyter.core.inventory import Device
+from flyte_jupyter.devices import DECLARED, find_devices
 
 
 class NVMLError(Exception):

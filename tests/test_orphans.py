@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from flyte_jupyter import orphans
 from flyte_jupyter.broker import __main__ as daemon
-from flyte_jupyter.broker import orphans
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tags are read from /proc")
 
