@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Final, ParamSpec, TypeVar
 
 from .. import errors
-from ..core import payload
+from ..core import failure
 from ..core.context import current
 from . import remote, runs
 from .environment import Task
@@ -233,7 +233,7 @@ class Line:
                 submission.succeed(value)
             else:
                 if isinstance(error, errors.BaseRuntimeError):
-                    error = error.with_traceback(payload.remote_frames(error))  # the task's lines, not ours
+                    error = error.with_traceback(failure.remote_frames(error))  # the task's lines, not ours
                 submission.fail(error if self._explain is None else self._explain(error))
         self._end(submission)
 
@@ -299,7 +299,7 @@ def _broken(error: BaseException) -> BaseException:
     made = BrokenPool.__new__(BrokenPool)
     made.args = error.args
     made.__dict__.update(error.__dict__)
-    return payload.catchable(made)
+    return failure.catchable(made)
 
 
 class PoolExecutor(Executor):

@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
-from ..core import context, payload
+from ..core import context, failure, payload
 from ..core.definitions import Closure, is_notebook_module, notebook_module_name
 from ..core.frames import Buffer, Frame, FrameReader, Kind, Status, encode
 from . import broker, outputs, runs
@@ -185,8 +185,8 @@ class Target:
                 raise _result_unknown_here(problem) from problem
         if frame.flags == Status.CANCELLED:
             raise errors.TaskCancelled(self.name, replica=lease.name)
-        failure: payload.Failure = pickle.loads(frame.body)
-        raise payload.rebuild(failure, find_here, where=f"{self.name} raised this on {lease.name}.")
+        described: failure.Failure = pickle.loads(frame.body)
+        raise failure.rebuild(described, find_here, where=f"{self.name} raised this on {lease.name}.")
 
 
 _NOTEBOOK: Final = b"notebook_"
@@ -278,7 +278,7 @@ _PLAIN = (errors.BaseRuntimeError, KeyboardInterrupt, asyncio.CancelledError)
 def _without_our_frames(error: BaseException) -> BaseException:
     """What a user shall see: the line that called, then the lines of the task. IPython hides even this frame."""
     __tracebackhide__ = True
-    return error.with_traceback(payload.remote_frames(error))
+    return error.with_traceback(failure.remote_frames(error))
 
 
 def target_of(task: Task[..., Any]) -> Target:

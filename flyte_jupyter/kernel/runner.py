@@ -23,7 +23,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
-from ..core import payload
+from ..core import failure, payload
 from ..core.context import Action, GroupData, TaskContext, current
 from ..core.frames import Buffer, Kind, Status, encode
 from .outputs import OutputSink, Router, show_open_figures
@@ -252,10 +252,10 @@ def dump_failure(error: BaseException) -> bytes:
     import pickle
 
     try:
-        return pickle.dumps(payload.describe(error, skip_file=__file__), 5)
+        return pickle.dumps(failure.describe(error, skip_file=__file__), 5)
     except Exception as problem:
-        text = f"{type(error).__name__}: {payload._text(error)}\n(describing it failed: {problem!r})"
-        return pickle.dumps(payload.Failure("builtins", type(error).__name__, payload._text(error), text, []), 5)
+        text = f"{type(error).__name__}: {failure.text_of(error)}\n(describing it failed: {problem!r})"
+        return pickle.dumps(failure.Failure("builtins", type(error).__name__, failure.text_of(error), text, []), 5)
 
 
 def make_context(number: int, name: str, channel: CallChannel, attempt: int, sink: OutputSink) -> TaskContext:

@@ -1,0 +1,455 @@
+"""An exception as fields that always arrive, and those fields as an exception again, at the caller.
+
+It is raised as an instance of Flyte's error class and of its own class at once, with the remote traceback, in which
+every frame shows the user's own line.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, TracebackType
+from typing import Any, Final, cast
+
+from .. import errors
+from .payload import Find, Finder
+
+MAX_FRAMES: Final = 100  # of a traceback that travel: a runaway recursion has thousands, all alike
+MAX_CAUSES: Final = 5
+
+RemoteFrame = tuple[str, str, int, int]
+"""File, function, its first line, the line."""
+
+
+@dataclass(slots=True)
+class Failure:
+    """An exception as fields: what is text always arrives, and what is pickled is loaded apart.
+
+    Flyte's own errors do not survive pickling, and a class may exist on one side only.
+    """
+
+    module: str
+    name: str
+    message: str
+    text: str  # the formatted traceback, causes included
+    frames: list[RemoteFrame]  # outermost first
+    pickled: bytes | None = None
+    code: str | None = None  # of an error that is one of Flyte's already
+    kind: str | None = None
+    worker: str | None = None
+    flyte_name: str | None = None
+    notes: list[str] = field(default_factory=list)
+    cause: Failure | None = None
+
+
+def describe(error: BaseException, *, skip_file: str = "", depth: int = 0) -> Failure:
+    """Make `error` ready to travel. Frames up to the last one in `skip_file` (the runner's) are left out."""
+    tb = _user_traceback(error.__traceback__, skip_file)
+    frames = _frames(tb)
+    text = _format(error, tb)
+    notes = _notes(error)
+    known: Failure | None = getattr(error, "_flyte_jupyter_failure", None)
+    if known is not None:  # a child task's error on its way through its parent
+        return replace(known, text=text, frames=frames, notes=notes)
+    cause = error.__cause__
+    if cause is None and not error.__suppress_context__:
+        cause = error.__context__
+    failure = Failure(
+        module=type(error).__module__,
+        name=type(error).__qualname__,
+        message=text_of(error),
+        text=text,
+        frames=frames,
+        notes=notes,
+        pickled=_pickle_exception(error),
+        flyte_name=_flyte_name(type(error)),
+    )
+    if cause is not None and depth < MAX_CAUSES:
+        failure.cause = describe(cause, skip_file=skip_file, depth=depth + 1)
+    if failure.flyte_name is not None:
+        failure.code, failure.kind, failure.worker = (
+            None if value is None else str(value)
+            for value in (getattr(error, name, None) for name in ("code", "kind", "worker"))
+        )
+    return failure
+
+
+def rebuild(failure: Failure, find: Find, *, where: str = "") -> BaseException:
+    """The exception to raise at the caller: Flyte's class and its own class at once, with the remote traceback.
+
+    Where the `flyte` package is loaded in this process, it is an instance of that package's class, too.
+
+    Source: R35 to R38 and R40 of Flyte's semantics: which Flyte class and which code an exception becomes.
+    """
+    original = _load_exception(failure, find)
+    if isinstance(original, errors.BaseRuntimeError) and type(original) not in _LOSE_THEIR_CLASS:
+        error: errors.BaseRuntimeError = original  # ours survive pickling, unlike Flyte's
+        error.__dict__.setdefault("code", failure.code or failure.name)
+        error.__dict__.setdefault("kind", "user")
+        error.__dict__.setdefault("worker", failure.worker)
+        catchable(error)
+    else:
+        error = _as_flyte(failure, original)
+    error.__notes__ = list(failure.notes)
+    if where:
+        error.add_note(where)
+    if original is None and failure.flyte_name is None and failure.module != "builtins":
+        note = f"{failure.module}.{failure.name} could not be loaded here, so `except {failure.name}` misses it."
+        if note not in error.__notes__:
+            error.add_note(note)
+    error._flyte_jupyter_failure = failure  # type: ignore[attr-defined]
+    error.remote_traceback = failure.text  # type: ignore[attr-defined]
+    if failure.cause is not None:
+        error.__cause__ = rebuild(failure.cause, find)
+    error.__suppress_context__ = True
+    return error.with_traceback(remote_frames(error))
+
+
+def remote_frames(error: BaseException) -> TracebackType | None:
+    """The remote traceback of a rebuilt error, without the frames that raising it here has put in front."""
+    failure: Failure | None = getattr(error, "_flyte_jupyter_failure", None)
+    return None if failure is None else _make_traceback(failure.frames)
+
+
+def catchable(error: errors.BaseRuntimeError) -> errors.BaseRuntimeError:
+    """Make an error of ours one of the `flyte` package's, too, if that is loaded here. Returns `error`."""
+    own = type(error)
+    if "_flyte_jupyter_parts" not in vars(own) and _real_class(own) is not None:
+        with suppress(TypeError):  # a user's subclass, laid out in another way
+            error.__class__ = _class_for(own, None)
+    return error
+
+
+_LOSE_THEIR_CLASS: Final = (errors.NonRecoverableError, errors.CustomError)
+"""Flyte's callers see a RuntimeUserError in place of these."""
+
+_BY_NAME: Final[tuple[tuple[str, type[errors.BaseRuntimeError]], ...]] = (
+    ("Interrupted", errors.TaskInterruptedError),
+    ("PrimaryContainerNotFound", errors.PrimaryContainerNotFoundError),
+    ("RetriesExhausted", errors.RetriesExhaustedError),
+    ("Unknown", errors.RuntimeUnknownError),
+    ("InvalidImageName", errors.InvalidImageNameError),
+    ("ImagePullBackOff", errors.ImagePullBackOffError),
+)
+"""What the name of a user's exception class may contain, and what Flyte then takes it for."""
+
+
+def _flyte_name(cls: type[BaseException]) -> str | None:
+    """The Flyte class that `cls` is or derives from: ours, or the `flyte` package's own."""
+    for base in cls.__mro__:
+        if base.__module__ in (errors.__name__, _FLYTE_ERRORS):
+            ours = getattr(errors, base.__name__, None)
+            if isinstance(ours, type) and issubclass(ours, errors.BaseRuntimeError):
+                return base.__name__
+    return None
+
+
+def _as_flyte(failure: Failure, original: BaseException | None) -> errors.BaseRuntimeError:
+    base, code = _flyte_class(failure)
+    kind = cast("errors.ErrorKind", failure.kind or _KINDS.get(base, "user"))
+    worker = failure.worker or "user"
+    if (
+        isinstance(original, Exception)
+        # These two change meaning inside a generator or coroutine; Flyte's own need no second class.
+        and not isinstance(original, StopIteration | StopAsyncIteration)
+        and type(original).__module__ not in (errors.__name__, _FLYTE_ERRORS)
+    ):
+        own = type(original)
+        made = _class_for(base, own)
+        if issubclass(made, own):
+            attributes = {name: value for name, value in vars(original).items() if name != "__notes__"}
+            attributes.setdefault("code", code)  # an HTTPError's own code is a number, and its own
+            attributes.update(kind=kind, worker=worker)
+            dual = _fill(made, original.args, _outside_dict(original), attributes)
+            if dual is not None:
+                return dual  # type: ignore[return-value]
+    return _class_for(base, None).from_fields(code, kind, failure.message, worker)
+
+
+def _flyte_class(failure: Failure) -> tuple[type[errors.BaseRuntimeError], str]:
+    name = failure.name.rpartition(".")[2]
+    if failure.flyte_name is not None:
+        known = getattr(errors, failure.flyte_name)
+        if issubclass(known, errors.NonRecoverableError):
+            return errors.RuntimeUserError, "NonRecoverableError"
+        if issubclass(known, errors.CustomError):
+            known = errors.RuntimeUserError
+        return known, failure.code or name
+    if "OOM" in name.upper():
+        return errors.OOMError, name
+    return next((base for part, base in _BY_NAME if part in name), errors.RuntimeUserError), name
+
+
+_KINDS: Final[dict[type, errors.ErrorKind]] = {
+    errors.RuntimeSystemError: "system",
+    errors.RuntimeUnknownError: "unknown",
+}
+
+
+# --- classes that are two classes, or three
+
+_FLYTE_ERRORS: Final = "flyte.errors"
+
+_classes: dict[tuple[type, type | None, type | None], type[errors.BaseRuntimeError]] = {}
+
+
+def _real_class(base: type[errors.BaseRuntimeError]) -> type | None:
+    """The class of the real `flyte` package that `base` stands for, if that package is loaded."""
+    module = sys.modules.get(_FLYTE_ERRORS)
+    if module is None:
+        return None
+    for cls in base.__mro__:
+        real = getattr(module, cls.__name__, None) if cls.__module__ == errors.__name__ else None
+        if isinstance(real, type) and issubclass(real, BaseException):
+            return real
+    return None
+
+
+def _class_for(base: type[errors.BaseRuntimeError], own: type[Exception] | None) -> type[errors.BaseRuntimeError]:
+    """A class that is all of it: `except ValueError` and `except RuntimeUserError` catch it.
+
+    Only `base`, and what `flyte` calls it, if Python forbids the rest.
+    """
+    real = _real_class(base)
+    key = (base, own, real)
+    if key not in _classes:
+        bases: list[type] = [base]
+        if real is not None and not (own is not None and issubclass(own, real)):
+            bases.append(real)
+        if own is not None:
+            bases.append(own)
+        _classes[key] = _combine(base, own, bases)
+    return _classes[key]
+
+
+def _combine(
+    base: type[errors.BaseRuntimeError], own: type[Exception] | None, bases: list[type]
+) -> type[errors.BaseRuntimeError]:
+    if len(bases) == 1:
+        return base
+    like = own or base
+    body: dict[str, Any] = {
+        "__module__": like.__module__,
+        "__qualname__": like.__qualname__,
+        "__doc__": like.__doc__,
+        "__reduce__": _reduce,
+        "_flyte_jupyter_parts": (base, own),
+    }
+    if own is not None:
+        body["__str__"] = _message
+        # `raise type(error)(text) from error`: another of that class, which knows nothing of this one.
+        body["__new__"] = lambda cls, *args, **kwargs: own(*args, **kwargs)
+    try:
+        made: Any = type(like.__name__, tuple(bases), body)
+    except Exception:  # memory layouts that do not fit together, a final class, a class that wants to be asked
+        return base if own is None else _class_for(base, None)
+    return made  # type: ignore[no-any-return]
+
+
+def _message(self: Any) -> str:
+    return str(self._flyte_jupyter_failure.message)
+
+
+def _reduce(self: Any) -> tuple[Any, ...]:
+    base, own = self._flyte_jupyter_parts
+    attributes = dict(self.__dict__)
+    if "__notes__" in attributes:
+        attributes["__notes__"] = list(attributes["__notes__"])  # a copy must not grow with the original
+    return _restore, (base, own, self.args, _outside_dict(self), attributes)
+
+
+def _restore(
+    base: type[errors.BaseRuntimeError],
+    own: type[Exception] | None,
+    args: tuple[Any, ...],
+    outside: dict[str, Any],
+    attributes: dict[str, Any],
+) -> BaseException:
+    made = _class_for(base, own)
+    error = _fill(made, args, outside, attributes)
+    if error is None:
+        raise pickle.UnpicklingError(f"{made.__name__} cannot be made again")
+    return error
+
+
+def _fill(
+    cls: type[BaseException],
+    args: tuple[Any, ...],
+    outside: dict[str, Any],
+    attributes: dict[str, Any],
+) -> BaseException | None:
+    """A `cls` with this content. No constructor of a user's is called: it may want any arguments."""
+    builtin: Any = cls
+    while builtin.__flags__ & _MADE_IN_PYTHON:
+        builtin = builtin.__base__  # the one whose memory layout it has: the only __new__ that Python allows
+    try:
+        error: BaseException = builtin.__new__(cls, *args)
+    except Exception:
+        try:
+            error = builtin.__new__(cls)
+        except Exception:  # an ExceptionGroup whose parts are not known
+            return None
+    with suppress(Exception):
+        builtin.__init__(error, *args)
+    error.args = args
+    for name, value in outside.items():
+        with suppress(Exception):
+            setattr(error, name, value)
+    error.__dict__.update(attributes)
+    return error
+
+
+_MADE_IN_PYTHON: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+
+
+def _outside_dict(error: BaseException) -> dict[str, Any]:
+    """What builtin exceptions keep beside `args` and `__dict__`: errno, filename, lineno, name ..."""
+    found = {}
+    for cls in type(error).__mro__:
+        if not cls.__flags__ & _MADE_IN_PYTHON and cls not in (BaseException, Exception, object):
+            for name, slot in vars(cls).items():
+                if isinstance(slot, MemberDescriptorType | GetSetDescriptorType):
+                    value = getattr(error, name, None)
+                    if value is not None:
+                        found[name] = value
+    return found
+
+
+# --- an exception's content as bytes
+
+
+def _pickle_exception(error: BaseException) -> bytes | None:
+    cls = type(error)
+    own_ways = isinstance(cls.__reduce__, FunctionType) or isinstance(cls.__reduce_ex__, FunctionType)
+    if own_ways or not isinstance(cls.__init__, FunctionType):
+        with suppress(Exception):
+            return _checked(pickle.dumps(error, 5))
+    # The class, the arguments and the attributes apart: loading them calls no constructor, which may want other
+    # arguments than `args`, or would make another text of them.
+    outside = _outside_dict(error)
+    with suppress(Exception):
+        return _checked(pickle.dumps((cls, error.args, outside, vars(error)), 5))
+    with suppress(Exception):
+        import cloudpickle
+
+        args = tuple(arg if _survives(arg) else repr(arg) for arg in error.args)
+        outside = {name: value for name, value in outside.items() if _survives(value)}
+        attributes = {name: value for name, value in vars(error).items() if _survives(value)}
+        return _checked(cloudpickle.dumps((cls, args, outside, attributes), 5))
+    return None
+
+
+def _checked(data: bytes) -> bytes:
+    pickle.loads(data)  # some things can be pickled and not loaded
+    return data
+
+
+def _survives(value: object) -> bool:
+    import cloudpickle
+
+    try:
+        pickle.loads(cloudpickle.dumps(value, 5))
+    except Exception:  # a lock, a socket, a cursor: the error is worth more than these
+        return False
+    return True
+
+
+def _load_exception(failure: Failure, find: Find) -> BaseException | None:
+    if failure.pickled is None:
+        return None
+    try:
+        loaded = Finder(io.BytesIO(failure.pickled), buffers=(), find=find).load()
+        if isinstance(loaded, tuple):
+            own, args, outside, attributes = loaded
+            loaded = _fill(own, args, outside, attributes)
+    except Exception:
+        return None
+    return loaded if isinstance(loaded, BaseException) else None
+
+
+# --- text and frames
+
+
+def text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a broken __str__ must not hide the error
+        return f"<{type(error).__name__} whose __str__ failed>"
+
+
+def _notes(error: BaseException) -> list[str]:
+    notes = getattr(error, "__notes__", None)
+    return [str(note) for note in notes] if isinstance(notes, list | tuple) else []
+
+
+def _user_traceback(tb: TracebackType | None, skip_file: str) -> TracebackType | None:
+    start = tb
+    while tb is not None:
+        if tb.tb_frame.f_code.co_filename == skip_file:
+            start = tb.tb_next
+        tb = tb.tb_next
+    return start
+
+
+def _frames(tb: TracebackType | None) -> list[RemoteFrame]:
+    frames = [
+        (frame.f_code.co_filename, frame.f_code.co_name, frame.f_code.co_firstlineno, line)
+        for frame, line in traceback.walk_tb(tb)
+    ]
+    if len(frames) > 2 * MAX_FRAMES:
+        del frames[MAX_FRAMES:-MAX_FRAMES]
+    return frames
+
+
+def _format(error: BaseException, tb: TracebackType | None) -> str:
+    try:
+        return "".join(traceback.format_exception(type(error), error, tb, limit=-MAX_FRAMES))
+    except Exception:
+        return f"{type(error).__name__}: {text_of(error)}\n"
+
+
+def _make_traceback(frames: list[RemoteFrame]) -> TracebackType | None:
+    """Frames of another process, as a traceback that every tool shows with the user's own lines.
+
+    tblib does this too, but its frames claim to begin at the line that raised, and IPython then marks another one.
+    """
+    made: TracebackType | None = None
+    for filename, name, first_line, line in reversed(frames):
+        stand_in = compile("raise StopIteration", filename, "exec")
+        code = stand_in.replace(
+            co_name=name,
+            co_qualname=name,
+            co_firstlineno=first_line,
+            co_linetable=_all_on_line(line - first_line, len(stand_in.co_code) // 2),
+        )
+        try:
+            exec(code, {"__name__": name, "__file__": filename})
+        except StopIteration as stop:
+            inside = stop.__traceback__ and stop.__traceback__.tb_next
+            if inside is not None:
+                made = TracebackType(made, inside.tb_frame, inside.tb_lasti, line)
+    return made
+
+
+def _all_on_line(offset: int, instructions: int) -> bytes:
+    """A code object's location table: every instruction `offset` lines below the first, columns unknown.
+
+    Without columns nothing underlines a part of the user's line. Source: CPython, `Objects/locations.md`.
+    """
+    no_columns, longest = 13, 8
+    table = bytearray()
+    while instructions > 0:
+        length = min(longest, instructions)
+        instructions -= length
+        table.append(0x80 | no_columns << 3 | length - 1)
+        number = offset << 1 if offset >= 0 else -offset << 1 | 1
+        while number >= 0x40:
+            table.append(number & 0x3F | 0x40)
+            number >>= 6
+        table.append(number)
+        offset = 0  # each entry counts from the one before
+    return bytes(table)
