@@ -406,9 +406,9 @@ def test_a_runaway_recursion_keeps_its_first_and_last_frames() -> None:
     run = cell("<cell 8>", "def run(n):\n    return run(n + 1)\n")
     with pytest.raises(RecursionError) as caught:
         run(0)
-    failure = describe(caught.value, skip_file=__file__)
-    assert len(failure.frames) == 2 * failure.MAX_FRAMES
-    rebuilt = rebuild(failure, plain_find)
+    described = describe(caught.value, skip_file=__file__)
+    assert len(described.frames) == 2 * failure.MAX_FRAMES
+    rebuilt = rebuild(described, plain_find)
     assert isinstance(rebuilt, RecursionError)
     assert len(frames(rebuilt)) == 2 * failure.MAX_FRAMES
 
