@@ -29,6 +29,7 @@ from . import remote, runs
 from .environment import Task
 from .handle import PoolHandle
 from .leases import Channel
+from .target import Outgoing, Target
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -93,7 +94,7 @@ class Submission:
     def __init__(
         self,
         number: int,
-        target: remote.Target,
+        target: Target,
         task: Task[..., Any] | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -152,7 +153,7 @@ class Line:
 
     def add(
         self,
-        target: remote.Target,
+        target: Target,
         task: Task[..., Any] | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -265,17 +266,17 @@ class Line:
 _submission: contextvars.ContextVar[Submission] = contextvars.ContextVar("flyte_jupyter_submission")
 
 
-class PoolTarget(remote.Target):
+class PoolTarget(Target):
     """A target whose submission hears when the call has its lease: until then its future can be cancelled."""
 
-    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: int) -> remote.Outgoing:
+    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: int) -> Outgoing:
         return _Announced(super().encode(args, kwargs, attempt), _submission.get())
 
 
-class _Announced(remote.Outgoing):
+class _Announced(Outgoing):
     __slots__ = ("_plain", "_submission")
 
-    def __init__(self, plain: remote.Outgoing, submission: Submission) -> None:
+    def __init__(self, plain: Outgoing, submission: Submission) -> None:
         self.closures = plain.closures
         self._plain = plain
         self._submission = submission

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from .executor import Line
-    from .remote import Target
+    from .target import Target
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -553,14 +553,14 @@ class _Mapping:
             await line.wait_async(STOP_S)
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> Line:
-        from . import remote
         from .executor import Line
+        from .target import target_of
 
         # The calls' output belongs where the iterator is used: in that cell.
         self._context: Context = copy_context()
         if self._group is not None:
             self._context.run(_calling.set, {**(_calling.get() or {}), "group": self._group})
-        self._target: Target = remote.target_of(self.task)
+        self._target: Target = target_of(self.task)
         self._line = Line(loop, self._capacity)
         return self._line
 

@@ -1,0 +1,204 @@
+"""A callable and the pool it runs in: what is sent for a call, over whose leases, and what comes back."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal as signals
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from .. import errors
+from ..core import context, failure, payload
+from ..core.definitions import Closure, is_notebook_module, notebook_module_name
+from ..core.frames import Buffer, Frame, Kind, Status, encode
+from . import broker, runs
+from .capture import Captured
+from .handle import PoolHandle, handle_of
+from .leases import Channel, Lease, LeaseGroup
+
+if TYPE_CHECKING:
+    from ..core import protocol as p
+    from .environment import Task
+
+
+class Target:
+    """A callable and the pool it runs in: all that does not change from call to call."""
+
+    def __init__(self, function: Callable[..., Any], name: str, pool: PoolHandle, *, limited: bool = False) -> None:
+        self.name = name
+        self.pool = pool
+        self.limited = limited  # it has a time limit of some kind
+        self._captured = Captured(function)
+        self._closure: Closure | None = None
+        self._reference = b""
+        self._extra: dict[frozenset[str], Captured] = {}
+        self._groups: dict[str | None, LeaseGroup] = {}
+
+    # --- what is sent
+
+    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: int) -> Outgoing:
+        """The call as bytes. ArgumentNotSerializable if an argument cannot leave this process."""
+        closure = self._captured.closure()
+        if closure is not self._closure:
+            self._closure = closure
+            self._reference = json.dumps([[closure.digest], self.name]).encode()
+        try:
+            home = home_module()
+            meta = runs.call_meta()
+            sent = (args, kwargs) if meta is None else (args, kwargs, meta)
+            pickled = payload.dump_arguments(sent, home)
+        except errors.BaseRuntimeError:
+            raise
+        except Exception as problem:
+            raise self._not_serializable(args, kwargs, problem) from None
+        if not pickled.names:
+            return Outgoing(self._reference, (closure,), pickled, attempt)
+        # Classes of the notebook that only the arguments use.
+        captured = self._extra.get(pickled.names)
+        if captured is None:
+            captured = self._extra[pickled.names] = Captured.of_names(pickled.names, vars(sys.modules[home]))
+        extra = captured.closure()
+        reference = json.dumps([[extra.digest, closure.digest], self.name]).encode()
+        return Outgoing(reference, (extra, closure), pickled, attempt)
+
+    def _not_serializable(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], problem: Exception
+    ) -> errors.ArgumentNotSerializable:
+        named = {**{f"argument {index + 1}": value for index, value in enumerate(args)}, **kwargs}
+        for name, value in named.items():
+            try:
+                payload.dump_arguments(value, home_module())
+            except Exception as inner:
+                path, part = payload.find_unpicklable(value, name)
+                return errors.ArgumentNotSerializable.for_value(
+                    path=path, type_name=type(part).__qualname__, problem=f"{type(inner).__name__}: {inner}"
+                )
+        return errors.ArgumentNotSerializable.for_value(path="?", type_name="?", problem=str(problem))
+
+    # --- leases
+
+    def group(self) -> LeaseGroup:
+        """The leases that this caller holds in the pool; connects, and starts the broker, if need be."""
+        task = context.current.get()
+        parent = None if task is None else task.lease
+        group = self._groups.get(parent)
+        if (
+            group is None
+            or group.connection.closed
+            or group.connection.declared.get(self.pool.key) is not (self.pool.declaration())
+        ):
+            connection = self.pool.connection()
+            if group is None or group.connection is not connection:
+                group = _group(connection, self.pool.key, parent, "local" if task is None else task.action.run_name)
+                if len(self._groups) > 100:  # of tasks that are over
+                    self._groups.clear()
+                self._groups[parent] = group
+        return group
+
+    # --- errors
+
+    def lost(self, lease: Lease, why: p.Lost | errors.BaseRuntimeError | None, attempt: int) -> errors.BaseRuntimeError:
+        """The error of a call whose replica is gone."""
+        if isinstance(why, errors.BaseRuntimeError):
+            return why
+        if why is None:
+            return errors.ReplicaDied(self.name, lease.name, attempt=attempt)
+        if why.out_of_memory:
+            error = errors.OOMError("OOMKilled", f"Replica {lease.name} ran {why.cause} while running {self.name}.")
+            error.add_note("A replacement is loading. The task was not repeated.")
+            error.add_note('Give the environment more memory, or call task.override(reusable="off", resources=...).')
+            return error
+        number = None if why.signal is None else int(getattr(signals, why.signal, 0)) or None
+        hint = None
+        if why.signal == "SIGKILL" or why.exit_code == 137:
+            hint = "possibly the system's out-of-memory killer"
+        return errors.ReplicaDied(
+            self.name,
+            lease.name,
+            signal=number,
+            exit_code=why.exit_code,
+            attempt=attempt,
+            log_tail=why.log_tail,
+            hint=hint or (None if number is None else why.signal),
+        )
+
+    def result(self, frame: Frame, lease: Lease) -> Any:
+        """The value of an outcome, or its exception."""
+        if frame.flags == Status.OK:
+            try:
+                return payload.load(frame.body, frame.buffers, find_here, _NOTEBOOK)
+            except Exception as problem:
+                raise _result_unknown_here(problem) from problem
+        if frame.flags == Status.CANCELLED:
+            raise errors.TaskCancelled(self.name, replica=lease.name)
+        described: failure.Failure = pickle.loads(frame.body)
+        raise failure.rebuild(described, find_here, where=f"{self.name} raised this on {lease.name}.")
+
+
+def target_of(task: Task[..., Any]) -> Target:
+    target: Target | None = task.__dict__.get("_target")
+    if target is None:
+        limits = task.time_limits
+        limited = any((limits.seconds("max_runtime"), limits.seconds("max_queued_time"), limits.seconds("deadline")))
+        target = Target(task.func, task.name, handle_of(task), limited=limited)
+        task.__dict__["_target"] = target
+    return target
+
+
+class Outgoing:
+    """A call, ready to be sent on any lease."""
+
+    __slots__ = ("_attempt", "_pieces", "_reference", "closures")
+
+    def __init__(self, reference: bytes, closures: Sequence[Closure], pickled: payload.Pickled, attempt: int) -> None:
+        self._reference = reference
+        self.closures = closures
+        self._pieces: list[Buffer] = [pickled.data, *pickled.buffers]
+        self._attempt = attempt
+
+    def on(self, channel: Channel) -> tuple[int, list[Buffer]]:
+        channel.calls += 1
+        return channel.calls, encode(Kind.CALL, channel.calls, self._reference, self._pieces, flags=self._attempt)
+
+
+_NOTEBOOK: Final = b"notebook_"
+
+
+def home_module() -> str:
+    """Where the notebook's names live in this process: a task that calls a task is in a replica."""
+    task = context.current.get()
+    return "__main__" if task is None else notebook_module_name(task.notebook)
+
+
+def find_here(module: str, name: str) -> Any:
+    """`find_class` for outcomes: what replicas call `notebook_...` is `__main__` in the notebook itself."""
+    if is_notebook_module(module) and module not in sys.modules:
+        module = "__main__"
+    return payload.plain_find(module, name)
+
+
+_groups: dict[tuple[str, str | None], LeaseGroup] = {}
+_groups_lock = threading.Lock()
+
+
+def _group(connection: broker.Connection, pool: str, parent: str | None, run: str) -> LeaseGroup:
+    """One group for all tasks of a pool, so that they share its idle leases."""
+    with _groups_lock:
+        group = _groups.get((pool, parent))
+        if group is None or group.connection is not connection:
+            for key in [key for key, old in _groups.items() if old.connection.closed or (key[1] and old.unused())]:
+                del _groups[key]
+            group = _groups[pool, parent] = LeaseGroup(connection, pool, parent, run)
+        return group
+
+
+def _result_unknown_here(problem: Exception) -> Exception:
+    name = getattr(problem, "name", None)
+    if isinstance(problem, AttributeError) and name:
+        return errors.ResultNotSerializable(str(name), cause=str(problem))
+    if isinstance(problem, AttributeError | ImportError):
+        return errors.ResultNotSerializable("?", cause=str(problem))
+    return problem
