@@ -281,10 +281,10 @@ def connect(*, start: bool = True) -> Connection:
         return connection
 
 
-def _open(*, start: bool) -> Connection:
+def _open(*, start: bool, deadline: float | None = None) -> Connection:
     folder = runtime.private_folder()
     path = runtime.broker_socket(folder)
-    deadline = time.monotonic() + CONNECT_S
+    deadline = deadline or time.monotonic() + CONNECT_S
     daemon: subprocess.Popen[bytes] | None = None
     stream = _try(path)
     if stream is None and not start:
@@ -298,7 +298,13 @@ def _open(*, start: bool) -> Connection:
             raise _start_failure(folder, f"it does not answer after {CONNECT_S:g} s")
         time.sleep(0.01)
         stream = _try(path)
-    connection = _shake_hands(stream)
+    try:
+        connection = _shake_hands(stream)
+    except ConnectionError as problem:  # met a broker that was just ending
+        if time.monotonic() > deadline:
+            raise _start_failure(folder, f"it hangs up: {problem!r}") from None
+        time.sleep(0.01)
+        return _open(start=start, deadline=deadline)
     if daemon is not None and daemon.pid == connection.broker_pid:
         connection.daemon = daemon
         daemon.returncode = 0  # it outlives this process: no complaint that it still runs
@@ -367,6 +373,9 @@ def _shake_hands(stream: socket.socket) -> Connection:
                 raise ConnectionResetError
             answer += data
         welcome = p.from_broker.validate_json(answer)
+    except ConnectionError:
+        stream.close()
+        raise
     except (OSError, ValidationError) as problem:
         stream.close()
         raise errors.BrokerUnavailable(

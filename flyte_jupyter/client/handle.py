@@ -84,7 +84,6 @@ class PoolHandle:
     def name(self) -> str:
         return self.spec.name
 
-
     # --- for dispatch
 
     def declaration(self) -> p.Declaration:

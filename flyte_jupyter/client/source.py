@@ -90,9 +90,10 @@ def is_importable(module: str | None) -> bool:
     found = sys.modules.get(module)
     if found is None:
         return False
-    cloudpickle = sys.modules.get("cloudpickle.cloudpickle")  # if not loaded, nothing is registered
-    if cloudpickle is not None:
-        by_value = cloudpickle.list_registry_pickle_by_value()
+    # If it is not loaded, or another thread is loading it just now, nothing is registered.
+    registry = getattr(sys.modules.get("cloudpickle.cloudpickle"), "list_registry_pickle_by_value", None)
+    if registry is not None:
+        by_value = registry()
         if any(module == name or module.startswith(f"{name}.") for name in by_value):
             return False
     # A module that a program made has none of these; one that a package made (six.moves) has a parent.

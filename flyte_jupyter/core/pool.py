@@ -92,6 +92,7 @@ class Lease:
     children: dict[str, Lease] = field(default_factory=dict)  # those it waits for, queued or held
     replica: Replica | None = None
     granted_at: float | None = None
+    abandoned: bool = False  # its client is gone; the replica is stopping what runs in it
     over: bool = False  # its replica says that its client has hung up, and that nothing runs in it
     recalled_for: Share | None = None
     lost_why: str | None = None  # what its client shall hear when the replica exits, if we know better

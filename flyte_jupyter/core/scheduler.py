@@ -145,7 +145,7 @@ class Scheduler:
                     self._exit(gone, cause, now)
             case LeaseEnded(lease):
                 ended = self._leases.get(lease)
-                if ended and ended.client not in self._clients:
+                if ended and ended.abandoned:
                     self._end(ended, now)
                 elif ended:
                     # Before its client is known to be gone: the two come over different connections. Or its release
@@ -256,6 +256,7 @@ class Scheduler:
             if lease.replica is None or lease.over:
                 self._end(lease, now)
             else:
+                lease.abandoned = True
                 self._abandoned.put(lease.id, now + ABANDONED_S)
         for key in client.declared:
             pool = self._pools[key]
