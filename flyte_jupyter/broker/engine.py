@@ -148,6 +148,11 @@ class Engine:
         now = current_time()
         return Snapped(epoch_offset=time.time() - now, log_dir=self._log_dir, snapshot=self.scheduler.snapshot())
 
+    @property
+    def ending(self) -> anyio.Event:
+        """Set once the broker has begun to end: it takes no more clients."""
+        return self._ending
+
     def end(self) -> None:
         """Begin to end: everything that was started is stopped."""
         self._ending.set()
@@ -240,6 +245,9 @@ class Engine:
                 self._tell(client, Recalled(lease=lease))
             case commands.Lose(client, lease, cause):
                 self._lose(client, lease, cause)
+            case commands.AskAfter(replica, lease):
+                if (asked := self._lives.get(replica)) is not None:
+                    asked.ask_after(lease)
             case commands.ForgetPool(pool):
                 # Its last client left while another was declaring it: that one's declaration is here already.
                 if not self._coming[pool]:

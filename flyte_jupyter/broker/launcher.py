@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,13 @@ class Orders:
 
     stop: anyio.Event = field(default_factory=anyio.Event)
     kill: anyio.Event = field(default_factory=anyio.Event)
+    ask: anyio.Event = field(default_factory=anyio.Event)
+    leases: deque[str] = field(default_factory=deque)
+
+    def ask_after(self, lease: str) -> None:
+        """Let the replica say when nothing runs in this lease any more."""
+        self.leases.append(lease)
+        self.ask.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,12 +282,22 @@ class Launcher:
     ) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._kill_when_told, process, orders)
+            tasks.start_soon(self._ask, supervisor, orders)
             await orders.stop.wait()
             with contextlib.suppress(anyio.BrokenResourceError):
                 for piece in encode(Kind.STOP):
                     await supervisor.send(bytes(piece))
             await anyio.sleep(POLITE_S)
             orders.kill.set()
+
+    async def _ask(self, supervisor: anyio.abc.SocketStream, orders: Orders) -> None:
+        with contextlib.suppress(anyio.BrokenResourceError):
+            while True:
+                await orders.ask.wait()
+                orders.ask = anyio.Event()
+                while orders.leases:
+                    for piece in encode(Kind.ASK, 0, orders.leases.popleft().encode()):
+                        await supervisor.send(bytes(piece))
 
     async def _kill_when_told(self, process: subprocess.Popen[bytes], orders: Orders) -> None:
         await orders.kill.wait()

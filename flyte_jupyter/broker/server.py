@@ -52,9 +52,17 @@ async def serve(path: Path, engine: Engine) -> None:
         # Complete before it is visible: nobody can meet a socket that does not answer yet.
         os.rename(temporary, path)
         try:
-            await listener.serve(lambda stream: _serve_one(stream, engine))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_withdraw, path, engine)
+                await listener.serve(lambda stream: _serve_one(stream, engine))
         finally:
             path.unlink(missing_ok=True)
+
+
+async def _withdraw(path: Path, engine: Engine) -> None:
+    """An ending broker cannot be found any more: whoever comes now waits for the next one."""
+    await engine.ending.wait()
+    path.unlink(missing_ok=True)
 
 
 async def _serve_one(stream: SocketStream, engine: Engine) -> None:
@@ -68,6 +76,8 @@ async def _serve_one(stream: SocketStream, engine: Engine) -> None:
 
 async def _connection(stream: SocketStream, engine: Engine) -> None:
     async with stream:
+        if engine.ending.is_set():
+            return
         if peer_uid(stream) != os.getuid():
             log.warning("refused a connection of another user")
             return

@@ -383,8 +383,10 @@ def _shake_hands(stream: socket.socket) -> Connection:
         ) from None
     if not isinstance(welcome, p.Welcome):
         stream.close()
-        other = getattr(welcome, "version", "unknown")
-        raise errors.VersionMismatch(_version.__version__, other, "broker")
+        ours, theirs = _version.__version__, getattr(welcome, "version", "unknown")
+        if ours == theirs:  # two states of one version under development
+            ours, theirs = f"{ours} protocol {p.PROTOCOL}", f"{theirs} protocol {getattr(welcome, 'protocol', '?')}"
+        raise errors.VersionMismatch(ours, theirs, "broker")
     stream.settimeout(None)
     return Connection(stream, welcome.pid)
 

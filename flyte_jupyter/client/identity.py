@@ -42,4 +42,5 @@ def describe_client() -> Client:
 def ipython() -> Any:
     """The running IPython shell, or None; does not import IPython to find out."""
     module = sys.modules.get("IPython")
-    return None if module is None else module.get_ipython()
+    get = getattr(module, "get_ipython", None)  # another thread may be in the middle of importing it
+    return None if get is None else get()

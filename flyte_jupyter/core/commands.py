@@ -63,10 +63,18 @@ class Lose:
 
 
 @dataclass(frozen=True, slots=True)
+class AskAfter:
+    """The client of this lease is gone: the replica shall say `LeaseEnded` when nothing runs in it (any more)."""
+
+    replica: str
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetPool:
     """Nobody declares the pool any more and nothing of it is left."""
 
     pool: str
 
 
-Command = StartReplica | StopReplica | Grant | Refuse | Recall | Lose | ForgetPool
+Command = StartReplica | StopReplica | Grant | Refuse | Recall | Lose | AskAfter | ForgetPool

@@ -29,7 +29,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Kind(IntEnum):
-    """What a frame says. Client to replica: HELLO, CALL, DEFINE, CANCEL; broker to replica: SETUP, STOP."""
+    """What a frame says. Client to replica: HELLO, CALL, DEFINE, CANCEL; broker to replica: SETUP, ASK, STOP."""
 
     HELLO = 1  # who is calling: lease, notebook, folder
     CALL = 2  # run this; body: which function; buffers: arguments
@@ -41,7 +41,8 @@ class Kind(IntEnum):
     SETUP = 8  # run the preload
     STATE = 9  # how far the replica is: loading, ready, failed
     STOP = 10  # end yourself
-    ENDED = 11  # a call whose client is gone has stopped
+    ENDED = 11  # nothing runs in that lease any more, and its client has hung up
+    ASK = 12  # say ENDED, at once or when it is so
 
 
 class Status(IntEnum):
@@ -181,7 +182,7 @@ class FrameReader:
             return False
         kind, flags, count, call, body_size = HEADER.unpack_from(self._scratch, self._start)
         head = HEADER.size + 8 * count
-        if count > LIMIT_BUFFERS or not Kind.HELLO <= kind <= Kind.ENDED:
+        if count > LIMIT_BUFFERS or not Kind.HELLO <= kind <= Kind.ASK:
             raise ProtocolError(f"not a frame: kind {kind}, {count} buffers")
         if available < head:
             return False

@@ -17,6 +17,7 @@ from collections import deque
 from heapq import nsmallest
 
 from .commands import (
+    AskAfter,
     Command,
     ForgetPool,
     Grant,
@@ -258,6 +259,8 @@ class Scheduler:
             else:
                 lease.abandoned = True
                 self._abandoned.put(lease.id, now + ABANDONED_S)
+                # It may never have got as far as connecting to the replica, which then has nothing to say by itself.
+                self._commands.append(AskAfter(lease.replica.id, lease.id))
         for key in client.declared:
             pool = self._pools[key]
             del pool.declared_by[client.id]

@@ -57,6 +57,14 @@ def peer_uid(connection: socket.socket) -> int:
     return int(struct.unpack_from("=II", raw)[1])
 
 
+def _hung_up(connection: socket.socket) -> bool:
+    if not hasattr(select, "POLLRDHUP"):
+        return False
+    poller = select.poll()
+    poller.register(connection, select.POLLRDHUP)
+    return bool(poller.poll(0))
+
+
 class CallChannel:
     """One lease's calls, in order, one at a time. Lives on the main thread; `send` may be called by any."""
 
@@ -432,6 +440,8 @@ class ControlChannel:
                 self._replica.cancel(str(frame.body, "utf-8"), frame.call)
             elif frame.kind == Kind.SETUP and self._supervisor:
                 self._replica.runner.loop.call_soon_threadsafe(self._replica.set_up, bytes(frame.body))
+            elif frame.kind == Kind.ASK and self._supervisor:
+                self._replica.ask_after(str(frame.body, "utf-8"))
             elif frame.kind == Kind.STOP and self._supervisor:
                 self._replica.runner.loop.call_soon_threadsafe(self._replica.stop)
             else:
@@ -488,6 +498,10 @@ class Replica:
         for folder in hello.sys_path:
             if folder not in sys.path:
                 sys.path.append(folder)
+        if _hung_up(connection):  # while this thread was busy: its calls must not begin any more
+            connection.close()
+            self.abandoned_call_ended(hello.lease)
+            return
         channel = CallChannel(connection, reader, hello, self)
         if channel.closed:
             return
@@ -533,6 +547,13 @@ class Replica:
             call = None if channel is None else channel.running
         if call is not None:
             self.runner.cancel(call)
+
+    def ask_after(self, lease: str) -> None:
+        """The broker lost this lease's client. If it never connected, nothing else will say that it is over."""
+        with self._lock:
+            known = lease in self._channels
+        if not known:
+            self.abandoned_call_ended(lease)
 
     # --- to the broker
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from flyte_jupyter.core.commands import (
+    AskAfter,
     Command,
     ForgetPool,
     Grant,
@@ -557,7 +558,7 @@ def test_a_lost_client_gives_back_what_it_held_and_asked_for() -> None:
     machine = warm(1, 1)
     machine.ask("a1", "a2", client="ada")
     machine.ask("b1", client="bob")
-    assert machine.do(ClientGone("ada"), at=5) == []
+    assert machine.do(ClientGone("ada"), at=5) == [AskAfter("p-1", "a1")]
     assert machine.pool().waiting == 1
     assert granted(machine.do(LeaseEnded("a1"), at=6)) == [("b1", "p-1")]
     assert machine.do(Tick(), at=11) == []
