@@ -328,7 +328,8 @@ def _ordered(pieces: dict[str, _Piece], entry: str) -> Iterator[Definition]:
 
 def _source_piece(name: str, scope: Names, obj: Any, source: Source, wrap: bytes | None) -> _Piece:
     names = _globals_of(obj, source, scope)
-    source = source.without_decorators(_is_ours, names)
+    bound = scope.get(source.node.name, obj)
+    source = source.without_decorators(_is_ours, names, certain=hasattr(type(bound), "__flyte_capture__"))
     mentioned = references(source, names)
     symbol = source.node.name
     digest = digest_of("source", source.lines, source.flags, symbol, wrap)

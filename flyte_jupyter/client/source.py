@@ -27,6 +27,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definable = Function | ast.ClassDef
 
 FUTURE_FLAGS = __future__.annotations.compiler_flag  # every other future is either past or a joke
+OUR_DECORATORS = frozenset({"task", "preload"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +49,18 @@ class Source:
         lines = (n.lineno for n in ast.walk(self.node) if isinstance(n, ast.Name) and n.id == name)
         return min(lines, default=None)
 
-    def without_decorators(self, ours: Callable[[object], bool], names: Mapping[str, Any]) -> Source:
-        """Cut the decorators from the top down to the last that is `ours`; those below it stay."""
+    def without_decorators(
+        self, ours: Callable[[object], bool], names: Mapping[str, Any], *, certain: bool = False
+    ) -> Source:
+        """Cut the decorators from the top down to the last that is `ours`; those below it stay.
+
+        `certain` says that one of them is: then one that cannot be evaluated safely (`pool(env).preload`) goes by its
+        last name.
+        """
         decorators = self.node.decorator_list
         last = max((i for i, d in enumerate(decorators) if ours(_evaluate(d, names))), default=-1)
+        if last < 0 and certain:
+            last = max((i for i, d in enumerate(decorators) if _last_name(d) in OUR_DECORATORS), default=-1)
         if last < 0:
             return self
         kept = decorators[last + 1 :]
@@ -300,6 +309,11 @@ def _dotted(node: ast.expr) -> list[str] | None:
         path.insert(0, node.attr)
         node = node.value
     return [node.id, *path] if isinstance(node, ast.Name) else None
+
+
+def _last_name(decorator: ast.expr) -> str:
+    called = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return called.attr if isinstance(called, ast.Attribute) else ""
 
 
 def _evaluate(decorator: ast.expr, names: Mapping[str, Any]) -> object:

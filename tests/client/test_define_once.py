@@ -328,3 +328,25 @@ def test_a_single_dispatch_function_keeps_what_was_registered_later(notebook, re
     assert send(notebook["train"], replica)() == "any"
     notebook.cell("class Config: pass\n@kind.register\ndef _(x: int): return 'int', Config")
     assert send(notebook["train"], replica)() == ("int", replica.names["Config"])
+
+
+def test_a_preload_decorator_that_is_a_call_does_not_reach_the_replica() -> None:
+    import linecache
+
+    from flyte_jupyter.client.capture import Captured
+    from flyte_jupyter.loader import PreloadFunction
+
+    class Handle:
+        __flyte_decorates__ = True
+
+        def preload(self, function: object) -> PreloadFunction:
+            return PreloadFunction(function)  # type: ignore[arg-type]
+
+    source = "@pool(1).preload\ndef load():\n    return 1\n\n@pool(2).preload\n@keep\ndef other():\n    return load()\n"
+    linecache.cache["<cell 77>"] = (len(source), None, source.splitlines(keepends=True), "<cell 77>")
+    scope = {"__name__": "__main__", "pool": lambda number: Handle(), "keep": lambda function: function}
+    exec(compile(source, "<cell 77>", "exec"), scope)
+    texts = {d.name: getattr(d, "lines", "") for d in Captured.of_names(["other"], scope).closure().definitions}
+    assert texts["load"] == "def load():\n    return 1\n"
+    assert texts["other"].startswith("@keep\n")
+    assert "pool" not in texts
