@@ -897,11 +897,15 @@ def _check_leftovers() -> Iterable[Finding]:
 
     folder = runtime.runtime_folder()
     there = _replica_processes(folder)
-    known: set[str] = set()
+    known: set[str | int | None] = set()
     with _talk() as broker:
         if broker is not None:
-            known = {replica.id for view in broker.snapshot().snapshot.pools for replica in view.replicas}
-    left = [pid for pid, replica in there.items() if replica not in known]
+            snapped = broker.snapshot()
+            replicas = [replica for view in snapped.snapshot.pools for replica in view.replicas]
+            # By id: what a replica has started. By pid: a forked one carries its zygote's tag.
+            known = {each for replica in replicas for each in (replica.id, replica.pid)}
+            known |= {zygote.pid for zygote in snapped.zygotes}
+    left = [pid for pid, replica in there.items() if replica not in known and pid not in known]
     if left:
         time.sleep(0.5)  # it may just be ending
         left = [pid for pid in left if pid in _replica_processes(folder) and psutil.pid_exists(pid)]

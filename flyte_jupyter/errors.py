@@ -554,7 +554,7 @@ class NoUsableGPU(PoolError, RuntimeUserError):
     """A pool asks for a GPU, and none can be used at all.
 
     Args:
-        reason: Why not: `"library not found"`.
+        reason: Why not: `"the NVIDIA driver did not answer"`.
         wanted: How many GPUs one replica asks for.
         device: What is asked for, if it is not just any GPU: `"TPU V5E"`.
     """
@@ -564,7 +564,7 @@ class NoUsableGPU(PoolError, RuntimeUserError):
     def __init__(self, reason: str, wanted: float = 1, device: str | None = None) -> None:
         if device is None:
             requested = f"{wanted:g} GPU was" if wanted == 1 else f"{wanted:g} GPUs were"
-            why = f"The driver did not answer ({reason}), although {requested} requested."
+            why = f"{requested} requested, but {reason}."
             do = (
                 "Check that the driver tool lists a GPU in a terminal."
                 " `flyte-jupyter doctor` shows what was found. To continue on the CPU, leave `gpu` out of the"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,12 @@ from support import OwnBroker, end_broker, memory_files
 
 from flyte_jupyter import runtime
 from flyte_jupyter.client import broker
+
+
+def pytest_configure() -> None:
+    """Tests press Ctrl-C in processes that they start; a shell's background job would have them all ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -165,8 +165,10 @@ def assert_quiet(*environments: flyte.TaskEnvironment, timeout: float = 5.0) -> 
     names = {environment.name for environment in environments}
 
     def complaints() -> list[str]:
-        snapshot = connection.snapshot().snapshot
+        snapped = connection.snapshot()
+        snapshot = snapped.snapshot
         known = {replica.pid for pool in snapshot.pools for replica in pool.replicas}
+        known |= {zygote.pid for zygote in snapped.zygotes}
         found = [f"stray process {pid}" for pid in replicas_of(runtime.runtime_folder()) if pid not in known]
         found += [f"{client.label} has {client.leases} leases, {client.waiting} waiting"
                   for client in snapshot.clients if client.leases or client.waiting]  # fmt: skip

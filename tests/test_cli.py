@@ -270,7 +270,7 @@ def test_a_pool_is_shown_changed_and_stopped(run: Run, holder: subprocess.Popen[
 
     assert run("stop", "gpu") == (0, "Stopped 2 replicas (gpu[0], gpu[1]). The next call starts the pool again.\n", "")
     assert state(run)["pools"][0]["replicas"] == []
-    assert cli._replica_processes(folder) == {}
+    assert set(cli._replica_processes(folder).values()) <= {"zygote"}
 
 
 @pytest.mark.kernel
@@ -280,7 +280,7 @@ def test_a_pool_that_works_is_stopped_only_by_force(run: Run, holder: subprocess
     assert (code, out) == (1, "1 task may end first; --force ends them now.\n")
     assert err.endswith("To end it now: `flyte-jupyter stop gpu --force`.\n")
     assert run("stop", "gpu", "--force", "--json")[:1] == (0,)
-    assert cli._replica_processes(folder) == {}
+    assert set(cli._replica_processes(folder).values()) <= {"zygote"}
 
 
 @pytest.mark.kernel

@@ -84,10 +84,10 @@ OURS = [
         ],
     ),
     (
-        errors.NoUsableGPU("library not found"),
+        errors.NoUsableGPU("the NVIDIA driver did not answer (library not found)"),
         [
             "FJ202 No GPU can be used by this pool.",
-            "The driver did not answer (library not found), although 1 GPU was requested.",
+            "1 GPU was requested, but the NVIDIA driver did not answer (library not found).",
             "Check that the driver tool lists a GPU in a terminal. `flyte-jupyter doctor` shows what was found."
             " To continue on the CPU, leave `gpu` out of the environment's resources.",
         ],

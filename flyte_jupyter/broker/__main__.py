@@ -87,12 +87,17 @@ async def _run(folder: Path) -> None:
             idle_s=float(os.environ.get("FLYTE_JUPYTER_BROKER_IDLE_S", "600")),
             find_devices=find_devices,
             log_dir=str(runtime.log_folder(folder)),
+            zygotes=launcher.zygotes.views,
+            spawned=launcher.spawned,
         )
         tasks.start_soon(_on_signals, engine)
+        tasks.start_soon(launcher.zygotes.retire)
         tasks.start_soon(serve, runtime.broker_socket(folder), engine)
         try:
             await engine.run()
         finally:
+            with anyio.CancelScope(shield=True):
+                await launcher.zygotes.end()
             assert guardian.stdin is not None
             guardian.stdin.close()
             guardian.wait(10)

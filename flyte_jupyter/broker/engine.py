@@ -9,8 +9,9 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import anyio
@@ -27,6 +28,7 @@ from ..core.protocol import (
     Recalled,
     Refused,
     Snapped,
+    ZygoteView,
 )
 from ..core.scheduler import Scheduler
 from .launcher import Exit, Orders
@@ -69,12 +71,16 @@ class Engine:
         idle_s: float = 600,
         find_devices: Callable[[], events.DevicesFound],
         log_dir: str = "",
+        zygotes: Callable[[], tuple[ZygoteView, ...]] = tuple,
+        spawned: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.scheduler = scheduler
         self._launcher = launcher
         self._idle_s = idle_s
         self._find_devices = find_devices
         self._log_dir = log_dir
+        self._zygotes = zygotes
+        self._spawned = spawned
         self._send_event, self._inbox = create_memory_object_stream[events.Event](math.inf)
         self._clients: dict[str, Callable[[Message], None]] = {}
         self._nested: set[str] = set()
@@ -146,7 +152,13 @@ class Engine:
 
     def snapped(self) -> Snapped:
         now = current_time()
-        return Snapped(epoch_offset=time.time() - now, log_dir=self._log_dir, snapshot=self.scheduler.snapshot())
+        return Snapped(
+            epoch_offset=time.time() - now,
+            log_dir=self._log_dir,
+            zygotes=self._zygotes(),
+            spawned=dict(self._spawned),
+            snapshot=self.scheduler.snapshot(),
+        )
 
     @property
     def ending(self) -> anyio.Event:

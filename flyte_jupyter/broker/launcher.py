@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -12,10 +13,11 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import anyio
 import anyio.abc
@@ -30,10 +32,13 @@ from ..core.commands import StartReplica
 from ..core.events import Event, ReplicaFailed, ReplicaLoading, ReplicaReady
 from ..core.frames import FrameReader, Kind, encode
 from ..core.protocol import Declaration
+from .zygotes import CannotFork, ForkedProcess, Zygotes
+
+log = logging.getLogger(__name__)
 
 POLITE_S: Final = 3.0
 """How long an idle replica may take to end itself."""
-LOG_TAIL_LINES: Final = 20
+LOG_TAIL_LINES: Final = 40
 MEMORY_CHECK_S: Final = 0.5
 KEPT_LOGS: Final = 50
 
@@ -64,17 +69,29 @@ class Exit:
     log_tail: str = ""
 
 
+Child = subprocess.Popen[bytes] | ForkedProcess
+
+
 class ReplicaProvisioner(LocalProvisioner):
     """Runs a kernel in a session of its own, with the task channel's socket and a log file instead of a terminal."""
 
     listening: socket.socket
     log_path: Path
-    child: subprocess.Popen[bytes] | None = None
+    child: Child | None = None
+    fork: Callable[[list[str], dict[str, str], str], Awaitable[Child | None]]
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> Any:
+        self.child = await self.fork(cmd, kwargs["env"], kwargs["cwd"])
+        if self.child is None:
+            self.child = self._spawn(cmd, kwargs)
+        self.process = cast(Any, self.child)  # it has the part of Popen's interface that is used
+        self.pid = self.pgid = self.child.pid
+        return self.connection_info
+
+    def _spawn(self, cmd: list[str], kwargs: dict[str, Any]) -> Child:
         with open(self.log_path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
             # From the broker's main thread: the child asks the system to end it with the thread that started it.
-            self.process = self.child = subprocess.Popen(
+            return subprocess.Popen(
                 cmd,
                 env=kwargs["env"],
                 cwd=kwargs["cwd"],
@@ -84,8 +101,6 @@ class ReplicaProvisioner(LocalProvisioner):
                 start_new_session=True,
                 pass_fds=(self.listening.fileno(),),
             )
-        self.pid = self.pgid = self.child.pid
-        return self.connection_info
 
 
 class Launcher:
@@ -98,6 +113,8 @@ class Launcher:
         self._tag = tag
         self._logs.mkdir(mode=0o700, exist_ok=True)
         self.children: set[int] = set()
+        self.zygotes = Zygotes(self._logs, self.children)
+        self.spawned: dict[str, str] = {}  # pool -> why its replicas are not forked
 
     def address(self, replica: str) -> str:
         """Path of a replica's task channel."""
@@ -134,6 +151,7 @@ class Launcher:
                 provisioner.log_path = self.log_path(replica)
                 manager = self._manager(place, replica, declaration, provisioner)
                 environment = self._environment(command, declaration, name, listening)
+                provisioner.fork = partial(self._fork, command, declaration, listening)
                 await manager.start_kernel(env=environment, cwd=str(place))
             assert provisioner.child is not None
             self.children.add(provisioner.child.pid)
@@ -181,25 +199,74 @@ class Launcher:
         manager.kernel_id = replica
         return manager
 
-    def _environment(
-        self, command: StartReplica, declaration: Declaration, name: str, listening: socket.socket
-    ) -> dict[str, str]:
+    async def _fork(
+        self,
+        command: StartReplica,
+        declaration: Declaration,
+        listening: socket.socket,
+        cmd: list[str],
+        environment: dict[str, str],
+        cwd: str,
+    ) -> Child | None:
+        """A forked replica; None where it has to be spawned, and then `spawned` says why."""
+        if not self.zygotes.possible:
+            return None
+        base = self._base_environment(declaration)
+        request = {"environment": environment, "cwd": cwd, "arguments": cmd[cmd.index("-f") :]}
+        reason = ""
+        for preimports in dict.fromkeys((declaration.preimports, ())):  # without them rather than not at all
+            try:
+                child = await self.zygotes.fork(
+                    declaration.spec.interpreter,
+                    base,
+                    preimports,
+                    declaration.scaling.idle_ttl,
+                    request,
+                    self.log_path(command.replica),
+                    listening,
+                )
+            except CannotFork as problem:
+                reason = reason or str(problem)
+                log.info("cannot fork with preimports (%s): %s", ", ".join(preimports), problem)
+            else:
+                self.spawned.pop(command.pool, None)
+                if reason:
+                    self.spawned[command.pool] = f"forked without preimports: {reason}"
+                return child
+        self.spawned[command.pool] = f"spawned, not forked: {reason}"
+        return None
+
+    def _base_environment(self, declaration: Declaration) -> dict[str, str]:
+        """What all replicas of an environment start with: a zygote's environment. No secrets, no devices."""
         spec = declaration.spec
         environment = {"PATH": os.defpath, **declaration.inherited_env}
         if spec.cpu is not None:
             threads = str(max(1, math.ceil(_cpus(spec.cpu))))
             for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
                 environment.setdefault(variable, threads)
-        environment.update({key: value.get_secret_value() for key, value in declaration.secret_values.items()})
         environment.update(spec.env_vars)
+        environment.update(
+            {
+                # Tagged like a replica: a forked one shows its zygote's environment to whoever looks for leftovers.
+                orphans.BROKER_TAG: self._tag,
+                orphans.REPLICA_TAG: "zygote",
+                orphans.RUNTIME_TAG: str(self._runtime),
+                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            }
+        )
+        return environment
+
+    def _environment(
+        self, command: StartReplica, declaration: Declaration, name: str, listening: socket.socket
+    ) -> dict[str, str]:
+        environment = self._base_environment(declaration)
+        environment.update({key: value.get_secret_value() for key, value in declaration.secret_values.items()})
+        environment.update(declaration.spec.env_vars)
         environment.update(
             {
                 # A pool without GPUs sees none: it must not take memory from those that have one.
                 "CUDA_VISIBLE_DEVICES": ",".join(command.devices),
-                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-                orphans.BROKER_TAG: self._tag,
                 orphans.REPLICA_TAG: command.replica,
-                orphans.RUNTIME_TAG: str(self._runtime),
                 "FLYTE_JUPYTER_REPLICA_NAME": name,
                 "FLYTE_JUPYTER_PARENT": str(os.getpid()),
                 "FLYTE_JUPYTER_TASK_FD": str(listening.fileno()),
@@ -211,7 +278,7 @@ class Launcher:
 
     async def _watch(
         self,
-        process: subprocess.Popen[bytes],
+        process: Child,
         command: StartReplica,
         declaration: Declaration,
         post: Callable[[Event], None],
@@ -276,7 +343,7 @@ class Launcher:
     async def _obey(
         self,
         supervisor: anyio.abc.SocketStream,
-        process: subprocess.Popen[bytes],
+        process: Child,
         orders: Orders,
         note: dict[str, str],
     ) -> None:
@@ -299,11 +366,11 @@ class Launcher:
                     for piece in encode(Kind.ASK, 0, orders.leases.popleft().encode()):
                         await supervisor.send(bytes(piece))
 
-    async def _kill_when_told(self, process: subprocess.Popen[bytes], orders: Orders) -> None:
+    async def _kill_when_told(self, process: Child, orders: Orders) -> None:
         await orders.kill.wait()
         kill_group(process.pid)
 
-    async def _watch_memory(self, process: subprocess.Popen[bytes], limit: int, note: dict[str, str]) -> None:
+    async def _watch_memory(self, process: Child, limit: int, note: dict[str, str]) -> None:
         while True:
             used = await to_thread.run_sync(_resident_bytes, process.pid)
             if used > limit:
@@ -314,12 +381,11 @@ class Launcher:
 
     # --- end
 
-    async def _end(
-        self, manager: AsyncKernelManager, process: subprocess.Popen[bytes], replica: str, exit_: Exit
-    ) -> Exit:
+    async def _end(self, manager: AsyncKernelManager, process: Child, replica: str, exit_: Exit) -> Exit:
         kill_group(process.pid)
         await wait_exit(process)
         self.children.discard(process.pid)
+        self.zygotes.gone(process.pid)
         # Whatever it started in a session of its own carries its tag, and is ours since its parent died.
         await to_thread.run_sync(lambda: orphans.end(**{orphans.REPLICA_TAG: replica, orphans.BROKER_TAG: self._tag}))
         reap_strangers(self.children)
@@ -342,7 +408,7 @@ class Launcher:
             old.unlink(missing_ok=True)
 
 
-async def wait_exit(process: subprocess.Popen[bytes]) -> None:
+async def wait_exit(process: Child) -> None:
     """Return once the process has ended; it is reaped then."""
     if not hasattr(os, "pidfd_open"):
         while process.poll() is None:

@@ -198,6 +198,7 @@ class RunFunction:
         """
         from . import remote
 
+        __tracebackhide__ = True
         declared = _declared_outputs(task)
         said = self._said()
         with _with_calls(**said):
@@ -208,6 +209,7 @@ class RunFunction:
         """Run a task without blocking the event loop; otherwise the same."""
         from . import remote
 
+        __tracebackhide__ = True
         declared = _declared_outputs(task)
         said = self._said()
         with _with_calls(**said):
@@ -524,9 +526,11 @@ class _Mapping:
                 while self._may_look_ahead():
                     self._pull()
                 yield self._value(self._window.popleft())
-        except KeyboardInterrupt:
-            outputs.note(f"Interrupted: {len(line.outstanding)} calls of {self.task.name} are stopped.")
-            raise
+        except KeyboardInterrupt as interrupt:
+            count = len(line.outstanding)
+            calls = "1 call" if count == 1 else f"{count} calls"
+            outputs.note(f"Interrupted: {calls} of {self.task.name} {'is' if count == 1 else 'are'} stopped.")
+            raise interrupt.with_traceback(None)  # noqa: B904 - it is the same one, without the frames of our waiting
         finally:
             self._exhausted = True
             line.abort()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import linecache
 import pickle
 import signal as signals
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
 from ..core import context, failure, payload
-from ..core.definitions import Closure, is_notebook_module, notebook_module_name
+from ..core.definitions import Closure, Definition, SourceDefinition, is_notebook_module, notebook_module_name
 from ..core.frames import Buffer, Frame, Kind, Status, encode
 from . import broker, runs
 from .capture import Captured
@@ -135,6 +136,8 @@ class Target:
         if frame.flags == Status.CANCELLED:
             raise errors.TaskCancelled(self.name, replica=lease.name)
         described: failure.Failure = pickle.loads(frame.body)
+        if self._closure is not None:
+            locate(described, self._closure.definitions)
         raise failure.rebuild(described, find_here, where=f"{self.name} raised this on {lease.name}.")
 
 
@@ -178,6 +181,37 @@ def find_here(module: str, name: str) -> Any:
     if is_notebook_module(module) and module not in sys.modules:
         module = "__main__"
     return payload.plain_find(module, name)
+
+
+def locate(described: failure.Failure, definitions: Iterable[Definition]) -> None:
+    """Let the frames of an error point to where the code stands here.
+
+    A replica keeps what has not changed under the name that its cell had then, which ends with the kernel of that
+    cell. Where the code is found nowhere here, its lines are shown under the old name.
+    """
+    gone = {name: text.split("\n") for name, text in described.sources.items() if not linecache.getlines(name)}
+    sources = [each for each in definitions if isinstance(each, SourceDefinition)]
+    for index, (filename, function, first, line) in enumerate(described.frames):
+        if filename in gone:
+            moved = _moved(gone[filename], line, sources)
+            if moved is None:
+                text = described.sources[filename]
+                linecache.cache[filename] = (len(text), None, text.splitlines(keepends=True), filename)
+            else:
+                here, by = moved
+                described.frames[index] = (here, function, first + by, line + by)
+    if described.cause is not None:
+        locate(described.cause, sources)
+
+
+def _moved(there: list[str], line: int, sources: list[SourceDefinition]) -> tuple[str, int] | None:
+    """The file here of the definition that has this line of that file, and how many lines further down it stands."""
+    for source in sources:
+        lines = source.lines.removesuffix("\n").split("\n")
+        for start in range(max(0, line - len(lines)), line):
+            if there[start : start + len(lines)] == lines:
+                return source.filename, source.first_line - 1 - start
+    return None
 
 
 _groups: dict[tuple[str, str | None], LeaseGroup] = {}

@@ -7,6 +7,7 @@ every frame shows the user's own line.
 from __future__ import annotations
 
 import io
+import linecache
 import pickle
 import sys
 import traceback
@@ -44,6 +45,7 @@ class Failure:
     flyte_name: str | None = None
     notes: list[str] = field(default_factory=list)
     cause: Failure | None = None
+    sources: dict[str, str] = field(default_factory=dict)  # what the frames' files hold that are no files
 
 
 def describe(error: BaseException, *, skip_file: str = "", depth: int = 0) -> Failure:
@@ -54,7 +56,8 @@ def describe(error: BaseException, *, skip_file: str = "", depth: int = 0) -> Fa
     notes = _notes(error)
     known: Failure | None = getattr(error, "_flyte_jupyter_failure", None)
     if known is not None:  # a child task's error on its way through its parent
-        return replace(known, text=text, frames=frames, notes=notes)
+        sources = known.sources | _sources(frames)
+        return replace(known, text=text, frames=frames, notes=notes, sources=sources)
     cause = error.__cause__
     if cause is None and not error.__suppress_context__:
         cause = error.__context__
@@ -67,6 +70,7 @@ def describe(error: BaseException, *, skip_file: str = "", depth: int = 0) -> Fa
         notes=notes,
         pickled=_pickle_exception(error),
         flyte_name=_flyte_name(type(error)),
+        sources=_sources(frames),
     )
     if cause is not None and depth < MAX_CAUSES:
         failure.cause = describe(cause, skip_file=skip_file, depth=depth + 1)
@@ -83,7 +87,7 @@ def rebuild(failure: Failure, find: Find, *, where: str = "") -> BaseException:
 
     Where the `flyte` package is loaded in this process, it is an instance of that package's class, too.
 
-    Source: R35 to R38 and R40 of Flyte's semantics: which Flyte class and which code an exception becomes.
+    Source: flyte's remote errors: which of its classes and which code an exception becomes.
     """
     original = _load_exception(failure, find)
     if isinstance(original, errors.BaseRuntimeError) and type(original) not in _LOSE_THEIR_CLASS:
@@ -403,6 +407,16 @@ def _frames(tb: TracebackType | None) -> list[RemoteFrame]:
     if len(frames) > 2 * MAX_FRAMES:
         del frames[MAX_FRAMES:-MAX_FRAMES]
     return frames
+
+
+def _sources(frames: list[RemoteFrame]) -> dict[str, str]:
+    """The cells among the frames' files: nobody can read them elsewhere, nor after their kernel has ended."""
+    found = {}
+    for filename in {filename for filename, *_ in frames}:
+        entry = linecache.cache.get(filename, ())
+        if len(entry) == 4 and entry[1] is None:  # no time of change: not from a disk
+            found[filename] = "".join(entry[2])
+    return found
 
 
 def _format(error: BaseException, tb: TracebackType | None) -> str:

@@ -52,6 +52,7 @@ class Declaration(Frozen):
     preload: Preload | None = None
     secret_values: dict[str, SecretStr] = {}
     inherited_env: dict[str, str] = {}
+    preimports: tuple[str, ...] = ()  # modules that a zygote imports before it forks replicas
     start_timeout: float = Field(default=600, gt=0)
 
     @field_serializer("secret_values", when_used="json")
@@ -181,10 +182,22 @@ class Lost(Frozen):
     log_tail: str = ""
 
 
+class ZygoteView(Frozen):
+    """A process that forks replicas."""
+
+    pid: int
+    preimports: tuple[str, ...]
+    memory_bytes: int
+    age_s: float
+    replicas: int  # of those that live now
+
+
 class Snapped(Frozen):
     type: Literal["snapshot"] = "snapshot"
     epoch_offset: float  # add it to an instant of the snapshot to get Unix time
     log_dir: str
+    zygotes: tuple[ZygoteView, ...] = ()
+    spawned: dict[str, str] = {}  # pool -> why its replicas are spawned and not forked
     snapshot: Snapshot
 
 

@@ -9,13 +9,14 @@ import socket
 import sys
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
+    """Be a replica, told by the environment who started it and where it listens; does not return."""
     os.umask(0o077)
     from .kernel import ReplicaApp, die_with_parent
 
     die_with_parent(int(os.environ.pop("FLYTE_JUPYTER_PARENT")))
     app = ReplicaApp.instance()
-    app.initialize(sys.argv[1:])
+    app.initialize(arguments)
     faulthandler.enable(file=2, all_threads=False)  # all of them would push the culprit out of the log tail
     app.open_task_channel(socket.socket(fileno=int(os.environ.pop("FLYTE_JUPYTER_TASK_FD"))))
     app.start()
@@ -25,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

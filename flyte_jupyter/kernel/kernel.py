@@ -72,6 +72,12 @@ class ReplicaApp(IPKernelApp):
     def init_path(self) -> None:
         """Nothing: a notebook's folders come with its first call, and the process's own folder is nobody's."""
 
+    def log_connection_info(self) -> None:
+        """Remember the ports; and leave out of the log what ipykernel tells people at a terminal."""
+        self.parent_handle = 1
+        super().log_connection_info()
+        self.parent_handle = 0
+
     def init_iopub(self, context: zmq.Context[Any]) -> None:
         self.iopub_socket = context.socket(zmq.XPUB)
         self.iopub_socket.linger = 1000

@@ -21,6 +21,6 @@ def _record(*args: Any, **kwargs: Any) -> logging.LogRecord:
 def install() -> None:
     """Once per replica, before any user code. Both fields are None outside a task.
 
-    Source: rule R56 of Flyte's semantics.
+    Source: flyte's own log records.
     """
     logging.setLogRecordFactory(_record)

@@ -234,8 +234,12 @@ class ReplicaShell(ZMQInteractiveShell):
 def install(shell: Any, router: Router) -> None:
     """Put the router between the process and its streams and displays."""
     shell.display_pub.router = router
-    sys.stdout = TaskStream(Output.STDOUT, sys.stdout, router)
-    sys.stderr = TaskStream(Output.STDERR, sys.stderr, router)
+    out: Any = sys.stdout
+    err: Any = sys.stderr
+    # What no call wrote, such as a preload's prints, is also in the log.
+    out.echo, err.echo = sys.__stdout__, sys.__stderr__
+    sys.stdout = TaskStream(Output.STDOUT, out, router)
+    sys.stderr = TaskStream(Output.STDERR, err, router)
     sys.stdin = NoInput()
 
 

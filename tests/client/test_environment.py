@@ -1,4 +1,4 @@
-"""Declaring environments and tasks: tables 1.2 to 1.4 and rules R15 to R24 of Flyte's semantics."""
+"""Declaring environments and tasks: what Flyte accepts, refuses and makes of it."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_dependencies_are_added_once_and_never_on_itself() -> None:
         env.add_dependency(5)  # type: ignore[arg-type]
 
 
-# --- tasks (1.3, R15 to R18) ---
+# --- tasks ---
 
 
 def test_a_task_is_named_after_environment_and_function_and_replaced_by_name() -> None:
@@ -297,7 +297,7 @@ def test_an_annotation_that_names_nothing_is_kept_as_text(caplog: pytest.LogCapt
     assert "Could not get type hints" in caplog.text
 
 
-# --- override (1.4, R20 to R24) ---
+# --- override ---
 
 
 @pytest.mark.parametrize(

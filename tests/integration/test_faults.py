@@ -112,7 +112,7 @@ async def wide_pid() -> int:
     return os.getpid()
 
 
-# --- T01, T02, T03: the process dies under its task
+# --- the process dies under its task
 
 
 @pytest.mark.parametrize("task", [dies, dies_async], ids=["sync", "async"])
@@ -200,7 +200,7 @@ async def wide_dies(after: float) -> None:
     os._exit(1)
 
 
-# --- T04
+# --- an idle replica dies
 
 
 def test_the_death_of_an_idle_replica_is_not_noticed() -> None:
@@ -247,7 +247,7 @@ def test_a_killed_replica_among_many_callers_costs_no_call(round_: int) -> None:
     assert all(error is None or isinstance(error, errors.ReplicaDied) for error in outcomes)
 
 
-# --- T05
+# --- retries
 
 
 @pair.task(retries=2)
@@ -279,7 +279,7 @@ def test_after_the_last_retry_the_last_death_is_the_error(tmp_path: Path) -> Non
     assert (error.exit_code, error.attempt, len(ran)) == (5, 1, 2)
 
 
-# --- T06, T07: exceptions that are not errors
+# --- exceptions that are not errors
 
 
 @single.task
@@ -351,7 +351,7 @@ def test_the_tasks_own_os_error_is_not_taken_for_ours(
     assert len(ran) == 1, "at most once"
 
 
-# --- T08 to T12: cancelled, and too late
+# --- cancelled, and too late
 
 
 def test_a_queued_call_that_is_cancelled_never_runs(tmp_path: Path) -> None:
@@ -470,7 +470,7 @@ def test_a_task_that_does_not_stop_is_ended_with_its_replica(
         with within(0.5), pytest.raises(asyncio.CancelledError):
             await call
         await asyncio.sleep(0.1)
-        with within(0.2):  # T11: everybody else is served meanwhile
+        with within(0.2):  # everybody else is served meanwhile
             broker.connect().snapshot()
         with within(0.5):
             await pid.aio()
@@ -554,7 +554,7 @@ def test_a_call_may_limit_its_wait_and_all_its_attempts_together(tmp_path: Path)
     assert 2 <= len(ran) <= 4
 
 
-# --- T08 to T11 and T15 with Ctrl-C: a process that blocks in a sync call
+# --- the same with Ctrl-C: a process that blocks in a sync call
 
 _NOTEBOOK = """
 from flyte_jupyter.client import remote
@@ -701,7 +701,7 @@ time.sleep(60)
     )
 
 
-# --- T13: around the very end of a task
+# --- around the very end of a task
 
 
 @single.task
@@ -752,7 +752,7 @@ def test_a_cancel_at_the_end_of_a_task_never_hits_the_next_one(task: Any) -> Non
     assert single_pid() == before, "nothing had to be killed"
 
 
-# --- T14
+# --- cancelled beside others
 
 
 def test_one_of_five_async_tasks_of_a_replica_is_cancelled_alone(tmp_path: Path) -> None:
@@ -773,7 +773,7 @@ def test_one_of_five_async_tasks_of_a_replica_is_cancelled_alone(tmp_path: Path)
     assert len(ran) == 5
 
 
-# --- T16, T17, T18: results and errors that do not travel
+# --- results and errors that do not travel
 
 
 class Odd:
@@ -926,7 +926,7 @@ def deep(what: str) -> Any:
     return value
 
 
-# --- T26: nobody is there to answer
+# --- nobody is there to answer
 
 
 @pair.task
