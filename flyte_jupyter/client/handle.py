@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
@@ -27,6 +27,7 @@ from ..loader import PreloadFunction
 from . import broker, text
 from .capture import Captured
 from .leases import LeaseGroup, folder
+from .preimports import imported_modules
 
 if TYPE_CHECKING:
     from .environment import Task, TaskEnvironment
@@ -76,6 +77,7 @@ class PoolHandle:
         self.scaling = scaling
         self._policy = scaling
         self.start_timeout: float = READY_S
+        self._preimport: tuple[str, ...] = ()
         self._loaders: dict[str, PreloadFunction] = {}
         self._lock = threading.Lock()
         self._declaration: p.Declaration | None = None
@@ -96,9 +98,21 @@ class PoolHandle:
                     preload=self._preload(),
                     secret_values=self._secrets(),
                     inherited_env=inherited_environment(),
+                    preimports=self._preimports(),
                     start_timeout=self.start_timeout,
                 )
         return self._declaration
+
+    def set_preimport(self, names: Sequence[str]) -> None:
+        """Replicas that start from now on have these modules; see `pool`."""
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise TypeError(f'preimport must be a list of module names such as ["torch"], got {names!r}')
+        for name in names:
+            if not all(part.isidentifier() for part in name.split(".")):
+                raise ValueError(f"preimport: {name!r} is not the name of a module")
+        if tuple(names) != self._preimport:
+            self._preimport = tuple(names)
+            self._declaration = None
 
     def resize(self, scaling: Scaling) -> None:
         """The environment was defined again with another policy."""
@@ -171,6 +185,13 @@ class PoolHandle:
                 pickle.dumps((folder(), [os.path.abspath(entry) for entry in sys.path], loaders), 5)
             ),
         )
+
+    def _preimports(self) -> tuple[str, ...]:
+        """What was asked for, and what the loaders import; in a fixed order, since it identifies a zygote."""
+        found: set[str] = set()
+        for made in self._loaders.values():
+            found.update(imported_modules(_loader_closure(made)))
+        return (*self._preimport, *sorted(found.difference(self._preimport)))
 
     def _secrets(self) -> dict[str, SecretStr]:
         missing = [name for name in self.spec.secrets if name not in os.environ]
@@ -367,8 +388,18 @@ def handle_of(declared: TaskEnvironment | Task[..., Any]) -> PoolHandle:
     return handle
 
 
-def pool(environment: TaskEnvironment) -> PoolHandle:
+def pool(environment: TaskEnvironment, *, preimport: Sequence[str] | None = None) -> PoolHandle:
     """Return the handle of an environment's pool of warm kernels. Starts nothing.
+
+    Args:
+        preimport: Modules, such as "torch", that are imported once in the process that replicas are forked from: a new
+            replica then has them at once, and all replicas share their memory. What a preload imports is preimported
+            without being named here. Not for modules that start threads or CUDA when they are imported: their
+            replicas are started without, and `flyte-jupyter status` says so.
+
+    Raises:
+        TypeError: `environment` is not a TaskEnvironment, or `preimport` is not a sequence of names.
+        ValueError: The environment has no reusable policy, or a name is not that of a module.
 
     Example:
         >>> import flyte_jupyter as flyte
@@ -385,7 +416,10 @@ def pool(environment: TaskEnvironment) -> PoolHandle:
             f"environment {environment.name!r} has no reusable policy, so each of its calls runs in a fresh kernel; "
             "give it reusable=ReusePolicy(...) to have a pool"
         )
-    return handle_of(environment)
+    handle = handle_of(environment)
+    if preimport is not None:
+        handle.set_preimport(preimport)
+    return handle
 
 
 def _is_ready(replica: ReplicaView) -> bool:
