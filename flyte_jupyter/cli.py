@@ -347,10 +347,15 @@ def _show(options: argparse.Namespace, broker: Conversation, snapped: p.Snapped)
         if pools is not None:
             keys = {view.key for view in pools}
             shown["pools"] = [view for view in shown["pools"] if view["key"] in keys]
-        _say_json({"broker": _broker_facts(broker), "taken_at": time.time(), **shown})
+        zygotes = [zygote.model_dump(mode="json") for zygote in snapped.zygotes]
+        forks = {"zygotes": zygotes, "spawned": snapped.spawned}
+        _say_json({"broker": _broker_facts(broker), "taken_at": time.time(), **forks, **shown})
         return
-    table = text.snapshot_table(snapshot, now=_clock(snapped), pools=pools)
-    _say(table if pools is not None else f"{_broker_line(broker)}\n\n{table}")
+    parts = [text.snapshot_table(snapshot, now=_clock(snapped), pools=pools)]
+    if pools is None:
+        parts.insert(0, _broker_line(broker))
+        parts.append(text.zygotes_table(snapped.zygotes, snapped.spawned, snapshot.pools))
+    _say("\n\n".join(filter(None, parts)))
 
 
 def _broker_facts(broker: Conversation) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from ..core.protocol import ZygoteView
 from ..core.snapshot import (
     ClientView,
     DeviceView,
@@ -186,6 +187,18 @@ def clients_table(clients: Sequence[ClientView]) -> str:
         for client in clients
     ]
     return "\n".join(_columns(rows))
+
+
+def zygotes_table(zygotes: Sequence[ZygoteView], spawned: Mapping[str, str], pools: Iterable[PoolView]) -> str:
+    """What replicas are forked from, and which are not forked and why; empty if there is nothing to say."""
+    lines = [
+        f"zygote {zygote.pid} · {size(zygote.memory_bytes)} · {duration(zygote.age_s)} old · forked {zygote.replicas}"
+        f" of the live replicas · preimports: {_short(', '.join(zygote.preimports), 60) or 'none'}"
+        for zygote in zygotes
+    ]
+    names = {view.key: view.name for view in pools}
+    lines += [f"{_short(names[pool])}: {visible(why)}" for pool, why in spawned.items() if pool in names]
+    return "\n".join(lines)
 
 
 def _range(scaling: Scaling) -> str:

@@ -7,6 +7,7 @@ import doctest
 import pytest
 
 from flyte_jupyter.client import text
+from flyte_jupyter.core.protocol import ZygoteView
 from flyte_jupyter.core.snapshot import (
     ClientView,
     DeviceView,
@@ -227,3 +228,11 @@ def test_columns_line_up_with_wide_characters() -> None:
 
 def test_the_examples_are_true() -> None:
     assert doctest.testmod(text).failed == 0
+
+
+def test_zygotes_and_what_is_not_forked_are_told() -> None:
+    zygote = ZygoteView(pid=71, preimports=("numpy", "torch"), memory_bytes=200 * 2**20, age_s=65, replicas=2)
+    shown = text.zygotes_table([zygote], {"gone": "x"}, [])
+    assert shown.startswith("zygote 71 · 200 MiB · ")
+    assert shown.endswith("forked 2 of the live replicas · preimports: numpy, torch")
+    assert text.zygotes_table([], {}, []) == ""
