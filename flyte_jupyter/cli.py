@@ -27,7 +27,6 @@ from pydantic import ValidationError
 
 from . import _version, errors, runtime
 from .client import text
-from .client.broker import peer_uid
 from .core import protocol as p
 from .core.snapshot import PoolView
 
@@ -180,7 +179,7 @@ def _talk(answer_s: float = ANSWER_S) -> Iterator[Conversation | None]:
         stream.settimeout(answer_s)
         try:
             stream.connect(str(path))
-            if peer_uid(stream) != os.getuid():
+            if runtime.peer_uid(stream) != os.getuid():
                 raise errors.BrokerUnavailable(
                     f"the process that answers at {path} belongs to another user",
                     do=f"Set {runtime.VARIABLE} to a folder of your own.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import struct
 import warnings
 from pathlib import Path
 from typing import Final
@@ -93,3 +95,11 @@ def broker_log(folder: Path) -> Path:
 
 def log_folder(folder: Path) -> Path:
     return folder / "logs"
+
+
+def peer_uid(stream: socket.socket) -> int:
+    """The user at the other end of a Unix socket, as the operating system knows it."""
+    if hasattr(socket, "SO_PEERCRED"):
+        return int(struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])
+    local_peercred, xucred_bytes = 0x001, 76  # macOS: struct xucred begins with a version and the uid
+    return int(struct.unpack_from("=II", stream.getsockopt(0, local_peercred, xucred_bytes))[1])

@@ -52,6 +52,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="fj-", dir="/tmp"))
     monkeypatch.setenv(runtime.VARIABLE, str(path))
     monkeypatch.setenv("FLYTE_JUPYTER_GPUS", json.dumps([{"uuid": "GPU-a", "model": "NVIDIA L4"}]))
+    monkeypatch.setattr(broker, "_connection", None)  # else of the broker that all other tests share
     try:
         yield path
         cli.main(["stop", "--force"])

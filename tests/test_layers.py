@@ -25,7 +25,7 @@ ALLOWED = {
     "devices": {"core"},
     "client": {"errors", "core", "loader", "runtime", "_version"},
     "broker": {"errors", "core", "runtime", "orphans", "devices", "_version"},
-    "kernel": {"errors", "core", "loader", "_version"},
+    "kernel": {"errors", "core", "loader", "runtime", "_version"},
 }
 CALLERS = ALLOWED["client"] | {"client", "orphans", "devices"}
 """Of magics, widgets, provisioner, server and cli."""

@@ -204,9 +204,12 @@ class Engine:
 
     def _after(self, event: events.Event, revision: int, now: float) -> None:
         match event:
-            case events.LeaseReleased(lease) | events.LeaseEnded(lease):
+            case events.LeaseReleased(lease):
                 self._leases.pop(lease, None)
             case events.ReplicaExited(replica):
+                # Also those that ended with their client, without a release.
+                for lease in [lease for lease, holder in self._leases.items() if holder == replica]:
+                    del self._leases[lease]
                 self._exits.pop(replica, None)
                 self._names.pop(replica, None)
             case events.Tick():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
-import struct
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.memory import MemoryObjectReceiveStream
 from pydantic import ValidationError
 
-from .. import _version
+from .. import _version, runtime
 from ..core import events
 from ..core import protocol as p
 from .engine import WATCH_INTERVAL_S, Engine
@@ -216,8 +214,5 @@ class _Reader:
 
 
 def peer_uid(stream: SocketStream) -> int:
-    """The user at the other end, as the operating system knows it."""
-    raw: socket.socket = stream.extra(SocketAttribute.raw_socket)
-    if hasattr(socket, "SO_PEERCRED"):
-        return int(struct.unpack("3i", raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])
-    return int(struct.unpack_from("=II", raw.getsockopt(0, 0x001, 76))[1])  # macOS: struct xucred
+    """The user at the other end."""
+    return runtime.peer_uid(stream.extra(SocketAttribute.raw_socket))

@@ -125,7 +125,11 @@ class Zygotes:
             raise CannotFork(self._refused[key])
         zygote = await self._get(key, interpreter, base, preimports, idle_ttl)
         async with zygote.lock:
-            with open(log_path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log_file:
+            # Shielded: once asked, its answer must be read, or the next request would get this one's process.
+            with (
+                anyio.CancelScope(shield=True),
+                open(log_path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log_file,
+            ):
                 try:
                     socket.send_fds(
                         zygote.control, [json.dumps(request).encode()], [log_file.fileno(), listening.fileno()]

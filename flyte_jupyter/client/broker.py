@@ -11,7 +11,6 @@ import heapq
 import os
 import select
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -318,7 +317,7 @@ def _try(path: Path) -> socket.socket | None:
     except (FileNotFoundError, ConnectionRefusedError):
         stream.close()
         return None
-    if peer_uid(stream) != os.getuid():
+    if runtime.peer_uid(stream) != os.getuid():
         stream.close()
         raise errors.BrokerUnavailable(
             f"the process that answers at {path} belongs to another user",
@@ -389,13 +388,6 @@ def _shake_hands(stream: socket.socket) -> Connection:
         raise errors.VersionMismatch(ours, theirs, "broker")
     stream.settimeout(None)
     return Connection(stream, welcome.pid)
-
-
-def peer_uid(stream: socket.socket) -> int:
-    """The user at the other end of a Unix socket, as the operating system knows it."""
-    if hasattr(socket, "SO_PEERCRED"):
-        return int(struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])
-    return int(struct.unpack_from("=II", stream.getsockopt(0, 0x001, 76))[1])  # macOS: struct xucred
 
 
 def _forget_after_fork() -> None:

@@ -23,7 +23,8 @@ from .. import errors
 from ..core import protocol as p
 from ..core.context import current
 from ..core.frames import FrameReader, Kind, encode
-from .broker import Connection, peer_uid
+from ..runtime import peer_uid
+from .broker import Connection
 from .identity import describe_client
 
 LINGER_S: Final = 0.05

@@ -14,7 +14,6 @@ import os
 import pickle
 import select
 import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from typing import Any, Final
 from ..core.definitions import Closure
 from ..core.frames import Buffer, Frame, FrameReader, Kind, Status, encode
 from ..errors import ProtocolError
+from ..runtime import peer_uid
 from .namespace import Namespaces, NotebookModule
 from .outputs import OutputSink
 from .runner import Runner, RunningCall, dump_failure, enter, make_context
@@ -45,16 +45,6 @@ class CallerHello:
     sys_path: tuple[str, ...]
     run: str
     replica: str
-
-
-def peer_uid(connection: socket.socket) -> int:
-    """The user at the other end of a Unix socket, as the operating system knows it."""
-    if hasattr(socket, "SO_PEERCRED"):
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return int(struct.unpack("3i", raw)[1])
-    local_peercred, sol_local = 0x001, 0
-    raw = connection.getsockopt(sol_local, local_peercred, 76)  # struct xucred: version, uid, ...
-    return int(struct.unpack_from("=II", raw)[1])
 
 
 def _hung_up(connection: socket.socket) -> bool:
