@@ -159,9 +159,9 @@ class Zygotes:
             await anyio.sleep(5)
             now = anyio.current_time()
             for key, zygote in list(self._zygotes.items()):
-                if zygote.process.poll() is not None or (
-                    not zygote.replicas and zygote.ready and now >= zygote.used_at + zygote.idle_ttl
-                ):
+                over = not zygote.replicas and now >= zygote.used_at + zygote.idle_ttl
+                # One that is starting is its starter's: it may be waiting for the answer.
+                if zygote.ready and (zygote.process.poll() is not None or over):
                     await self._give_up(key, zygote)
 
     async def end(self) -> None:
