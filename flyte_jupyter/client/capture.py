@@ -215,15 +215,6 @@ class Captured:
         )
 
 
-def capture_names(names: Iterable[str], namespace: Names) -> Closure:
-    """What these names of a notebook need, as one closure without an entry.
-
-    For what a call's arguments mention and its task does not: the classes of the instances in them.
-    Whoever asks often keeps a `Captured.of_names` instead.
-    """
-    return Captured.of_names(names, namespace).closure()
-
-
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """One captured name: its definition with a digest of itself alone, and the names it mentions."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
 from ..core import context, failure, payload
-from ..core.definitions import Closure, Definition, SourceDefinition, is_notebook_module, notebook_module_name
+from ..core.definitions import Closure, Definition, SourceDefinition, module_at_client, notebook_module_name
 from ..core.frames import Buffer, Frame, Kind, Status, encode
 from . import broker, runs
 from .capture import Captured
@@ -178,9 +178,8 @@ def home_module() -> str:
 
 def find_here(module: str, name: str) -> Any:
     """`find_class` for outcomes: what replicas call `notebook_...` is `__main__` in the notebook itself."""
-    if is_notebook_module(module) and module not in sys.modules:
-        module = "__main__"
-    return payload.plain_find(module, name)
+    # A replica has such a module itself, when a task there calls a task.
+    return payload.plain_find(module if module in sys.modules else module_at_client(module), name)
 
 
 def locate(described: failure.Failure, definitions: Iterable[Definition]) -> None:

@@ -171,11 +171,6 @@ class FrameReader:
     def next_frame(self) -> Frame | None:
         return self._frames.popleft() if self._frames else None
 
-    @property
-    def inside_frame(self) -> bool:
-        """Some bytes of a frame have come, but not all."""
-        return self._partial is not None or self._end > self._start
-
     def _parse(self) -> bool:
         available = self._end - self._start
         if available < HEADER.size:

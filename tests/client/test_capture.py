@@ -11,7 +11,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from flyte_jupyter.client.capture import Captured, capture_names
+from flyte_jupyter.client.capture import Captured
 from flyte_jupyter.core.definitions import Closure, ImportDefinition, SourceDefinition, ValueDefinition
 from flyte_jupyter.errors import ArgumentNotSerializable
 
@@ -88,7 +88,7 @@ def test_a_class_body_may_read_a_global_of_the_same_name(notebook) -> None:
         "class Config:\n    epochs = epochs\n    @property\n"
         "    def size(self): pass\n    @size.setter\n    def size(self, v): pass"
     )
-    assert sorted(names(capture_names(["Config"], notebook.names))) == ["Config", "epochs"]
+    assert sorted(names(Captured.of_names(["Config"], notebook.names).closure())) == ["Config", "epochs"]
 
 
 def test_what_is_executed_comes_after_what_it_needs(notebook) -> None:
@@ -109,16 +109,16 @@ def test_a_submodule_that_was_imported_is_imported_there(notebook) -> None:
 def test_a_class_of_a_notebook_is_found_in_the_newest_cell_that_can_have_made_it(notebook, sources) -> None:
     notebook.cell("class Config:\n    lr = 1")
     notebook.cell("class Config:\n    lr = 2")
-    assert sources(capture_names(["Config"], notebook.names))["Config"].endswith("lr = 2\n")
+    assert sources(Captured.of_names(["Config"], notebook.names).closure())["Config"].endswith("lr = 2\n")
     notebook.cell("class Config:\n    lr = 1")
-    assert sources(capture_names(["Config"], notebook.names))["Config"].endswith("lr = 1\n")
+    assert sources(Captured.of_names(["Config"], notebook.names).closure())["Config"].endswith("lr = 1\n")
 
 
 def test_a_class_with_methods_is_found_by_them(notebook, sources: Sources) -> None:
     notebook.cell("from dataclasses import dataclass\n@dataclass\nclass Config:\n    lr: float\n    def f(self): pass")
     old = notebook["Config"]
     notebook.cell("class Config:\n    def f(self): return 'new'")
-    assert "lr: float" in sources(capture_names(["Config"], {**notebook.names, "Config": old}))["Config"]
+    assert "lr: float" in sources(Captured.of_names(["Config"], {**notebook.names, "Config": old}).closure())["Config"]
 
 
 def test_an_enum_and_a_dataclass_without_methods_go_by_source(notebook, sources: Sources) -> None:
@@ -127,7 +127,7 @@ def test_an_enum_and_a_dataclass_without_methods_go_by_source(notebook, sources:
     notebook.cell(
         "@dataclass\nclass Config:\n    tags: list = field(default_factory=list)\n    color: Color = Color.RED"
     )
-    found = sources(capture_names(["Config"], notebook.names))
+    found = sources(Captured.of_names(["Config"], notebook.names).closure())
     assert found["Config"].startswith("@dataclass\nclass Config:")
     assert found["Color"].startswith("class Color")
 
@@ -149,7 +149,7 @@ def test_an_alias_stays_an_alias(notebook) -> None:
 def test_compiler_flags_are_kept(notebook) -> None:
     notebook.cell("from __future__ import annotations\ndef train(x: Missing): pass\nclass Config:\n    x: int = 1")
     assert find(Captured(notebook["train"]).closure(), "train").flags
-    assert find(capture_names(["Config"], notebook.names), "Config").flags
+    assert find(Captured.of_names(["Config"], notebook.names).closure(), "Config").flags
 
 
 def test_text_inside_an_if_keeps_its_indentation_and_place(notebook) -> None:
@@ -254,10 +254,10 @@ def test_names_that_the_preload_makes_are_not_sent(notebook) -> None:
 
 def test_names_of_arguments_are_captured_with_what_they_need(notebook) -> None:
     notebook.cell("class Base: pass\nclass Config(Base):\n    class Inner: pass")
-    closure = capture_names(["Config.Inner", "Config"], notebook.names)
+    closure = Captured.of_names(["Config.Inner", "Config"], notebook.names).closure()
     assert (closure.entry, names(closure)) == ("", ["Base", "Config"])
     with pytest.raises(NameError, match="'nothing' is not defined"):
-        capture_names(["nothing"], notebook.names)
+        Captured.of_names(["nothing"], notebook.names).closure()
 
 
 def test_rebinding_a_captured_name_is_noticed_without_an_entry(notebook) -> None:

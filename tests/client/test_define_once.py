@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from flyte_jupyter.client.capture import Captured, capture_names
+from flyte_jupyter.client.capture import Captured
 from flyte_jupyter.core.definitions import Closure
 from flyte_jupyter.kernel.namespace import Namespaces, NotebookModule
 
@@ -228,7 +228,7 @@ def test_a_replica_can_capture_again_for_a_task_it_calls(notebook, replica) -> N
 
 def test_names_of_arguments_arrive_too(notebook, replica) -> None:
     notebook.cell("class Config:\n    def __init__(self): self.x = 1")
-    replica.define(capture_names(["Config"], notebook.names))
+    replica.define(Captured.of_names(["Config"], notebook.names).closure())
     assert replica.attribute("Config")().x == 1
 
 

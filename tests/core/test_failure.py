@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +23,6 @@ from flyte_jupyter.core.failure import describe, rebuild
 from flyte_jupyter.core.payload import plain_find
 
 HOME = "notebook_0badcafe"
-
-
-@pytest.fixture
-def home() -> Iterator[types.ModuleType]:
-    """A module that holds a notebook's names, as `__main__` does in its kernel."""
-    module = types.ModuleType(HOME)
-    sys.modules[HOME] = module
-    source = """
-import functools
-class Config:
-    def __init__(self, rate): self.rate = rate
-class Outer:
-    class Inner: pass
-def double(x): return 2 * x
-@functools.lru_cache
-def model(): return "loaded"
-class Mine(Exception):
-    def __init__(self, path, line):
-        super().__init__(f"{path}:{line}")
-        self.line = line
-class MyTaskError(Exception): pass
-"""
-    exec(source, vars(module))
-    yield module
-    del sys.modules[HOME]
 
 
 def arrive(pickled: payload.Pickled, find: payload.Find = plain_find, marker: bytes = HOME.encode()) -> Any:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,31 +13,6 @@ from flyte_jupyter.core import payload
 from flyte_jupyter.core.payload import OUT_OF_BAND_BYTES, plain_find
 
 HOME = "notebook_0badcafe"
-
-
-@pytest.fixture
-def home() -> Iterator[types.ModuleType]:
-    """A module that holds a notebook's names, as `__main__` does in its kernel."""
-    module = types.ModuleType(HOME)
-    sys.modules[HOME] = module
-    source = """
-import functools
-class Config:
-    def __init__(self, rate): self.rate = rate
-class Outer:
-    class Inner: pass
-def double(x): return 2 * x
-@functools.lru_cache
-def model(): return "loaded"
-class Mine(Exception):
-    def __init__(self, path, line):
-        super().__init__(f"{path}:{line}")
-        self.line = line
-class MyTaskError(Exception): pass
-"""
-    exec(source, vars(module))
-    yield module
-    del sys.modules[HOME]
 
 
 def arrive(pickled: payload.Pickled, find: payload.Find = plain_find, marker: bytes = HOME.encode()) -> Any:
