@@ -51,6 +51,7 @@ def cached(function: Loader) -> Loader:
         if future is None or not _is_usable(future):
             coroutine: Coroutine[Any, Any, Any] = function(*args, **kwargs)
             future = loads[key] = asyncio.ensure_future(coroutine)
+            future.add_done_callback(lambda load: load.cancelled() or load.exception())  # seen, if all waiters left
         # One waiter's cancellation must not cancel the load that others wait for.
         return await asyncio.shield(future)
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from ..core.definitions import Closure
 from ..core.frames import Buffer, Frame, FrameReader, Kind, encode
@@ -94,10 +94,17 @@ def _wait_readable(stream: socket.socket, until: float) -> None:
         raise TimeoutError
 
 
+def seen(future: asyncio.Future[Any]) -> None:
+    """Whoever waited may be gone: asyncio need not report, at some later time, that nobody took the exception."""
+    if not future.cancelled():
+        future.exception()
+
+
 async def drive_async(channel: Channel, talk: Conversation, pieces: list[Buffer], until: float | None) -> Frame:
     """The same as `drive` on the running event loop. Nothing else may read the channel meanwhile."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Frame] = loop.create_future()
+    done.add_done_callback(seen)
     driver = _AsyncDriver(loop, channel.socket, channel.reader, talk, done)
     driver.start(pieces)
     try:

@@ -26,6 +26,7 @@ from .. import errors
 from ..core import failure
 from ..core.context import current
 from . import remote, runs
+from .drivers import seen
 from .environment import Task
 from .handle import PoolHandle
 from .leases import Channel
@@ -182,11 +183,10 @@ class Line:
 
     async def wait_async(self, timeout: float) -> None:
         futures = [asyncio.wrap_future(each.future) for each in list(self.outstanding.values())]
+        for future in futures:
+            future.add_done_callback(seen)
         if futures:
             await asyncio.wait(futures, timeout=timeout)
-            for future in futures:
-                if future.done() and not future.cancelled():
-                    future.exception()  # seen
 
     # --- on the loop, but for `_post` and `_done`
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .. import errors
 from ..core import context, failure
 from . import broker, outputs, runs
-from .drivers import ChannelLost, Conversation, drive, drive_async, interruptible
+from .drivers import ChannelLost, Conversation, drive, drive_async, interruptible, seen
 from .leases import Channel, Lease, Waiter
 from .target import Outgoing, Target, target_of
 
@@ -335,6 +335,7 @@ async def _attempt_async(target: Target, outgoing: Outgoing, limits: Limits | No
 async def _wait_async(waiter: Waiter, limits: Limits | None) -> Lease:
     until = None if limits is None else limits.while_queued()
     granted = asyncio.wrap_future(waiter.future)
+    granted.add_done_callback(seen)
     try:
         async with asyncio.timeout(None if until is None else max(0.0, until - time.monotonic())):
             # Shielded: a lease that is granted just when the wait is cancelled must find its way back.

@@ -540,6 +540,8 @@ class _Mapping:
         """The same; the calls are made on the running event loop."""
         import asyncio
 
+        from .drivers import seen
+
         line = self._open(asyncio.get_running_loop())
         try:
             while self._read_on():
@@ -549,7 +551,9 @@ class _Mapping:
                     await asyncio.sleep(0)  # iterables may be slow, and what was started goes on
                 head = self._window.popleft()
                 if not head.done():
-                    await asyncio.wait((asyncio.wrap_future(head),))
+                    arrived = asyncio.wrap_future(head)
+                    arrived.add_done_callback(seen)  # what it is, the head itself will say
+                    await asyncio.wait((arrived,))
                 yield self._value(head)
         finally:
             self._exhausted = True

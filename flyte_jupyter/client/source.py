@@ -281,7 +281,7 @@ def _in_strings(node: Definable) -> set[str]:
         for constant in ast.walk(annotation) if isinstance(annotation, ast.AST) else ():
             if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
                 try:
-                    names |= _loads(ast.parse(constant.value, mode="eval"))
+                    names |= _loads(_tree(constant.value, "eval"))
                 except SyntaxError:  # Literal["not a type"]
                     continue
     return names
@@ -328,10 +328,18 @@ def _evaluate(decorator: ast.expr, names: Mapping[str, Any]) -> object:
     return found
 
 
+def _tree(text: str, mode: str = "exec") -> Any:
+    """`ast.parse`, once more if the garbage collector has run code that parses too (CPython gh-106905, before 3.12.3)."""
+    try:
+        return ast.parse(text, mode=mode)
+    except SystemError:
+        return ast.parse(text, mode=mode)
+
+
 @lru_cache(maxsize=64)
 def _parse(text: str) -> ast.Module | None:
     try:
-        return ast.parse(text)
+        return _tree(text)
     except (SyntaxError, ValueError):
         return None
 
@@ -342,7 +350,7 @@ def _parse_one(lines: str, first_line: int) -> Definable | None:
     if tree is None:
         return None
     # Cached trees are shared, so this one is parsed again before its line numbers are changed.
-    [node] = ast.parse(text).body
+    [node] = _tree(text).body
     ast.increment_lineno(node, first_line - 1 - (text is not lines))
     inner = node.body[0] if isinstance(node, ast.If) else node
     return inner if isinstance(inner, Definable) else None
