@@ -328,8 +328,8 @@ def _evaluate(decorator: ast.expr, names: Mapping[str, Any]) -> object:
     return found
 
 
-def _tree(text: str, mode: str = "exec") -> Any:
-    """`ast.parse`, once more if the garbage collector has run code that parses too (CPython gh-106905, before 3.12.3)."""
+def _tree(text: str, mode: str = "exec") -> ast.Module:
+    """`ast.parse`, once more if the garbage collector has run code that parses too (CPython gh-106905)."""
     try:
         return ast.parse(text, mode=mode)
     except SystemError:
