@@ -281,7 +281,7 @@ def _in_strings(node: Definable) -> set[str]:
         for constant in ast.walk(annotation) if isinstance(annotation, ast.AST) else ():
             if isinstance(constant, ast.Constant) and isinstance(constant.value, str):
                 try:
-                    names |= _loads(_tree(constant.value, "eval"))
+                    names |= _loads(ast.parse(constant.value, mode="eval"))
                 except SyntaxError:  # Literal["not a type"]
                     continue
     return names
@@ -328,12 +328,12 @@ def _evaluate(decorator: ast.expr, names: Mapping[str, Any]) -> object:
     return found
 
 
-def _tree(text: str, mode: str = "exec") -> ast.Module:
+def _tree(text: str) -> ast.Module:
     """`ast.parse`, once more if the garbage collector has run code that parses too (CPython gh-106905)."""
     try:
-        return ast.parse(text, mode=mode)
+        return ast.parse(text)
     except SystemError:
-        return ast.parse(text, mode=mode)
+        return ast.parse(text)
 
 
 @lru_cache(maxsize=64)
