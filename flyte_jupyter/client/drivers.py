@@ -33,7 +33,7 @@ class ChannelLost(Exception):
 class Conversation:
     """A call, from its first frame to its outcome. Frames in, frames out; no I/O."""
 
-    __slots__ = ("_closures", "_number", "answered", "body", "buffers", "outcome", "status")
+    __slots__ = ("_closures", "_number", "answered", "outcome")
 
     def __init__(self, number: int, closures: Sequence[Closure]) -> None:
         self._number = number

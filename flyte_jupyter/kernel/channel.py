@@ -14,6 +14,7 @@ import os
 import pickle
 import select
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -228,7 +229,6 @@ class CallChannel:
     def _drain(self) -> bool:
         with self._lock:
             while self._backlog:
-                before = self._backlog_bytes
                 rest = self._write(list(self._backlog)[:64])
                 taken = min(64, len(self._backlog)) - len(rest)
                 for _ in range(taken):
@@ -237,8 +237,7 @@ class CallChannel:
                     head = memoryview(rest[0]).cast("B")
                     self._backlog_bytes -= self._backlog[0].nbytes - head.nbytes
                     self._backlog[0] = head
-                    if self._backlog_bytes == before or rest:
-                        return False
+                    return False
             return True
 
     def _drain_later(self) -> None:
@@ -483,8 +482,6 @@ class Replica:
     # --- on the main thread
 
     def attach(self, connection: socket.socket, reader: FrameReader, hello: CallerHello) -> None:
-        import sys
-
         for folder in hello.sys_path:
             if folder not in sys.path:
                 sys.path.append(folder)
