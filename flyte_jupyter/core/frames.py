@@ -29,7 +29,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Kind(IntEnum):
-    """What a frame says. Client to replica: HELLO, CALL, DEFINE, CANCEL; broker to replica: SETUP, ASK, STOP."""
+    """What a frame says. From a client: HELLO, CALL, DEFINE, CANCEL, WITHDRAW; from the broker: SETUP, ASK, STOP."""
 
     HELLO = 1  # who is calling: lease, notebook, folder
     CALL = 2  # run this; body: which function; buffers: arguments
@@ -43,6 +43,11 @@ class Kind(IntEnum):
     STOP = 10  # end yourself
     ENDED = 11  # nothing runs in that lease any more, and its client has hung up
     ASK = 12  # say ENDED, at once or when it is so
+    WITHDRAW = 16  # do not begin these calls; body: lease and last number
+    WITHDRAWN = 17  # that many calls, from this one on (flags), will not begin: send them elsewhere
+
+
+_LAST_KIND: Final = max(Kind)
 
 
 class Status(IntEnum):
@@ -177,7 +182,7 @@ class FrameReader:
             return False
         kind, flags, count, call, body_size = HEADER.unpack_from(self._scratch, self._start)
         head = HEADER.size + 8 * count
-        if count > LIMIT_BUFFERS or not Kind.HELLO <= kind <= Kind.ASK:
+        if count > LIMIT_BUFFERS or not Kind.HELLO <= kind <= _LAST_KIND:
             raise ProtocolError(f"not a frame: kind {kind}, {count} buffers")
         if available < head:
             return False

@@ -67,6 +67,9 @@ class CallChannel:
         self.find = replica.namespaces.find_class(self.module)
         self.running: RunningCall | None = None
         self.cancelled: set[int] = set()  # calls whose cancel came before they did
+        self._withdrawn: set[int] = set()  # calls that their client has taken back
+        self._begun = 0  # the last call that was begun
+        self._begin = threading.Lock()
         self.closed = False
         self._reader = reader
         self._frames: deque[Frame] = deque()
@@ -111,8 +114,7 @@ class CallChannel:
             self._loop.remove_reader(self.connection)
 
     def _advance(self) -> None:
-        while self.running is None and self._frames and not self.closed:
-            frame = self._frames.popleft()
+        while (frame := self._next()) is not None:
             if frame.kind == Kind.CALL:
                 self._on_call(frame)
             elif frame.kind == Kind.DEFINE and self._undefined is not None:
@@ -120,21 +122,35 @@ class CallChannel:
                 self._on_define(frame, waiting)
             else:
                 self.replica.log(f"lease {self.hello.lease}: unexpected {frame!r}")
-            if self._undefined is not None:
-                # Only its definitions may overtake the calls behind it.
-                self._define_next()
-                return
         if not self._reading and not self.closed and len(self._frames) < READ_AHEAD // 2:
             self._reading = True
             self._loop.add_reader(self.connection, self._on_readable)
 
-    def _define_next(self) -> None:
+    def _next(self) -> Frame | None:
+        # No call begins before the outcomes of those before it are in the client's socket: should this process die,
+        # the client knows which call had begun.
+        if self.running is not None or self.closed or not self._frames or self._backlog:
+            return None
+        if self._undefined is None:
+            return self._frames.popleft()
         for index, frame in enumerate(self._frames):
-            if frame.kind == Kind.DEFINE:
+            if frame.kind == Kind.DEFINE:  # only a call's definitions may overtake the calls behind it
                 del self._frames[index]
-                self._frames.appendleft(frame)
-                self._loop.call_soon(self._advance)
-                return
+                return frame
+        return None
+
+    def withdraw(self, first: int, last: int) -> None:
+        """The client takes back those of these calls that have not begun. On the control thread."""
+        with self._begin:
+            first = max(first, self._begun + 1)
+            self._withdrawn.update(range(first, last + 1))
+        self.send(encode(Kind.WITHDRAWN, first, flags=max(0, last + 1 - first)))
+        self._loop.call_soon_threadsafe(self._forget_undefined)
+
+    def _forget_undefined(self) -> None:
+        if self._undefined is not None and self._undefined.call in self._withdrawn:
+            self._undefined = None
+            self._advance()
 
     def _on_call(self, frame: Frame) -> None:
         if frame.call in self.cancelled:
@@ -163,6 +179,11 @@ class CallChannel:
         self._on_call(waiting)
 
     def _start(self, frame: Frame, name: str, function: Any) -> None:
+        with self._begin:
+            if frame.call in self._withdrawn:
+                self._withdrawn.discard(frame.call)
+                return
+            self._begun = frame.call
         sink = OutputSink(frame.call, self.send_output, self.replica.later)
         context = make_context(frame.call, name, self, frame.flags, sink)
         call = RunningCall(self, frame.call, name, function, frame.buffers, context, sink)
@@ -180,7 +201,7 @@ class CallChannel:
             return
         self.send(reply)
         if self._frames:
-            self._loop.call_soon(self._advance)
+            self._advance()
 
     def send(self, pieces: Sequence[Buffer]) -> None:
         with self._lock:
@@ -245,6 +266,7 @@ class CallChannel:
             return
         if self._drain():
             self._loop.remove_writer(self.connection)
+            self._advance()
         else:
             self._loop.add_writer(self.connection, self._drain_later)
 
@@ -427,6 +449,9 @@ class ControlChannel:
         while (frame := self._reader.next_frame()) is not None:
             if frame.kind == Kind.CANCEL:
                 self._replica.cancel(str(frame.body, "utf-8"), frame.call)
+            elif frame.kind == Kind.WITHDRAW:
+                lease, last = json.loads(frame.body)
+                self._replica.withdraw(lease, frame.call, last)
             elif frame.kind == Kind.SETUP and self._supervisor:
                 self._replica.runner.loop.call_soon_threadsafe(self._replica.set_up, bytes(frame.body))
             elif frame.kind == Kind.ASK and self._supervisor:
@@ -527,6 +552,12 @@ class Replica:
                 channel.cancelled.add(number)
                 return
         self.runner.cancel(call)
+
+    def withdraw(self, lease: str, first: int, last: int) -> None:
+        with self._lock:
+            channel = self._channels.get(lease)
+        if channel is not None:  # else it is not attached yet: its calls run when their turn comes
+            channel.withdraw(first, last)
 
     def hung_up(self, fd: int) -> None:
         with self._lock:

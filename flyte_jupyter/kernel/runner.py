@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,6 +32,8 @@ from .outputs import OutputSink, Router, show_open_figures
 if TYPE_CHECKING:
     from .channel import CallChannel
 
+TURN_S: Final = 0.002
+"""How long short sync tasks may follow one another before the event loop has its turn."""
 STUCK_LOOP_S: Final = 0.25
 """A cancelled async task that has not noticed after this long may block the loop: then it is interrupted too."""
 
@@ -93,7 +96,9 @@ class Runner:
             except KeyboardInterrupt:
                 continue  # it was raised in a step of a task, which has recorded it
             if self._sync:
-                self._sync.popleft()()
+                until = time.monotonic() + TURN_S
+                while self._sync and time.monotonic() < until:
+                    self._sync.popleft()()
                 if self._sync:
                     self.loop.call_soon(self.loop.stop)
             elif self.exiting:
