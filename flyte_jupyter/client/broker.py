@@ -39,6 +39,7 @@ class LeaseListener(Protocol):
     def recalled(self, lease: str) -> None: ...
     def lost(self, message: p.Lost) -> None: ...
     def broken(self, lease: str, error: errors.BaseRuntimeError) -> None: ...
+    def forget(self) -> None: ...
 
 
 class Connection:
@@ -249,6 +250,19 @@ class Connection:
             listener.broken(lease, self._gone())
         self._tell_watchers(None)
 
+    def forget(self) -> None:
+        """In a forked child: the conversation and its leases are the parent's, and its thread does not exist here."""
+        self.closed = True
+        self._lock, self._write_lock = threading.Lock(), threading.Lock()
+        self._socket.close()
+        self._wake_at = float("-inf")
+        for fd in (self._wake_r, self._wake_w):
+            with suppress(OSError):
+                os.close(fd)
+        for listener in self._listeners.values():
+            listener.forget()
+        self._listeners.clear()
+
     def _gone(self) -> errors.BrokerGone:
         return errors.BrokerGone(cause=self._goodbye)
 
@@ -391,8 +405,9 @@ def _shake_hands(stream: socket.socket) -> Connection:
 
 
 def _forget_after_fork() -> None:
-    # The child must not speak on its parent's connection; its thread does not exist here.
     global _connection, _lock  # noqa: PLW0603
+    if _connection is not None:
+        _connection.forget()
     _connection = None
     _lock = threading.Lock()
 

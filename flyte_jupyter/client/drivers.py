@@ -1,6 +1,6 @@
-"""Moves the bytes of a call: blocking, which is a cell's sync call without a thread hop, or for `await`.
+"""Moves the bytes of a blocking call: a cell's sync call, without a thread hop.
 
-`Conversation` is the life of a call as a pure object, frames in and frames out; both drivers serve it.
+`Conversation` is the life of a call as a pure object, frames in and frames out; the `pipeline` serves it, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ..core.definitions import Closure
-from ..core.frames import Buffer, Frame, FrameReader, Kind, encode
+from ..core.frames import Buffer, Frame, Kind, encode
 from . import outputs
 from .leases import Channel
 
@@ -54,6 +54,24 @@ class Conversation:
             digests: dict[str, str] = pickle.loads(frame.body)
             missing = [closure.beyond(digests) for closure in self._closures]
             return encode(Kind.DEFINE, self._number, pickle.dumps(missing, 5))
+        return None
+
+
+class Conversations(Conversation):
+    """Several calls of one channel; over when the last one is, as they run one after the other."""
+
+    __slots__ = ("_talks",)
+
+    def __init__(self, talks: Sequence[Conversation]) -> None:
+        super().__init__(talks[-1]._number, ())
+        self._talks = talks
+
+    def receive(self, frame: Frame) -> list[Buffer] | None:
+        for talk in self._talks:
+            if talk._number == frame.call:
+                reply = talk.receive(frame)
+                self.outcome = self._talks[-1].outcome
+                return reply
         return None
 
 
@@ -98,108 +116,6 @@ def seen(future: asyncio.Future[Any]) -> None:
     """Whoever waited may be gone: asyncio need not report, at some later time, that nobody took the exception."""
     if not future.cancelled():
         future.exception()
-
-
-async def drive_async(channel: Channel, talk: Conversation, pieces: list[Buffer], until: float | None) -> Frame:
-    """The same as `drive` on the running event loop. Nothing else may read the channel meanwhile."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[Frame] = loop.create_future()
-    done.add_done_callback(seen)
-    driver = _AsyncDriver(loop, channel.socket, channel.reader, talk, done)
-    driver.start(pieces)
-    try:
-        if until is None:
-            return await done
-        async with asyncio.timeout(max(0.0, until - time.monotonic())):
-            return await done
-    finally:
-        driver.stop()
-
-
-class _AsyncDriver:
-    """Callbacks of one call on the event loop; they run in the context of the task that awaits."""
-
-    __slots__ = ("_done", "_loop", "_reader", "_sent", "_stream", "_talk", "_unsent", "_writing")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        stream: socket.socket,
-        reader: FrameReader,
-        talk: Conversation,
-        done: asyncio.Future[Frame],
-    ) -> None:
-        self._loop = loop
-        self._stream = stream
-        self._reader = reader
-        self._talk = talk
-        self._done = done
-        self._unsent: list[memoryview] = []
-        self._writing = False
-        self._sent = False
-
-    def start(self, pieces: list[Buffer]) -> None:
-        self._send(pieces)
-        self._loop.add_reader(self._stream, self._on_readable)
-
-    def stop(self) -> None:
-        self._loop.remove_reader(self._stream)
-        if self._writing:
-            self._loop.remove_writer(self._stream)
-
-    def _send(self, pieces: list[Buffer]) -> None:
-        self._unsent.extend(memoryview(piece).cast("B") for piece in pieces)
-        self._on_writable()
-
-    def _on_writable(self) -> None:
-        try:
-            while self._unsent:
-                view = self._unsent[0]
-                count = self._stream.send(view, socket.MSG_DONTWAIT)
-                if count == view.nbytes:
-                    self._unsent.pop(0)
-                else:
-                    self._unsent[0] = view[count:]
-            self._sent = True
-        except (BlockingIOError, InterruptedError):
-            if not self._writing:
-                self._writing = True
-                self._loop.add_writer(self._stream, self._on_writable)
-            return
-        except OSError:
-            self._lost()
-            return
-        if self._writing:
-            self._writing = False
-            self._loop.remove_writer(self._stream)
-
-    def _on_readable(self) -> None:
-        try:
-            count = self._stream.recv_into(self._reader.get_buffer(), 0, socket.MSG_DONTWAIT)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self._lost()
-            return
-        if count == 0:
-            self._lost(started=True)
-            return
-        try:
-            self._reader.buffer_updated(count)
-            while (frame := self._reader.next_frame()) is not None:
-                reply = self._talk.receive(frame)
-                if reply is not None:
-                    self._send(reply)
-        except Exception as problem:
-            if not self._done.done():
-                self._done.set_exception(problem)
-            return
-        if self._talk.outcome is not None and not self._done.done():
-            self._done.set_result(self._talk.outcome)
-
-    def _lost(self, started: bool = False) -> None:
-        if not self._done.done():
-            self._done.set_exception(ChannelLost(started or (self._sent and self._talk.answered)))
 
 
 class interruptible:

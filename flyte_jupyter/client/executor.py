@@ -18,19 +18,18 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
-from concurrent.futures import wait as wait_for
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, ParamSpec, TypeVar
 
 from .. import errors
 from ..core import failure
 from ..core.context import current
-from . import remote, runs
-from .drivers import seen
+from . import runs
 from .environment import Task
 from .handle import PoolHandle
-from .leases import Channel
-from .target import Outgoing, Target
+from .pipeline import Call
+from .target import Target
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -87,108 +86,95 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 # --- calls in line
 
 
-class Submission:
-    """One call and its future. `begin` is asked when the call is about to be sent."""
-
-    __slots__ = ("args", "call", "context", "future", "kwargs", "number", "target", "task", "told")
+class LineCall(Call):
+    """A call that a thread waits for while it is made on a loop. `over` may be looked at by any thread."""
 
     def __init__(
         self,
-        number: int,
+        line: Line,
         target: Target,
         task: Task[..., Any] | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         context: contextvars.Context,
     ) -> None:
-        self.number = number
-        self.target = target
-        self.task = task
-        self.args = args
-        self.kwargs = kwargs
-        self.context = context
-        self.future: Future[Any] = Future()
-        self.told = False  # whoever waits for the future has heard that it runs or was cancelled
-        self.call: asyncio.Task[tuple[Any, BaseException | None]] | None = None
+        super().__init__(line.loop, target, task, args, kwargs, context)
+        self.line = line
+        self.index = next(line.numbers)
+        self.started = False
 
-    def begin(self) -> bool:
-        """False if it was cancelled while it waited."""
-        if not self.told:
-            self.told = True
-            return self.future.set_running_or_notify_cancel()
-        return not self.future.cancelled()
+    def ended(self) -> None:
+        self.line.ended(self)
 
-    def withdraw(self) -> None:
-        """It ends without an outcome."""
-        self.future.cancel()
-        if self.begin() and not self.future.done():
-            self.future.set_exception(errors.TaskCancelled(self.target.name))
+    def settle(self) -> None:
+        """Tell whoever waits. On the loop."""
+        raise NotImplementedError
 
-    def succeed(self, value: Any) -> None:
-        if self.begin():
-            self.future.set_result(value)
 
-    def fail(self, error: BaseException) -> None:
-        if self.begin():
-            self.future.set_exception(error)
+def plain(error: BaseException) -> BaseException:
+    """An error of ours with the task's lines as its traceback, not ours."""
+    return error.with_traceback(failure.remote_frames(error)) if isinstance(error, errors.BaseRuntimeError) else error
 
 
 class Line:
-    """Calls that wait in line for one of `limit()` places, on one event loop. Any thread may add and abort."""
+    """Calls on one event loop, at most `limit()` of them at a time. Any thread may add and abort."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        limit: Callable[[], int],
-        explain: Callable[[BaseException], BaseException] | None = None,
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit: Callable[[], int] | None = None) -> None:
         self.loop = loop
-        self.outstanding: dict[int, Submission] = {}
+        self.outstanding: dict[int, LineCall] = {}
+        self.numbers = itertools.count()
         self._limit = limit
-        self._explain = explain
-        self._numbers = itertools.count()
-        self._waiting: deque[Submission] = deque()
+        self._waiting: deque[LineCall] = deque()
         self._active = 0
         self._awake = False
         self._last: float = float("inf")  # later ones are not made any more
+        self._empty: list[Callable[[], object]] = []  # told when nothing is outstanding
 
-    def add(
-        self,
-        target: Target,
-        task: Task[..., Any] | None,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: contextvars.Context,
-    ) -> tuple[int, Future[Any]]:
-        """Put a call in line; its number and its future. `context` is the call's own."""
-        submission = Submission(next(self._numbers), target, task, args, kwargs, context)
-        self.outstanding[submission.number] = submission
-        submission.future.add_done_callback(lambda future: self._done(submission))
-        self._waiting.append(submission)
+    def add(self, call: LineCall) -> None:
+        """Put a call in line."""
+        self.outstanding[call.index] = call
+        self._waiting.append(call)
         if not self._awake:
             self._awake = True
             self._post(self._advance)
-        return submission.number, submission.future
 
     def abort(self, after: float = -1) -> None:
-        """Stop the calls with a higher number than `after`, those that run included."""
+        """Stop the calls with a higher index than `after`, those that run included."""
         self._last = min(self._last, after)
         if self.outstanding and not self.loop.is_closed():
             self._post(self._abort)
 
+    def cancel(self, call: LineCall) -> None:
+        """Stop that one."""
+        self._post(self._cancel, call)
+
     def wait(self, timeout: float | None) -> None:
         """Until none is outstanding."""
-        if asyncio._get_running_loop() is not self.loop:  # a generator may be collected anywhere
-            wait_for([each.future for each in list(self.outstanding.values())], timeout)
+        if asyncio._get_running_loop() is self.loop:  # a generator may be collected anywhere
+            return
+        done = threading.Event()
+        if self.outstanding and not self.loop.is_closed():
+            self._post(self._tell_when_empty, done.set)
+            done.wait(timeout)
 
     async def wait_async(self, timeout: float) -> None:
-        futures = [asyncio.wrap_future(each.future) for each in list(self.outstanding.values())]
-        for future in futures:
-            future.add_done_callback(seen)
-        if futures:
-            await asyncio.wait(futures, timeout=timeout)
+        done = asyncio.Event()
+        self._tell_when_empty(done.set)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), timeout)
 
-    # --- on the loop, but for `_post` and `_done`
+    def ended(self, call: LineCall) -> None:
+        """It has its outcome, or none will come. On the loop."""
+        self.outstanding.pop(call.index, None)
+        if call.started:
+            self._active -= 1
+            if self._waiting:
+                self._advance()
+        call.settle()
+        if not self.outstanding and self._empty:
+            self._tell_empty()
+
+    # --- on the loop, but for `_post`
 
     def _post(self, callback: Callable[..., object], *args: Any) -> None:
         if asyncio._get_running_loop() is self.loop:
@@ -198,93 +184,68 @@ class Line:
 
     def _advance(self) -> None:
         self._awake = False  # before looking: what is added from now on wakes it again
-        while self._waiting and self._active < self._limit():
-            submission = self._waiting.popleft()
-            if submission.future.cancelled():
-                continue  # `_cancelled` sees to it
-            if submission.number > self._last:
-                self._end(submission)
-                submission.withdraw()
+        while self._waiting and (self._limit is None or self._active < self._limit()):
+            call = self._waiting.popleft()
+            if call.over:
+                continue
+            if call.index > self._last:
+                self._cancel(call)
                 continue
             self._active += 1
-            submission.call = self.loop.create_task(self._make(submission), context=submission.context)
-            submission.call.add_done_callback(functools.partial(self._made, submission))
-
-    async def _make(self, submission: Submission) -> tuple[Any, BaseException | None]:
-        _submission.set(submission)
-        if not isinstance(submission.target, PoolTarget) and not submission.begin():
-            return None, None
-        try:
-            value = await remote.awaiting(submission.target, submission.task, submission.args, submission.kwargs)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # a task that raised KeyboardInterrupt would end the loop, too
-            return None, error
-        return value, None
-
-    def _made(self, submission: Submission, call: asyncio.Task[tuple[Any, BaseException | None]]) -> None:
-        # Not the end of `_make`: a call that is cancelled before its first step never gets there.
-        self._active -= 1
-        self._advance()
-        if call.cancelled():
-            submission.withdraw()
-        else:
-            value, error = call.result()
-            if error is None:
-                submission.succeed(value)
-            else:
-                if isinstance(error, errors.BaseRuntimeError):
-                    error = error.with_traceback(failure.remote_frames(error))  # the task's lines, not ours
-                submission.fail(error if self._explain is None else self._explain(error))
-        self._end(submission)
-
-    def _end(self, submission: Submission) -> None:
-        self.outstanding.pop(submission.number, None)
-
-    def _done(self, submission: Submission) -> None:
-        if submission.future.cancelled() and not submission.told:
-            self._post(self._cancelled, submission)
-
-    def _cancelled(self, submission: Submission) -> None:
-        if submission.call is not None:
-            submission.call.cancel()
-        elif not submission.told:
-            self._end(submission)
-            submission.begin()
+            call.started = True
+            call.start()
 
     def _abort(self) -> None:
-        for submission in list(self.outstanding.values()):
-            if submission.number <= self._last:
-                continue
-            if submission.call is not None:
-                submission.call.cancel()
-            else:
-                self._end(submission)
-                submission.withdraw()
+        for call in [each for each in self.outstanding.values() if each.index > self._last]:
+            self._cancel(call)
+
+    def _cancel(self, call: LineCall) -> None:
+        if call.over:
+            return
+        call.error = errors.TaskCancelled(call.target.name)  # before it is over: who waits looks at once
+        call.cancel()
+        self.ended(call)
+
+    def _tell_when_empty(self, tell: Callable[[], object]) -> None:
+        self._empty.append(tell)
+        if not self.outstanding:
+            self._tell_empty()
+
+    def _tell_empty(self) -> None:
+        empty, self._empty = self._empty, []
+        for tell in empty:
+            tell()
 
 
-_submission: contextvars.ContextVar[Submission] = contextvars.ContextVar("flyte_jupyter_submission")
+class Submission(LineCall):
+    """A call of an executor, and its future."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.future: Future[Any] = Future()
+        self._told = False  # whoever waits for the future has heard that it runs or was cancelled
+        self.future.add_done_callback(self._done)
 
-class PoolTarget(Target):
-    """A target whose submission hears when the call has its lease: until then its future can be cancelled."""
+    def begin(self) -> bool:
+        """False if it was cancelled while it waited."""
+        if not self._told:
+            self._told = True
+            return self.future.set_running_or_notify_cancel()
+        return not self.future.cancelled()
 
-    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: int) -> Outgoing:
-        return _Announced(super().encode(args, kwargs, attempt), _submission.get())
+    def settle(self) -> None:
+        if isinstance(self.error, errors.TaskCancelled) and not self._told:
+            self.future.cancel()  # it had not begun
+        if not self.begin() or self.future.done():
+            return
+        if self.error is None:
+            self.future.set_result(self.value)
+        else:
+            self.future.set_exception(_broken(plain(self.error)))
 
-
-class _Announced(Outgoing):
-    __slots__ = ("_plain", "_submission")
-
-    def __init__(self, plain: Outgoing, submission: Submission) -> None:
-        self.closures = plain.closures
-        self._plain = plain
-        self._submission = submission
-
-    def on(self, channel: Channel) -> tuple[int, list[Any]]:
-        if not self._submission.begin():
-            raise asyncio.CancelledError
-        return self._plain.on(channel)
+    def _done(self, future: Future[Any]) -> None:
+        if future.cancelled() and not self._told:
+            self.line.cancel(self)
 
 
 # --- the executor
@@ -322,7 +283,7 @@ class PoolExecutor(Executor):
         self._lock = threading.Lock()
         self._closed = False
         self._line: Line | None = None
-        self._targets: OrderedDict[int, tuple[Callable[..., Any], PoolTarget]] = OrderedDict()
+        self._targets: OrderedDict[int, tuple[Callable[..., Any], Target]] = OrderedDict()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn(*args, **kwargs)` on a replica; what it prints appears where it was submitted.
@@ -346,8 +307,10 @@ class PoolExecutor(Executor):
             target = self._target(function)
             loop = background()
             if self._line is None or self._line.loop is not loop:
-                self._line = Line(loop, self._slots, _broken)
-            return self._line.add(target, task, args_, kwargs_, contextvars.copy_context())[1]
+                self._line = Line(loop)
+            call = Submission(self._line, target, task, args_, kwargs_, contextvars.copy_context())
+            self._line.add(call)
+            return call.future
 
     def map(
         self,
@@ -400,8 +363,9 @@ class PoolExecutor(Executor):
         if self._line is None:
             return
         if cancel_futures:
-            for submission in list(self._line.outstanding.values()):
-                submission.future.cancel()
+            for call in list(self._line.outstanding.values()):
+                assert isinstance(call, Submission)
+                call.future.cancel()
         if wait:
             self._line.wait(None)
 
@@ -417,10 +381,7 @@ class PoolExecutor(Executor):
 
     # --- private
 
-    def _slots(self) -> int:
-        return self.pool.scaling.max_replicas * self.pool.scaling.concurrency
-
-    def _target(self, function: Callable[..., Any]) -> PoolTarget:
+    def _target(self, function: Callable[..., Any]) -> Target:
         # By identity, as callables may be equal or unhashable. The target holds its function, so a weak
         # dictionary would never let go: few are remembered instead.
         known = self._targets.get(id(function))
@@ -433,7 +394,7 @@ class PoolExecutor(Executor):
             limits = function.time_limits
             limited = any(limits.seconds(each) for each in ("max_runtime", "max_queued_time", "deadline"))
         name = f"{self.pool.name}.{getattr(bare, '__name__', type(bare).__name__)}"
-        target = PoolTarget(bare, name, self.pool, limited=limited)
+        target = Target(bare, name, self.pool, limited=limited)
         self._targets[id(function)] = function, target
         if len(self._targets) > TARGETS:
             self._targets.popitem(last=False)

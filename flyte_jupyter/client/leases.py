@@ -6,6 +6,7 @@ kernel; the broker is asked only when none is idle.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -17,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .. import errors
 from ..core import protocol as p
@@ -26,6 +27,9 @@ from ..core.frames import FrameReader, Kind, encode
 from ..runtime import peer_uid
 from .broker import Connection
 from .identity import describe_client
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
 
 LINGER_S: Final = 0.05
 """How long an idle lease is kept: the next call of a loop is then one round trip."""
@@ -90,10 +94,18 @@ class Lease:
             self._channel = None
 
     def cancel(self, call: int) -> None:
-        """Stop that call and no other: on a connection of its own, which the replica's control thread reads."""
+        """Stop that call and no other."""
+        self._order(Kind.CANCEL, call, self.id)
+
+    def withdraw(self, first: int, last: int) -> None:
+        """Take back those of these calls that have not begun; a WITHDRAWN on the channel says which."""
+        self._order(Kind.WITHDRAW, first, json.dumps([self.id, last]))
+
+    def _order(self, kind: Kind, call: int, body: str) -> None:
+        """On a connection of its own, which the replica's control thread reads."""
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
             control.connect(self.address)
-            pieces = encode(Kind.HELLO, 0, b'{"role": "control"}') + encode(Kind.CANCEL, call, self.id.encode())
+            pieces = encode(Kind.HELLO, 0, b'{"role": "control"}') + encode(kind, call, body.encode())
             control.sendall(b"".join(pieces))
 
 
@@ -111,15 +123,20 @@ class LeaseGroup:
         self._waiting: deque[Waiter] = deque()
         self._requests: dict[str, str] = {}  # lease -> task, asked for and not granted yet
         self._timer = False
+        self.pipelines: dict[asyncio.AbstractEventLoop, Pipeline] = {}
 
     def take(self) -> Lease | None:
         """An idle lease, if there is one."""
         with self._lock:
             return self._idle.pop() if self._idle else None
 
-    def ask(self, task: str) -> Waiter:
-        """Wait for a lease; `waiter.future` gets it, or the reason why there will be none."""
-        waiter = Waiter(self, task)
+    def ask(self, task: str, owner: object = None) -> Waiter:
+        """Wait for a lease; `waiter.future` gets it, or the reason why there will be none.
+
+        Args:
+            owner: Who keeps leases as long as it has calls for them, and asks `contended` whether it may.
+        """
+        waiter = Waiter(self, task, owner)
         with self._lock:
             self._waiting.append(waiter)
             if self._idle:  # given back since the caller looked
@@ -128,6 +145,10 @@ class LeaseGroup:
         if request is not None:
             self._send_request(*request)
         return waiter
+
+    def contended(self, owner: object) -> bool:
+        """Whether anybody else in this process waits for a lease of this group."""
+        return bool(self._waiting) and any(waiter.owner is not owner for waiter in list(self._waiting))
 
     def give_back(self, lease: Lease) -> None:
         """The call in it is over: the next one waiting gets it, or it lingers."""
@@ -172,6 +193,17 @@ class LeaseGroup:
             self.drop(lease)
         for request in requests:
             self.connection.release(request)
+
+    def forget(self) -> None:
+        """In a forked child: the leases are its parent's, and so is what comes over their connections."""
+        self._lock = threading.Lock()
+        for lease in self._held.values():
+            lease.close()
+        self._held.clear()
+        self._idle.clear()
+        self._waiting.clear()
+        self._requests.clear()
+        self.pipelines.clear()
 
     def unused(self) -> bool:
         with self._lock:
@@ -318,11 +350,12 @@ class LeaseGroup:
 class Waiter:
     """One call that waits for a lease."""
 
-    __slots__ = ("future", "group", "parent", "task")
+    __slots__ = ("future", "group", "owner", "parent", "task")
 
-    def __init__(self, group: LeaseGroup, task: str) -> None:
+    def __init__(self, group: LeaseGroup, task: str, owner: object = None) -> None:
         self.group = group
         self.task = task
+        self.owner = owner
         caller = current.get()
         self.parent = "" if caller is None else caller.task
         self.future: Future[Lease] = Future()

@@ -9,33 +9,21 @@ import functools
 import inspect
 import logging
 import uuid
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import Context, ContextVar, copy_context
+from contextvars import ContextVar
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from .. import errors, runtime
 from ..core.context import GroupData, TaskContext, current
 from .environment import Task
-
-if TYPE_CHECKING:
-    import asyncio
-    from concurrent.futures import Future
-
-    from .executor import Line
-    from .target import Target
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_RUN: Final = "local"
 """The run of a task that was called without `run`."""
-WINDOW: Final = 4
-"""A map looks this many times its capacity ahead, so that one slow call at the head does not idle the slots."""
-STOP_S: Final = 5.0
-"""How long a map that ends early waits for its calls to end."""
 
 logger = logging.getLogger("flyte")
 
@@ -77,6 +65,11 @@ def _with_calls(**said: Any) -> Iterator[None]:
         yield
     finally:
         _calling.reset(token)
+
+
+def set_group(name: str) -> None:
+    """Calls from this context on are made in that group."""
+    _calling.set({**(_calling.get() or {}), "group": name})
 
 
 def refuse_in_trace(name: str) -> None:
@@ -435,7 +428,9 @@ class MapFunction:
         return_exceptions: bool = True,
     ) -> Iterator[Any]:
         """Return a lazy iterator over the results; nothing runs before its first `next`."""
-        mapping = _Mapping(mapped, iterables, group_name, concurrency, return_exceptions)
+        from .mapping import TaskMap
+
+        mapping = TaskMap(mapped, iterables, group_name, concurrency, return_exceptions)
         mapping.check_place(blocking=True)
         return mapping.results()
 
@@ -449,168 +444,11 @@ class MapFunction:
         return_exceptions: bool = True,
     ) -> AsyncIterator[Any]:
         """Return the same as an asynchronous iterator: `async for result in map.aio(...)`."""
-        mapping = _Mapping(mapped, iterables, group_name, concurrency, return_exceptions)
+        from .mapping import TaskMap
+
+        mapping = TaskMap(mapped, iterables, group_name, concurrency, return_exceptions)
         mapping.check_place(blocking=False)
         return mapping.results_async()
 
 
 map: Final = MapFunction()
-
-
-def _parameter_left(mapped: functools.partial[Any], task: Task[..., Any], iterables: int) -> str | None:
-    """Which parameter of a partial gets the items: its name; None if by position."""
-    names = [each.name for each in task.parameters]
-    bound = {*names[: len(mapped.args)], *mapped.keywords}
-    left = [name for name in names if name not in bound]
-    if len(left) != 1 or iterables > 1:
-        raise TypeError(
-            f"map takes a partial of {task.name} that leaves exactly one parameter, and one iterable for it; this one"
-            f" leaves {', '.join(left) or 'none'}, and there are {iterables} iterables"
-        )
-    by_position = names.index(left[0]) == len(mapped.args)
-    return None if by_position else left[0]
-
-
-class _Mapping:
-    """One map: its items, and the window of calls between the item read last and the result yielded last."""
-
-    def __init__(
-        self,
-        mapped: Any,
-        iterables: tuple[Iterable[Any], ...],
-        group_name: str | None,
-        concurrency: int,
-        return_exceptions: bool,
-    ) -> None:
-        partial = mapped if isinstance(mapped, functools.partial) else functools.partial(mapped)
-        task = partial.func
-        if not isinstance(task, Task):
-            raise TypeError(f"map takes a task or a functools.partial of one, got {mapped!r}")
-        if concurrency < 0:
-            raise ValueError(f"concurrency must be 0 or more, got {concurrency}")
-        self._keyword: str | None = None
-        if partial is mapped:
-            self._keyword = _parameter_left(partial, task, len(iterables))
-        elif iterables:
-            task.bind((None,) * len(iterables), {})
-        self.task: Task[..., Any] = task
-        self._args = partial.args
-        self._keywords = partial.keywords
-        # No iterables, no calls; zip() of nothing is empty.
-        self._items = zip(*iterables)  # noqa: B905 - the shortest wins
-        self._group = group_name
-        self._concurrency = concurrency
-        self._return_exceptions = return_exceptions
-        self._window: deque[Future[Any]] = deque()
-        self._exhausted = False
-
-    def check_place(self, *, blocking: bool) -> None:
-        if current.get() is None:
-            return
-        import asyncio
-
-        refuse_in_trace(self.task.name)
-        if blocking and asyncio._get_running_loop() is not None:
-            raise errors.SyncTaskCallInAsyncContextError(
-                f"map over {self.task.name} was called inside an async task: use `async for ... in map.aio(...)`"
-            )
-
-    def results(self) -> Iterator[Any]:
-        """In order; on the calling thread, while the calls are made on the background loop."""
-        from . import outputs
-        from .executor import background
-
-        line = self._open(background())
-        try:
-            while self._read_on():
-                while self._may_look_ahead():
-                    self._pull()
-                yield self._value(self._window.popleft())
-        except KeyboardInterrupt as interrupt:
-            count = len(line.outstanding)
-            calls = "1 call" if count == 1 else f"{count} calls"
-            outputs.note(f"Interrupted: {calls} of {self.task.name} {'is' if count == 1 else 'are'} stopped.")
-            raise interrupt.with_traceback(None)  # noqa: B904 - it is the same one, without the frames of our waiting
-        finally:
-            self._exhausted = True
-            line.abort()
-            line.wait(STOP_S)
-
-    async def results_async(self) -> AsyncIterator[Any]:
-        """The same; the calls are made on the running event loop."""
-        import asyncio
-
-        from .drivers import seen
-
-        line = self._open(asyncio.get_running_loop())
-        try:
-            while self._read_on():
-                await asyncio.sleep(0)
-                while self._may_look_ahead():
-                    self._pull()
-                    await asyncio.sleep(0)  # iterables may be slow, and what was started goes on
-                head = self._window.popleft()
-                if not head.done():
-                    arrived = asyncio.wrap_future(head)
-                    arrived.add_done_callback(seen)  # what it is, the head itself will say
-                    await asyncio.wait((arrived,))
-                yield self._value(head)
-        finally:
-            self._exhausted = True
-            line.abort()
-            await line.wait_async(STOP_S)
-
-    def _open(self, loop: asyncio.AbstractEventLoop) -> Line:
-        from .executor import Line
-        from .target import target_of
-
-        # The calls' output belongs where the iterator is used: in that cell.
-        self._context: Context = copy_context()
-        if self._group is not None:
-            self._context.run(_calling.set, {**(_calling.get() or {}), "group": self._group})
-        self._target: Target = target_of(self.task)
-        self._line = Line(loop, self._capacity)
-        return self._line
-
-    def _capacity(self) -> int:
-        scaling = self._target.pool.scaling  # asked anew: the pool may be scaled meanwhile
-        slots = scaling.max_replicas * scaling.concurrency
-        return min(self._concurrency, slots) if self._concurrency else slots
-
-    def _read_on(self) -> bool:
-        """Start one call for the result that is about to be yielded; False when there are no more results."""
-        if not self._exhausted and len(self._window) < WINDOW * self._capacity():
-            self._pull()
-        return bool(self._window)
-
-    def _may_look_ahead(self) -> bool:
-        """Only while the next result is not there: then reading items costs nobody time."""
-        return not self._exhausted and len(self._window) < WINDOW * self._capacity() and not self._window[0].done()
-
-    def _pull(self) -> None:
-        try:
-            item = next(self._items)
-        except StopIteration:
-            self._exhausted = True
-            return
-        if self._keyword is None:
-            args, keywords = (*self._args, *item), self._keywords
-        else:
-            args, keywords = self._args, {**self._keywords, self._keyword: item[0]}
-        number, future = self._line.add(self._target, self.task, args, keywords, self._context.copy())
-        if not self._return_exceptions:
-            future.add_done_callback(lambda ended: self._line.abort(after=number) if _failed(ended) else None)
-        self._window.append(future)
-
-    def _value(self, future: Future[Any]) -> Any:
-        error = future.exception()
-        if error is None:
-            return future.result()
-        if self._return_exceptions and isinstance(error, Exception):
-            return error
-        self._exhausted = True
-        raise error
-
-
-def _failed(future: Future[Any]) -> bool:
-    return not future.cancelled() and future.exception() is not None

@@ -32,6 +32,7 @@ class Target:
         self.name = name
         self.pool = pool
         self.limited = limited  # it has a time limit of some kind
+        self.pace: float | None = None  # about how long a call takes, in seconds; None before the first one
         self._captured = Captured(function)
         self._closure: Closure | None = None
         self._reference = b""
@@ -154,12 +155,13 @@ def target_of(task: Task[..., Any]) -> Target:
 class Outgoing:
     """A call, ready to be sent on any lease."""
 
-    __slots__ = ("_attempt", "_pieces", "_reference", "closures")
+    __slots__ = ("_attempt", "_pieces", "_reference", "closures", "nbytes")
 
     def __init__(self, reference: bytes, closures: Sequence[Closure], pickled: payload.Pickled, attempt: int) -> None:
         self._reference = reference
         self.closures = closures
         self._pieces: list[Buffer] = [pickled.data, *pickled.buffers]
+        self.nbytes = len(pickled.data) + sum(memoryview(buffer).nbytes for buffer in pickled.buffers)
         self._attempt = attempt
 
     def on(self, channel: Channel) -> tuple[int, list[Buffer]]:

@@ -6,15 +6,16 @@ import contextvars
 import functools
 import pickle
 from collections.abc import Iterator
-from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import pytest
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
-from flyte_jupyter.client import runs
+from flyte_jupyter.client import mapping, runs
+from flyte_jupyter.client.executor import Line, Submission
 from flyte_jupyter.client.runs import Outputs, Run, call_meta
+from flyte_jupyter.client.target import target_of
 from flyte_jupyter.core.context import Action, TaskContext, current
 
 env = flyte.TaskEnvironment("unit", reusable=flyte.ReusePolicy(2))
@@ -243,7 +244,7 @@ def test_map_takes_tasks_that_take_so_many_arguments() -> None:
     ],
 )
 def test_the_items_go_where_the_partial_left_room(partial: Any, keyword: str | None) -> None:
-    assert runs._parameter_left(partial, add, 1) == keyword
+    assert mapping._parameter_left(partial, add, 1) == keyword
 
 
 def test_a_map_in_an_async_task_needs_aio(inside: TaskContext) -> None:
@@ -259,39 +260,25 @@ def test_a_map_in_an_async_task_needs_aio(inside: TaskContext) -> None:
 # --- the line
 
 
+def submission(line: Line) -> Submission:
+    return Submission(line, target_of(add), None, (), {}, contextvars.copy_context())
+
+
 def test_a_future_that_waits_in_line_can_be_cancelled() -> None:
     import asyncio
 
-    from flyte_jupyter.client.executor import Line
-
     async def body() -> None:
         line = Line(asyncio.get_running_loop(), lambda: 0)
-        number, future = line.add(None, None, (), {}, None)  # type: ignore[arg-type]
-        _, other = line.add(None, None, (), {}, None)  # type: ignore[arg-type]
-        assert future.cancel()
+        first, other = submission(line), submission(line)
+        line.add(first)
+        line.add(other)
+        assert first.future.cancel()
         await asyncio.sleep(0.01)
-        assert list(line.outstanding) == [number + 1]
+        assert list(line.outstanding.values()) == [other]
         line.abort()
         await line.wait_async(1)
-        assert other.cancelled()
+        assert other.future.cancelled()
         assert not line.outstanding
-
-    asyncio.run(body())
-
-
-def test_a_call_that_is_cancelled_before_its_first_step_gives_its_place_back() -> None:
-    import asyncio
-
-    from flyte_jupyter.client.executor import Line
-
-    async def body() -> None:
-        line = Line(asyncio.get_running_loop(), lambda: 1)
-        _, future = line.add(None, None, (), {}, contextvars.copy_context())  # type: ignore[arg-type]
-        line._advance()  # its task exists, and has not run
-        assert future.cancel()
-        await asyncio.sleep(0.01)
-        assert not line.outstanding
-        assert line._active == 0
 
     asyncio.run(body())
 
@@ -312,13 +299,16 @@ def test_a_broken_future_is_both_errors() -> None:
 
 
 def test_stdlib_states_are_reached_once() -> None:
-    from flyte_jupyter.client.executor import Submission
+    import asyncio
 
-    submission = Submission(0, None, None, (), {}, None)  # type: ignore[arg-type]
-    assert submission.begin()
-    assert submission.begin()
-    assert submission.future.running()
-    cancelled: Future[Any] = (waiting := Submission(0, None, None, (), {}, None)).future  # type: ignore[arg-type]
-    cancelled.cancel()
-    assert not waiting.begin()
-    assert not waiting.begin()
+    async def body() -> None:
+        line = Line(asyncio.get_running_loop(), lambda: 0)
+        begun, waiting = submission(line), submission(line)
+        assert begun.begin()
+        assert begun.begin()
+        assert begun.future.running()
+        waiting.future.cancel()
+        assert not waiting.begin()
+        assert not waiting.begin()
+
+    asyncio.run(body())

@@ -17,6 +17,7 @@ from support import START_S, Counter, OwnBroker, assert_quiet, interrupt, mark, 
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
+from flyte_jupyter.client.pipeline import AHEAD_CALLS
 
 pytestmark = pytest.mark.kernel
 
@@ -253,7 +254,7 @@ def test_a_generator_of_a_million_items_is_read_as_needed() -> None:
     results = flyte.map(double, items())
     assert [next(results) for _ in range(50)] == [2 * x for x in range(50)]
     results.close()  # type: ignore[attr-defined]
-    assert next(read) <= 50 + 4 * 8
+    assert next(read) <= 50 + 2 * AHEAD_CALLS * 8
 
 
 def test_nothing_runs_before_the_first_result_is_asked_for(tmp_path: Path) -> None:

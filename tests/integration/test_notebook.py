@@ -27,10 +27,10 @@ SETUP = """
 import asyncio, os, sys, time
 import flyte_jupyter as flyte
 from IPython.display import clear_output, display
-from flyte_jupyter.client import remote
+from flyte_jupyter.client import stopping
 from support import mark
 
-remote.GRACE_S = {grace}
+stopping.GRACE_S = {grace}
 env = flyte.TaskEnvironment("notebook", reusable=flyte.ReusePolicy(replicas=2))
 alone = flyte.TaskEnvironment("alone", reusable=flyte.ReusePolicy(replicas=(1, 1)))
 

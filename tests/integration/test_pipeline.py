@@ -1,0 +1,194 @@
+"""Many short calls: sent ahead of their turn, taken back when one takes long, none lost and none run twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections import Counter as Count
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import START_S, Counter, assert_quiet, mark, wait_until, within
+
+import flyte_jupyter as flyte
+from flyte_jupyter import errors
+
+pytestmark = pytest.mark.kernel
+
+two = flyte.TaskEnvironment("pipelined", reusable=flyte.ReusePolicy(replicas=2))
+one = flyte.TaskEnvironment("pipelined-one", reusable=flyte.ReusePolicy(replicas=1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _pools(shared_broker: Path) -> Iterator[None]:
+    for environment in (two, one):
+        flyte.pool(environment).warm()
+    yield
+    for environment in (two, one):
+        flyte.pool(environment).stop(force=True)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(_pools: None) -> Iterator[None]:
+    yield
+    assert_quiet(two, one, timeout=START_S)
+
+
+@two.task
+def echo(x: int) -> int:
+    return x
+
+
+@two.task
+def long_at(path: str, x: int, where: int) -> int:
+    """Short for every item but one."""
+    if x == where:
+        mark(path, f"begin {x}")
+        time.sleep(1.0)
+    mark(path, f"end {x}")
+    return x
+
+
+@two.task
+def dies_at(path: str, x: int, where: int) -> int:
+    mark(path, str(x))
+    if x == where:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+@two.task
+async def short(path: str, x: int) -> int:
+    mark(path, str(x))
+    return x
+
+
+@one.task
+def says(x: int) -> int:
+    print(f"line {x}")
+    return x
+
+
+@one.task
+def quick(path: str, x: int) -> int:
+    mark(path, str(x))
+    time.sleep(0.0005)
+    return x
+
+
+@one.task
+def who() -> str:
+    return flyte.ctx().replica
+
+
+def gather(task: flyte.Task[..., int], *rows: tuple[object, ...]) -> list[int]:
+    async def all_of_them() -> list[int]:
+        return await asyncio.gather(*(task.aio(*row) for row in rows))
+
+    return asyncio.run(all_of_them())
+
+
+def test_thousands_of_short_calls_come_back_in_order() -> None:
+    expected = list(range(3000))
+    assert list(flyte.map(echo, range(3000))) == expected
+    assert gather(echo, *((x,) for x in range(3000))) == expected
+    with flyte.pool(two).executor() as executor:
+        assert list(executor.map(echo, range(3000))) == expected
+
+
+@pytest.mark.parametrize("where", [200, 203])
+def test_a_long_call_does_not_keep_those_sent_behind_it(tmp_path: Path, where: int) -> None:
+    runs = Counter(tmp_path / "runs")
+    rows = [(runs.path, x, where) for x in range(600)]
+    assert gather(long_at, *rows) == list(range(600))
+    lines = runs.lines()
+    assert len(lines) == 601, "every call ran once"
+    assert lines[-1] == f"end {where}", "all others ended while it ran"
+
+
+def test_of_many_calls_on_a_replica_that_dies_one_fails_and_none_runs_twice(tmp_path: Path) -> None:
+    runs = Counter(tmp_path / "runs")
+    results = list(flyte.map(_at(dies_at, runs.path, where=300), range(700)))
+    died = [x for x, result in enumerate(results) if isinstance(result, errors.ReplicaDied)]
+    assert died == [300]
+    assert [x for x in results if isinstance(x, int)] == [x for x in range(700) if x != 300]
+    ran = Count(map(int, runs.lines()))
+    assert ran == Count(range(700)), "a call that was behind the one that died ran elsewhere, and ran once"
+
+
+def _at(task: flyte.Task[..., int], path: str, where: int) -> object:
+    import functools
+
+    return functools.partial(task, path, where=where)
+
+
+def test_gathered_calls_that_are_cancelled_do_not_begin_any_more(tmp_path: Path) -> None:
+    runs = Counter(tmp_path / "runs")
+
+    async def some() -> None:
+        calls = [asyncio.ensure_future(short.aio(runs.path, x)) for x in range(5000)]
+        while len(runs) < 50:
+            await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(some())
+    assert_quiet(two, timeout=START_S)
+    seen = len(runs)
+    assert seen < 5000
+    assert echo(7) == 7
+    assert len(runs) == seen
+    assert max(Count(runs.lines()).values()) == 1
+
+
+def test_a_loop_of_short_calls_lets_other_threads_have_their_turn(tmp_path: Path) -> None:
+    runs = Counter(tmp_path / "runs")
+    answered: list[int] = []
+    thread = threading.Thread(target=lambda: (who(), answered.append(len(runs))))
+
+    async def many() -> None:
+        calls = [asyncio.ensure_future(quick.aio(runs.path, x)) for x in range(3000)]
+        while len(runs) < 100:
+            await asyncio.sleep(0.001)
+        thread.start()
+        await asyncio.gather(*calls)
+
+    asyncio.run(many())
+    thread.join(30)
+    assert answered
+    assert answered[0] < 2000, "it did not have to wait for the end"
+
+
+def test_output_of_calls_sent_ahead_stays_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(flyte.map(says, range(500))) == list(range(500))
+    assert capsys.readouterr().out.splitlines() == [f"line {x}" for x in range(500)]
+
+
+def test_a_generator_without_end_is_read_as_needed() -> None:
+    import itertools
+
+    read = itertools.count()
+    results = flyte.map(echo, read)
+    with within(10.0):
+        for _ in range(20_000):
+            next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert next(read) < 20_000 + 200
+
+
+def test_leases_go_back_when_nobody_reads_on() -> None:
+    results = flyte.map(echo, range(10**6))
+    assert next(results) == 0
+    wait_until(lambda: not _busy(two), START_S, "leases given back")
+    assert next(results) == 1
+    results.close()  # type: ignore[attr-defined]
+
+
+def _busy(environment: flyte.TaskEnvironment) -> bool:
+    view = flyte.pool(environment).status()
+    return view is None or any(replica.leases for replica in view.replicas)
