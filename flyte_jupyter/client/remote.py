@@ -80,18 +80,21 @@ def _loop_is_running() -> bool:
 
 
 def blocking(target: Target, task: Task[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    attempts = Attempts(task)
+    attempts: Attempts | None = None
     limits = Limits(task) if task is not None and target.limited else None
     while True:
-        outgoing = target.encode(args, kwargs, attempts.number)
+        number = 0 if attempts is None else attempts.number
+        outgoing = target.encode(args, kwargs, number)
         try:
-            return _attempt(target, outgoing, limits, attempts.number)
+            return _attempt(target, outgoing, limits, number)
         except ChannelLost:
+            attempts = attempts or Attempts(task)
             pause = attempts.requeue()
             if pause is None:
                 raise errors.ReplicaDied(target.name, target.pool.name) from None
             time.sleep(pause)
         except Exception as error:
+            attempts = attempts or Attempts(task)
             delay = attempts.delay(error)
             if delay is None:
                 raise

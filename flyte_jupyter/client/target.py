@@ -161,7 +161,9 @@ class Outgoing:
         self._reference = reference
         self.closures = closures
         self._pieces: list[Buffer] = [pickled.data, *pickled.buffers]
-        self.nbytes = len(pickled.data) + sum(memoryview(buffer).nbytes for buffer in pickled.buffers)
+        self.nbytes = len(pickled.data)
+        if pickled.buffers:
+            self.nbytes += sum(memoryview(buffer).nbytes for buffer in pickled.buffers)
         self._attempt = attempt
 
     def on(self, channel: Channel) -> tuple[int, list[Buffer]]:

@@ -19,6 +19,7 @@ from typing import Final
 from ..errors import ProtocolError
 
 HEADER: Final = struct.Struct("!BBHIQ")
+_HEADER_OF_ONE: Final = struct.Struct("!BBHIQQ")
 SCRATCH_BYTES: Final = 64 * 1024
 MAX_FRAME_BYTES: Final = 1 << 40
 """A length above this is a broken peer, not a request: a terabyte is more than any machine here has."""
@@ -101,6 +102,9 @@ def encode(
         if len(body) <= SCRATCH_BYTES:
             return [HEADER.pack(kind, flags, 0, call, len(body)) + body]
         return [HEADER.pack(kind, flags, 0, call, len(body)), body]
+    if len(buffers) == 1 and type(buffers[0]) is bytes and len(buffers[0]) <= SCRATCH_BYTES:  # most calls
+        size = len(buffers[0])
+        return [_HEADER_OF_ONE.pack(kind, flags, 1, call, len(body), size) + body + buffers[0]]
     if len(buffers) > LIMIT_BUFFERS:
         raise ProtocolError(f"a frame carries at most {LIMIT_BUFFERS} buffers, not {len(buffers)}")
     sizes = [memoryview(buffer).nbytes for buffer in buffers]

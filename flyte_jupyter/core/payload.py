@@ -50,7 +50,7 @@ def dump_arguments(arguments: object, home: str) -> Pickled:
     except Exception:  # a lambda, a local class, a thing that only cloudpickle knows
         pass
     else:
-        if home.encode() not in data:
+        if (b"__main__" if home == "__main__" else home.encode()) not in data:
             return Pickled(data, keep.views)
     keep = _BufferSink()
     file = io.BytesIO()
