@@ -6,7 +6,9 @@ What a run tells its calls (its name, a group, the custom context) travels with 
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
+import itertools
 import logging
 import uuid
 from collections import deque
@@ -16,7 +18,8 @@ from contextvars import Context, ContextVar, copy_context
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
-from .. import errors, runtime
+from .. import errors, memory, runtime
+from ..core import payload
 from ..core.context import GroupData, TaskContext, current
 from .environment import Task
 
@@ -415,7 +418,8 @@ class MapFunction:
         return_exceptions: True yields a failed call's exception in its place. False raises the first one in order:
             what comes after it is cancelled as soon as it fails, and has ended when it is raised.
 
-    Closing the iterator, or Ctrl-C, stops the calls that run.
+    Closing the iterator, or Ctrl-C, stops the calls that run. Large arrays that all calls share (in a partial, or in
+    `itertools.repeat`) are written once, when the first call is made.
 
     Raises:
         TypeError: It is no task, or a partial that leaves none or several parameters.
@@ -496,6 +500,8 @@ class _Mapping:
         self.task: Task[..., Any] = task
         self._args = partial.args
         self._keywords = partial.keywords
+        # What repeat() repeats; taking an item might be one too many.
+        self._repeated = [gc.get_referents(each)[0] for each in iterables if isinstance(each, itertools.repeat)]
         # No iterables, no calls; zip() of nothing is empty.
         self._items = zip(*iterables)  # noqa: B905 - the shortest wins
         self._group = group_name
@@ -535,6 +541,7 @@ class _Mapping:
             self._exhausted = True
             line.abort()
             line.wait(STOP_S)
+            self._shared.close()
 
     async def results_async(self) -> AsyncIterator[Any]:
         """The same; the calls are made on the running event loop."""
@@ -558,7 +565,10 @@ class _Mapping:
         finally:
             self._exhausted = True
             line.abort()
-            await line.wait_async(STOP_S)
+            try:
+                await line.wait_async(STOP_S)
+            finally:
+                self._shared.close()
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> Line:
         from .executor import Line
@@ -569,6 +579,8 @@ class _Mapping:
         if self._group is not None:
             self._context.run(_calling.set, {**(_calling.get() or {}), "group": self._group})
         self._target: Target = target_of(self.task)
+        self._shared = _shared_buffers((self._args, self._keywords, self._repeated))
+        self._context.run(memory.sharing.set, self._shared)
         self._line = Line(loop, self._capacity)
         return self._line
 
@@ -610,6 +622,14 @@ class _Mapping:
             return error
         self._exhausted = True
         raise error
+
+
+def _shared_buffers(arguments: tuple[Any, ...]) -> memory.Shared:
+    """The big buffers of what all calls of a map send; they are written once."""
+    try:
+        return memory.Shared(payload.dump_arguments(arguments, __name__).buffers)
+    except Exception:  # each call will say what cannot be sent
+        return memory.Shared(())
 
 
 def _failed(future: Future[Any]) -> bool:
