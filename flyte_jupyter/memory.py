@@ -80,6 +80,7 @@ class _Kept:
         self.busy = True
         self.dropped = False
         self.mapping: mmap.mmap | None = None
+        self.fd = -1
         self.fd = os.memfd_create("flyte", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.fd, self.size)
@@ -131,6 +132,8 @@ class _Kept:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+    __del__ = close  # an interrupt may come at any point of a write
 
 
 class MemoryFiles:
