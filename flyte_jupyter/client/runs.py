@@ -18,8 +18,7 @@ from contextvars import Context, ContextVar, copy_context
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
-from .. import errors, memory, runtime
-from ..core import payload
+from .. import errors, runtime
 from ..core.context import GroupData, TaskContext, current
 from .environment import Task
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     import asyncio
     from concurrent.futures import Future
 
+    from ..memory import Shared
     from .executor import Line
     from .target import Target
 
@@ -571,6 +571,7 @@ class _Mapping:
                 self._shared.close()
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> Line:
+        from .. import memory
         from .executor import Line
         from .target import target_of
 
@@ -624,8 +625,11 @@ class _Mapping:
         raise error
 
 
-def _shared_buffers(arguments: tuple[Any, ...]) -> memory.Shared:
+def _shared_buffers(arguments: tuple[Any, ...]) -> Shared:
     """The big buffers of what all calls of a map send; they are written once."""
+    from .. import memory
+    from ..core import payload
+
     try:
         return memory.Shared(payload.dump_arguments(arguments, __name__).buffers)
     except Exception:  # each call will say what cannot be sent
