@@ -15,6 +15,7 @@ import array
 import fcntl
 import mmap
 import os
+import resource
 import socket
 import threading
 import time
@@ -31,6 +32,8 @@ LEND_BYTES: Final = 1024 * 1024
 """From this size on a buffer travels as a memory file."""
 KEEP_BYTES: Final = 1 << 30
 """The most that a process keeps for the next buffers; and no more than an eighth of the physical memory."""
+KEEP_FILES: Final = 64
+"""And as many files: each takes two descriptors, of which the user's code may need many."""
 KEEP_S: Final = 5.0
 """For how long, after the last use."""
 LIMIT_FILES: Final = 128
@@ -195,7 +198,7 @@ class MemoryFiles:
                 self._files.append(file)
                 over = sum(each.size for each in self._files) - self._keep_bytes
                 for old in sorted(self._files, key=lambda each: each.used_at):
-                    if over <= 0:
+                    if over <= 0 and len(self._files) <= KEEP_FILES:
                         break
                     over -= old.size
                     self._drop([old])
@@ -237,12 +240,38 @@ def _keep_bytes() -> int:
 def map_file(fd: int, nbytes: int) -> memoryview:
     """The content of a memory file, writable, and private to this process; the memory goes with the last view.
 
+    A mapping needs a descriptor for its whole life. When half of those that the process may have are open, the content
+    is copied instead: somebody may hold a thousand results.
+
     Takes `fd` over, also when it fails: OSError or ValueError.
     """
     try:
+        if _descriptors_are_scarce(fd):
+            return _copy(fd, nbytes)
         return memoryview(mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
     finally:
         os.close(fd)
+
+
+def _descriptors_are_scarce(fd: int) -> bool:
+    """Whether half of them are in use: the lowest free number is given out. `fd` itself is low each time."""
+    try:
+        free = os.dup(fd)
+    except OSError:
+        return True
+    os.close(free)
+    return 0 < resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 <= free
+
+
+def _copy(fd: int, nbytes: int) -> memoryview:
+    view = memoryview(bytearray(nbytes))
+    done = 0
+    while done < nbytes:
+        count = os.preadv(fd, [view[done:]], done)
+        if count == 0:
+            raise ValueError(f"it has {done} bytes")
+        done += count
+    return view
 
 
 class Exchange:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -214,6 +215,27 @@ def test_closing_leaves_what_was_sent_to_its_receiver(files: MemoryFiles) -> Non
     files.close()
     assert files.kept_bytes() == 0
     assert view == b"a" * MIB
+
+
+def test_many_files_that_are_read_do_not_use_up_the_descriptors(files: MemoryFiles) -> None:
+    views = [received(write(files, bytes(MIB))) for _ in range(memory.KEEP_FILES + 20)]
+    files._keep_bytes = 1 << 40
+    views += [received(write(files, bytes(MIB))) for _ in range(memory.KEEP_FILES + 20)]
+    assert len(files._files) == memory.KEEP_FILES
+    assert all(view.nbytes == MIB for view in views)
+
+
+def test_content_is_copied_when_descriptors_are_scarce(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (2 * limit, 2 * limit))
+    limit = len(os.listdir("/proc/self/fd")) + 25
+    handles = [write(files, bytes([number]) * (MIB + number)) for number in range(9)]
+    views = [received(handle) for handle in handles]
+    views += [received(write(files, bytes([number]) * (MIB + number))) for number in range(9, 60)]
+    assert [isinstance(view.obj, bytearray) for view in views[:1] + views[-1:]] == [False, True]
+    for number, view in enumerate(views):
+        assert view == bytes([number]) * (MIB + number)
+        view[0] = 9
+    assert any(kept.is_free() for kept in files._files)
 
 
 # --- when it cannot
