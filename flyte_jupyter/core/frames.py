@@ -144,6 +144,9 @@ def join_small(pieces: Iterable[Buffer]) -> list[Buffer]:
     return joined
 
 
+_NO_FILES: Final[dict[int, int]] = {}
+
+
 class FrameReader:
     """Turns a stream of bytes into frames.
 
@@ -159,7 +162,7 @@ class FrameReader:
         self._end = 0
         self._frames: deque[Frame] = deque()
         self._partial: _Partial | None = None
-        self._files: dict[int, int] = {}  # of the partial frame: which buffers are in files, and their sizes
+        self._files = _NO_FILES  # of the partial frame: which buffers are in files, and their sizes
 
     def get_buffer(self) -> memoryview:
         if self._partial is not None:
@@ -207,7 +210,7 @@ class FrameReader:
         if available < head:
             return False
         sizes = struct.unpack_from(f"!{count}Q", self._scratch, self._start + HEADER.size) if count else ()
-        files: dict[int, int] = {}
+        files = _NO_FILES
         if count and max(sizes) >= FILE_BIT:
             files = {index: size - FILE_BIT for index, size in enumerate(sizes) if size >= FILE_BIT}
             sizes = tuple(TICKET.size if index in files else size for index, size in enumerate(sizes))

@@ -90,7 +90,9 @@ def _occurs(marker: bytes, data: memoryview) -> bool:
 
 def _dumps(value: object, keep: _BufferSink) -> bytes:
     torch = sys.modules.get("torch")
-    tensor = getattr(torch, "Tensor", None)  # None also while another thread imports it
+    if torch is None:
+        return pickle.dumps(value, 5, buffer_callback=keep)
+    tensor = getattr(torch, "Tensor", None)  # None while another thread imports it
     if tensor is None or tensor in copyreg.dispatch_table:
         return pickle.dumps(value, 5, buffer_callback=keep)
     file = io.BytesIO()

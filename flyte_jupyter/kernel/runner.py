@@ -26,6 +26,7 @@ from .. import errors
 from ..core import failure, payload
 from ..core.context import Action, GroupData, TaskContext, current
 from ..core.frames import Buffer, FileTicket, Kind, Status, encode
+from ..memory import LEND_BYTES
 from .outputs import OutputSink, Router, show_open_figures
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ class Runner:
                 path=path, type_name=type(part).__qualname__, problem=f"{type(error).__name__}: {error}"
             ) from None
         files = call.channel.hello.files
-        if files is None:
+        if files is None or (not pickled.buffers and len(pickled.data) < LEND_BYTES):
             return encode(Kind.OUTCOME, call.number, pickled.data, pickled.buffers, flags=Status.OK)
         data, *buffers = files.lend((pickled.data, *pickled.buffers))
         if isinstance(data, FileTicket):  # only buffers can be files
