@@ -21,11 +21,12 @@ ALLOWED = {
     # Modules of no layer: what two programs must agree on, and what the machine is asked.
     "loader": set(),
     "runtime": {"errors"},
+    "memory": {"core", "errors"},
     "orphans": set(),
     "devices": {"core"},
-    "client": {"errors", "core", "loader", "runtime", "_version"},
+    "client": {"errors", "core", "loader", "memory", "runtime", "_version"},
     "broker": {"errors", "core", "runtime", "orphans", "devices", "_version"},
-    "kernel": {"errors", "core", "loader", "runtime", "_version"},
+    "kernel": {"errors", "core", "loader", "memory", "runtime", "_version"},
 }
 CALLERS = ALLOWED["client"] | {"client", "orphans", "devices"}
 """Of magics, widgets, provisioner, server and cli."""

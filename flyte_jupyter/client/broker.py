@@ -23,7 +23,7 @@ from typing import Final, Protocol
 
 from pydantic import ValidationError
 
-from .. import _version, errors, runtime
+from .. import _version, errors, memory, runtime
 from ..core import protocol as p
 from .identity import describe_client
 
@@ -236,6 +236,7 @@ class Connection:
 
     def _close(self) -> None:
         self.closed = True
+        memory.files.close()
         self._socket.close()
         with self._lock:
             orphaned, self._listeners = self._listeners, {}

@@ -24,6 +24,7 @@ from .. import errors
 from ..core import protocol as p
 from ..core.context import current
 from ..core.frames import FrameReader, Kind, encode
+from ..memory import Exchange, exchange_pair
 from ..runtime import peer_uid
 from .broker import Connection
 from .identity import describe_client
@@ -42,21 +43,38 @@ LOST_S: Final = 2.0
 class Channel:
     """The client's end of a lease's connection. The drivers in `remote` move the bytes."""
 
-    __slots__ = ("calls", "reader", "socket")
+    __slots__ = ("calls", "files", "reader", "socket")
 
     def __init__(self, address: str, hello: bytes) -> None:
+        self.files: Exchange | None = None
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.socket.connect(address)
             if peer_uid(self.socket) != os.getuid():
                 raise errors.ProtocolError(f"the process at {address} belongs to another user")
-            for piece in encode(Kind.HELLO, 0, hello):
-                self.socket.sendall(piece)
+            self._say_hello(b"".join(encode(Kind.HELLO, 0, hello)))
         except BaseException:
-            self.socket.close()
+            self.close()
             raise
-        self.reader = FrameReader()
+        self.reader = FrameReader(None if self.files is None else self.files.map)
         self.calls = 0
+
+    def _say_hello(self, data: bytes) -> None:
+        """Along with the first byte goes the replica's end of the socket for memory files."""
+        pair = exchange_pair()
+        sent = 0
+        if pair is not None:
+            self.files, theirs = pair
+            try:
+                sent = socket.send_fds(self.socket, [data], [theirs])
+            finally:
+                os.close(theirs)
+        self.socket.sendall(data[sent:])
+
+    def close(self) -> None:
+        self.socket.close()
+        if self.files is not None:
+            self.files.close()
 
 
 class Lease:
@@ -90,7 +108,7 @@ class Lease:
 
     def close(self) -> None:
         if self._channel is not None:
-            self._channel.socket.close()
+            self._channel.close()
             self._channel = None
 
     def cancel(self, call: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
+import itertools
 import threading
 import time
 from collections import deque
@@ -11,7 +13,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextvars import Context, copy_context
 from typing import Any, Final
 
-from .. import errors
+from .. import errors, memory
+from ..core import payload
 from ..core.context import current
 from . import outputs, runs
 from .environment import Task
@@ -75,6 +78,8 @@ class TaskMap:
         self.task: Task[..., Any] = task
         self._args = partial.args
         self._keywords = partial.keywords
+        # What repeat() repeats; taking an item might be one too many.
+        self._repeated = [gc.get_referents(each)[0] for each in iterables if isinstance(each, itertools.repeat)]
         # No iterables, no calls; zip() of nothing is empty.
         self._items = zip(*iterables)  # noqa: B905 - the shortest wins
         self._group = group_name
@@ -118,6 +123,7 @@ class TaskMap:
             self._exhausted = True
             line.abort()
             line.wait(STOP_S)
+            self._shared.close()
 
     async def results_async(self) -> AsyncIterator[Any]:
         """The same; the calls are made on the running event loop."""
@@ -142,7 +148,10 @@ class TaskMap:
         finally:
             self._exhausted = True
             line.abort()
-            await line.wait_async(STOP_S)
+            try:
+                await line.wait_async(STOP_S)
+            finally:
+                self._shared.close()
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> Line:
         # The calls' output belongs where the iterator is used: in that cell.
@@ -150,6 +159,8 @@ class TaskMap:
         if self._group is not None:
             self._context.run(runs.set_group, self._group)
         self._target: Target = target_of(self.task)
+        self._shared = _shared_buffers((self._args, self._keywords, self._repeated))
+        self._context.run(memory.sharing.set, self._shared)
         self._line = Line(loop, self._capacity if self._concurrency else None)
         return self._line
 
@@ -203,3 +214,11 @@ class TaskMap:
             return plain(error)
         self._exhausted = True
         raise plain(error)
+
+
+def _shared_buffers(arguments: tuple[Any, ...]) -> memory.Shared:
+    """The big buffers of what all calls of a map send; they are written once."""
+    try:
+        return memory.Shared(payload.dump_arguments(arguments, __name__).buffers)
+    except Exception:  # each call will say what cannot be sent
+        return memory.Shared(())

@@ -408,7 +408,8 @@ class MapFunction:
         return_exceptions: True yields a failed call's exception in its place. False raises the first one in order:
             what comes after it is cancelled as soon as it fails, and has ended when it is raised.
 
-    Closing the iterator, or Ctrl-C, stops the calls that run.
+    Closing the iterator, or Ctrl-C, stops the calls that run. Large arrays that all calls share (in a partial, or in
+    `itertools.repeat`) are written once, when the first call is made.
 
     Raises:
         TypeError: It is no task, or a partial that leaves none or several parameters.

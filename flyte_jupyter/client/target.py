@@ -130,8 +130,10 @@ class Target:
     def result(self, frame: Frame, lease: Lease) -> Any:
         """The value of an outcome, or its exception."""
         if frame.flags == Status.OK:
+            # A big pickle is in a memory file, too: then the body is empty, and it is the first buffer.
+            data, *buffers = (frame.body, *frame.buffers) if frame.body else frame.buffers
             try:
-                return payload.load(frame.body, frame.buffers, find_here, _NOTEBOOK)
+                return payload.load(data, buffers, find_here, _NOTEBOOK)
             except Exception as problem:
                 raise _result_unknown_here(problem) from problem
         if frame.flags == Status.CANCELLED:
@@ -168,7 +170,8 @@ class Outgoing:
 
     def on(self, channel: Channel) -> tuple[int, list[Buffer]]:
         channel.calls += 1
-        return channel.calls, encode(Kind.CALL, channel.calls, self._reference, self._pieces, flags=self._attempt)
+        pieces = self._pieces if channel.files is None else channel.files.lend(self._pieces)
+        return channel.calls, encode(Kind.CALL, channel.calls, self._reference, pieces, flags=self._attempt)
 
 
 _NOTEBOOK: Final = b"notebook_"

@@ -6,15 +6,17 @@ A frame is a fixed header, the lengths of its buffers, a body and the buffers:
 
 `FrameReader` has the shape of `asyncio.BufferedProtocol` (`get_buffer`, `buffer_updated`), so that a big buffer
 is received where it will stay: no copy between the socket and the array that is made of it.
+
+A buffer whose length has the top bit is in a memory file (see `memory`): the stream carries only its ticket, 8 bytes.
 """
 
 from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..errors import ProtocolError
 
@@ -26,7 +28,21 @@ MAX_FRAME_BYTES: Final = 1 << 40
 LIMIT_BUFFERS: Final = 4096
 """So that the lengths always fit into the scratch."""
 
+FILE_BIT: Final = 1 << 63
+TICKET: Final = struct.Struct("!Q")
+
 Buffer = bytes | bytearray | memoryview
+
+
+class FileTicket(NamedTuple):
+    """Stands for a buffer that goes in a memory file, beside the stream."""
+
+    number: int
+    nbytes: int
+
+
+MapFile = Callable[[int, int], memoryview]
+"""Ticket and size -> the content of a memory file that came. Raises ProtocolError."""
 
 
 class Kind(IntEnum):
@@ -90,7 +106,7 @@ def encode(
     kind: int,
     call: int = 0,
     body: Buffer = b"",
-    buffers: Sequence[Buffer] = (),
+    buffers: Sequence[Buffer | FileTicket] = (),
     flags: int = 0,
 ) -> list[Buffer]:
     """The pieces to write, one after the other. What is small is one piece: one write, one read.
@@ -107,9 +123,16 @@ def encode(
         return [_HEADER_OF_ONE.pack(kind, flags, 1, call, len(body), size) + body + buffers[0]]
     if len(buffers) > LIMIT_BUFFERS:
         raise ProtocolError(f"a frame carries at most {LIMIT_BUFFERS} buffers, not {len(buffers)}")
-    sizes = [memoryview(buffer).nbytes for buffer in buffers]
-    head = HEADER.pack(kind, flags, len(buffers), call, len(body)) + struct.pack(f"!{len(sizes)}Q", *sizes)
-    pieces: list[Buffer] = [head, body, *buffers]
+    sizes: list[int] = []
+    pieces: list[Buffer] = [b"", body]
+    for buffer in buffers:
+        if isinstance(buffer, FileTicket):
+            sizes.append(buffer.nbytes | FILE_BIT)
+            pieces.append(TICKET.pack(buffer.number))
+        else:
+            sizes.append(memoryview(buffer).nbytes)
+            pieces.append(buffer)
+    pieces[0] = HEADER.pack(kind, flags, len(buffers), call, len(body)) + struct.pack(f"!{len(sizes)}Q", *sizes)
     return join_small(pieces)
 
 
@@ -130,6 +153,9 @@ def join_small(pieces: Iterable[Buffer]) -> list[Buffer]:
     return joined
 
 
+_NO_FILES: Final[dict[int, int]] = {}
+
+
 class FrameReader:
     """Turns a stream of bytes into frames.
 
@@ -137,13 +163,15 @@ class FrameReader:
     None. Once `buffer_updated` or `feed` has raised ProtocolError the stream is lost: close the connection.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, map_file: MapFile | None = None) -> None:
+        self.map_file = map_file
         self._scratch = bytearray(SCRATCH_BYTES)
         self._view = memoryview(self._scratch)
         self._start = 0  # of the bytes in scratch that are not parsed yet
         self._end = 0
         self._frames: deque[Frame] = deque()
         self._partial: _Partial | None = None
+        self._files = _NO_FILES  # of the partial frame: which buffers are in files, and their sizes
 
     def get_buffer(self) -> memoryview:
         if self._partial is not None:
@@ -161,7 +189,7 @@ class FrameReader:
             frame = self._partial.filled(count)
             if frame is not None:
                 self._partial = None
-                self._frames.append(frame)
+                self._complete(frame, self._files)
             return
         self._end += count
         while self._parse():
@@ -191,9 +219,13 @@ class FrameReader:
         if available < head:
             return False
         sizes = struct.unpack_from(f"!{count}Q", self._scratch, self._start + HEADER.size) if count else ()
+        files = _NO_FILES
+        if count and max(sizes) >= FILE_BIT:
+            files = {index: size - FILE_BIT for index, size in enumerate(sizes) if size >= FILE_BIT}
+            sizes = tuple(TICKET.size if index in files else size for index, size in enumerate(sizes))
         total = body_size + sum(sizes)
-        if total > MAX_FRAME_BYTES:
-            raise ProtocolError(f"not a frame: {total} bytes")
+        if total + sum(files.values()) > MAX_FRAME_BYTES:
+            raise ProtocolError(f"not a frame: {total + sum(files.values())} bytes")
         at = self._start + head
         if head + total <= available:
             body = bytes(self._view[at : at + body_size])
@@ -204,7 +236,11 @@ class FrameReader:
                 buffers.append(bytearray(self._view[at : at + size]))
                 at += size
             self._start = at
-            self._frames.append(Frame(kind, call, flags, body, buffers))
+            frame = Frame(kind, call, flags, body, buffers)
+            if files:
+                self._complete(frame, files)
+            else:
+                self._frames.append(frame)
             return True
         if head + total <= SCRATCH_BYTES:
             if self._start and self._start + head + total > SCRATCH_BYTES:
@@ -212,9 +248,19 @@ class FrameReader:
                 self._start, self._end = 0, available
             return False
         self._partial = _Partial(kind, flags, call, (body_size, *sizes))
+        self._files = files
         self._partial.take(self._view[at : self._end])
         self._start = self._end = 0
         return False
+
+    def _complete(self, frame: Frame, files: dict[int, int]) -> None:
+        """Put the content of memory files where their tickets are."""
+        for index, nbytes in files.items():
+            (ticket,) = TICKET.unpack(frame.buffers[index])
+            if self.map_file is None:
+                raise ProtocolError(f"memory file {ticket} of {nbytes} bytes is named where none can come")
+            frame.buffers[index] = self.map_file(ticket, nbytes)
+        self._frames.append(frame)
 
 
 class _Partial:

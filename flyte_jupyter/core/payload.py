@@ -6,6 +6,7 @@ not. Names of a notebook (`__main__` at the client) live in a module of their ow
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import importlib
 import io
@@ -20,6 +21,7 @@ from .frames import LIMIT_BUFFERS, Buffer
 
 OUT_OF_BAND_BYTES: Final = 64 * 1024
 """A buffer of at least this size travels beside the pickle; below it a copy is cheaper than another piece."""
+_SEARCH_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 20
 """How far `find_unpicklable` goes down; a list nested a thousand times fails at no part in particular."""
 
@@ -46,7 +48,7 @@ def dump_arguments(arguments: object, home: str) -> Pickled:
     """
     keep = _BufferSink()
     try:
-        data = pickle.dumps(arguments, 5, buffer_callback=keep)
+        data = _dumps(arguments, keep)
     except Exception:  # a lambda, a local class, a thing that only cloudpickle knows
         pass
     else:
@@ -63,20 +65,69 @@ def dump_result(value: object) -> Pickled:
     """What a replica sends back."""
     keep = _BufferSink()
     try:
-        return Pickled(pickle.dumps(value, 5, buffer_callback=keep), keep.views)
+        return Pickled(_dumps(value, keep), keep.views)
     except Exception:
-        import cloudpickle
-
         keep = _BufferSink()
-        return Pickled(cloudpickle.dumps(value, 5, buffer_callback=keep), keep.views)
+        file = io.BytesIO()
+        _value_pickler()(file, protocol=5, buffer_callback=keep).dump(value)
+        return Pickled(file.getvalue(), keep.views)
 
 
 def load(data: Buffer, buffers: Sequence[Buffer], find: Find, marker: bytes) -> Any:
     """The object again. `find` is asked only when `marker` occurs, as it is slow."""
-    data = bytes(data) if isinstance(data, memoryview) else data  # `in` means another thing to a memoryview
-    if marker not in data:
+    if not (_occurs(marker, data) if isinstance(data, memoryview) else marker in data):
         return pickle.loads(data, buffers=buffers)
     return Finder(io.BytesIO(data), buffers=buffers, find=find).load()
+
+
+def _occurs(marker: bytes, data: memoryview) -> bool:
+    """`in` for a memoryview. Piece by piece: a copy of all of it would cost more than the search."""
+    return any(
+        marker in bytes(data[start : start + _SEARCH_BYTES + len(marker)])
+        for start in range(0, data.nbytes, _SEARCH_BYTES)
+    )
+
+
+def _dumps(value: object, keep: _BufferSink) -> bytes:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return pickle.dumps(value, 5, buffer_callback=keep)
+    tensor = getattr(torch, "Tensor", None)  # None while another thread imports it
+    if tensor is None or tensor in copyreg.dispatch_table:
+        return pickle.dumps(value, 5, buffer_callback=keep)
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file, 5, buffer_callback=keep)
+    pickler.dispatch_table = {**copyreg.dispatch_table, tensor: _reduce_tensor}
+    pickler.dump(value)
+    return file.getvalue()
+
+
+def _reduce_tensor(tensor: Any) -> Any:
+    """A plain tensor in main memory as a buffer: torch itself copies its bytes into the pickle, more than once."""
+    torch = sys.modules["torch"]
+    plain = (
+        tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
+        and tensor.numel()
+        and tensor.grad_fn is None
+        and not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+        and not tensor.__dict__
+        and not tensor._backward_hooks
+    )
+    if plain:
+        try:
+            content = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+        except (RuntimeError, TypeError):  # no numpy; a dtype that has no bytes
+            return tensor.__reduce_ex__(5)
+        return _rebuild_tensor, (pickle.PickleBuffer(content), tensor.dtype, tuple(tensor.shape), tensor.requires_grad)
+    return tensor.__reduce_ex__(5)
+
+
+def _rebuild_tensor(content: Buffer, dtype: Any, shape: tuple[int, ...], requires_grad: bool) -> Any:
+    torch: Any = importlib.import_module("torch")
+    tensor = torch.frombuffer(content, dtype=torch.uint8).view(dtype).reshape(shape)
+    return tensor.requires_grad_() if requires_grad else tensor
 
 
 class _BufferSink:
@@ -107,13 +158,26 @@ class Finder(pickle.Unpickler):
         return self._find(module, name)
 
 
+@functools.cache
+def _value_pickler() -> Any:
+    """cloudpickle's pickler, except that tensors go as buffers. Made late: the import is slow."""
+    import cloudpickle
+
+    class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            if type(obj) is getattr(sys.modules.get("torch"), "Tensor", None):
+                return _reduce_tensor(obj)
+            return super().reducer_override(obj)
+
+    return ValuePickler
+
+
 def _notebook_pickler() -> Any:
-    """cloudpickle's pickler, except that what a notebook defined goes by name. Made late: the import is slow."""
+    """The same, except that what a notebook defined goes by name."""
     global _pickler_class  # noqa: PLW0603
     if _pickler_class is None:
-        import cloudpickle
 
-        class NotebookPickler(cloudpickle.Pickler):  # type: ignore[misc]
+        class NotebookPickler(_value_pickler()):  # type: ignore[misc]
             def __init__(self, file: io.BytesIO, home: str, **kwargs: Any) -> None:
                 super().__init__(file, **kwargs)
                 self.names: set[str] = set()

@@ -24,12 +24,14 @@ from typing import Any, Final
 from ..core.definitions import Closure
 from ..core.frames import Buffer, Frame, FrameReader, Kind, Status, encode
 from ..errors import ProtocolError
+from ..memory import Exchange, receive_with_fds
 from ..runtime import peer_uid
 from .namespace import Namespaces, NotebookModule
 from .outputs import OutputSink
 from .runner import Runner, RunningCall, dump_failure, enter, make_context
 
 HANDSHAKE_S: Final = 5.0
+GREETING_BYTES: Final = 64 * 1024
 READ_AHEAD: Final = 64
 """Calls of one lease that may wait in this process; the rest wait in the socket."""
 BACKLOG_BYTES: Final = 8 * 1024 * 1024
@@ -46,6 +48,8 @@ class CallerHello:
     sys_path: tuple[str, ...]
     run: str
     replica: str
+    files: Exchange | None
+    """Where big buffers come and go."""
 
 
 def _hung_up(connection: socket.socket) -> bool:
@@ -282,6 +286,8 @@ class CallChannel:
             self._backlog_bytes = 0
         self.replica.forget(self)
         self.connection.close()
+        if self.hello.files is not None:
+            self.hello.files.close()
         if self.running is not None:
             self.replica.runner.cancel(self.running)
         else:
@@ -348,7 +354,9 @@ class Listener:
         greeting = _Greeting(connection, self._loop, self._greeted)
         self._loop.call_later(HANDSHAKE_S, greeting.expire)
 
-    def _greeted(self, connection: socket.socket, reader: FrameReader, hello: dict[str, Any]) -> None:
+    def _greeted(
+        self, connection: socket.socket, reader: FrameReader, hello: dict[str, Any], files: Exchange | None
+    ) -> None:
         if hello["role"] == "calls":
             caller = CallerHello(
                 lease=hello["lease"],
@@ -357,6 +365,7 @@ class Listener:
                 sys_path=tuple(hello["sys_path"]),
                 run=hello["run"],
                 replica=hello["replica"],
+                files=files,
             )
             connection.setblocking(True)
             self._replica.runner.loop.call_soon_threadsafe(self._replica.attach, connection, reader, caller)
@@ -371,22 +380,26 @@ class _Greeting:
         self,
         connection: socket.socket,
         loop: asyncio.AbstractEventLoop,
-        done: Callable[[socket.socket, FrameReader, dict[str, Any]], None],
+        done: Callable[[socket.socket, FrameReader, dict[str, Any], Exchange | None], None],
     ) -> None:
         self._connection: socket.socket | None = connection
         self._loop = loop
         self._done = done
         self._reader = FrameReader()
+        self._files: Exchange | None = None
         loop.add_reader(connection, self._on_readable)
 
     def _on_readable(self) -> None:
         connection = self._connection
         assert connection is not None
         try:
-            count = connection.recv_into(self._reader.get_buffer())
-            if count == 0:
+            data, fds = receive_with_fds(connection, GREETING_BYTES, 1)
+            if fds:
+                self._files = Exchange(fds[0])
+                self._reader.map_file = self._files.map
+            if not data:
                 raise ProtocolError("closed before its HELLO")
-            self._reader.buffer_updated(count)
+            self._reader.feed(data)
             frame = self._reader.next_frame()
             if frame is None:
                 return
@@ -395,7 +408,7 @@ class _Greeting:
             hello = json.loads(frame.body)
             self._loop.remove_reader(connection)
             self._connection = None
-            self._done(connection, self._reader, hello)
+            self._done(connection, self._reader, hello, self._files)
         except (BlockingIOError, InterruptedError):
             return
         except (OSError, ProtocolError, ValueError, KeyError):
@@ -406,6 +419,8 @@ class _Greeting:
             self._loop.remove_reader(self._connection)
             self._connection.close()
             self._connection = None
+            if self._files is not None:
+                self._files.close()
 
 
 class ControlChannel:
@@ -512,6 +527,8 @@ class Replica:
                 sys.path.append(folder)
         if _hung_up(connection):  # while this thread was busy: its calls must not begin any more
             connection.close()
+            if hello.files is not None:
+                hello.files.close()
             self.abandoned_call_ended(hello.lease)
             return
         channel = CallChannel(connection, reader, hello, self)

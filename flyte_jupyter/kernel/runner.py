@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, Final
 from .. import errors
 from ..core import failure, payload
 from ..core.context import Action, GroupData, TaskContext, current
-from ..core.frames import Buffer, Kind, Status, encode
+from ..core.frames import Buffer, FileTicket, Kind, Status, encode
+from ..memory import LEND_BYTES
 from .outputs import OutputSink, Router, show_open_figures
 
 if TYPE_CHECKING:
@@ -204,7 +205,13 @@ class Runner:
             raise errors.ResultNotSerializable.for_value(
                 path=path, type_name=type(part).__qualname__, problem=f"{type(error).__name__}: {error}"
             ) from None
-        return encode(Kind.OUTCOME, call.number, pickled.data, pickled.buffers, flags=Status.OK)
+        files = call.channel.hello.files
+        if files is None or (not pickled.buffers and len(pickled.data) < LEND_BYTES):
+            return encode(Kind.OUTCOME, call.number, pickled.data, pickled.buffers, flags=Status.OK)
+        data, *buffers = files.lend((pickled.data, *pickled.buffers))
+        if isinstance(data, FileTicket):  # only buffers can be files
+            return encode(Kind.OUTCOME, call.number, b"", (data, *buffers), flags=Status.OK)
+        return encode(Kind.OUTCOME, call.number, data, buffers, flags=Status.OK)
 
     def _failed(self, call: RunningCall, error: BaseException) -> list[Buffer]:
         stopped = isinstance(error, asyncio.CancelledError) or (call.cancelled and isinstance(error, KeyboardInterrupt))

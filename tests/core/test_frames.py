@@ -14,6 +14,7 @@ from flyte_jupyter.core.frames import (
     LIMIT_BUFFERS,
     MAX_FRAME_BYTES,
     SCRATCH_BYTES,
+    FileTicket,
     Frame,
     FrameReader,
     Kind,
@@ -146,7 +147,7 @@ def test_a_buffer_of_numbers_counts_bytes() -> None:
         HEADER.pack(max(Kind) + 1, 0, 0, 1, 0),
         HEADER.pack(Kind.CALL, 0, LIMIT_BUFFERS + 1, 1, 0),
         HEADER.pack(Kind.CALL, 0, 0, 1, MAX_FRAME_BYTES + 1),
-        HEADER.pack(Kind.CALL, 0, 1, 1, 10) + struct.pack("!Q", 2**63),
+        HEADER.pack(Kind.CALL, 0, 1, 1, 10) + struct.pack("!Q", 2**62),
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b'{"type": "hello", "version": "1"}\n',
     ],
@@ -184,3 +185,47 @@ def test_more_buffers_than_a_frame_can_count_are_refused() -> None:
 def test_a_frame_says_what_it_is() -> None:
     frame = Frame(Kind.CALL, 3, 1, b"abc", [b"1234"])
     assert repr(frame) == "<CALL call=3 flags=1 body=3 buffers=[4]>"
+
+
+# --- buffers beside the stream
+
+
+def with_files(mapped: dict[int, bytearray]) -> FrameReader:
+    def map_file(ticket: int, nbytes: int) -> memoryview:
+        assert len(mapped[ticket]) == nbytes
+        return memoryview(mapped.pop(ticket))
+
+    return FrameReader(map_file)
+
+
+@pytest.mark.parametrize("inline", [10, SCRATCH_BYTES - 60, SCRATCH_BYTES * 3])
+@pytest.mark.parametrize("step", [1, 7, 1000, 10**9])
+def test_a_buffer_in_a_memory_file_stands_where_it_was_sent(inline: int, step: int) -> None:
+    if step == 1 and inline > 10:
+        step = 5
+    sent = [b"a" * inline, FileTicket(5, 4), b"b", FileTicket(6, 2)]
+    stream = b"".join(bytes(piece) for piece in encode(Kind.CALL, 1, b"f", sent) + encode(Kind.CANCEL, 2))
+    mapped = {5: bytearray(b"five"), 6: bytearray(b"66")}
+    reader, received = with_files(mapped), []
+    for at in range(0, len(stream), step):
+        reader.feed(stream[at : at + step])
+        received += read(reader)
+    first, second = received
+    assert first == (Kind.CALL, 1, 0, b"f", [sent[0], b"five", b"b", b"66"])
+    assert second[0] == Kind.CANCEL
+    assert mapped == {}
+
+
+def test_a_memory_file_costs_the_stream_eight_bytes() -> None:
+    (piece,) = encode(Kind.OUTCOME, 1, b"", [FileTicket(1, 1 << 30)])
+    assert len(piece) == HEADER.size + 8 + 8
+
+
+def test_a_memory_file_where_none_can_come_is_a_protocol_error() -> None:
+    with pytest.raises(ProtocolError, match="memory file 3 of 9 bytes"):
+        FrameReader().feed(encode(Kind.CALL, 1, b"", [FileTicket(3, 9)])[0])
+
+
+def test_a_memory_file_of_more_than_a_terabyte_is_no_frame() -> None:
+    with pytest.raises(ProtocolError, match="not a frame"):
+        with_files({}).feed(encode(Kind.CALL, 1, b"", [FileTicket(3, MAX_FRAME_BYTES + 1)])[0])

@@ -140,3 +140,81 @@ def test_a_value_that_is_too_deep_is_given_up_on() -> None:
         deep = [deep]
     path, _part = payload.find_unpicklable(deep, "result")
     assert path == "result" + "[0]" * payload.MAX_DEPTH
+
+
+@pytest.mark.parametrize("at", [0, 5, payload._SEARCH_BYTES - 4, 2 * payload._SEARCH_BYTES - 1, 600_000])
+def test_a_name_of_the_notebook_is_found_anywhere_in_a_mapped_pickle(at: int) -> None:
+    data = bytearray(600_000 + len(HOME))
+    assert not payload._occurs(HOME.encode(), memoryview(data))
+    data[at : at + len(HOME)] = HOME.encode()
+    assert payload._occurs(HOME.encode(), memoryview(data))
+
+
+# --- tensors
+
+
+def test_plain_tensors_travel_beside_the_pickle_and_can_be_written_to() -> None:
+    torch = pytest.importorskip("torch")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64, torch.bool, torch.complex64):
+        tensor = torch.arange(OUT_OF_BAND_BYTES).reshape(2, -1).to(dtype)
+        for pickled in (payload.dump_result(tensor), payload.dump_arguments(tensor, "sys")):
+            assert [memoryview(buffer).nbytes for buffer in pickled.buffers] == [tensor.nbytes]
+            found = arrive(pickled)
+            assert type(found) is torch.Tensor
+            assert found.dtype == dtype
+            assert torch.equal(found, tensor)
+            found.zero_()
+
+
+def test_tensors_of_every_other_kind_arrive_too() -> None:
+    torch = pytest.importorskip("torch")
+    base = torch.arange(12.0).reshape(3, 4)
+    leaf = torch.ones(3, requires_grad=True)
+    marked = torch.ones(3)
+    marked.note = "mine"
+    for tensor in (base, base.t(), base[1], base[:, ::2], torch.tensor(3.5), torch.zeros(0, 3), leaf, leaf * 2, marked):
+        found = arrive(payload.dump_result({"x": tensor}))["x"]
+        assert torch.equal(found, tensor)
+        assert found.requires_grad == tensor.requires_grad
+        assert getattr(found, "note", None) == getattr(tensor, "note", None)
+    sparse = arrive(payload.dump_result(base.to_sparse()))
+    assert torch.equal(sparse.to_dense(), base)
+    conjugate = torch.tensor([1 + 2j]).conj()
+    assert torch.equal(arrive(payload.dump_result(conjugate)), conjugate)
+    parameter = arrive(payload.dump_result(torch.nn.Parameter(torch.ones(OUT_OF_BAND_BYTES))))
+    assert isinstance(parameter, torch.nn.Parameter)
+    assert parameter.requires_grad
+
+
+def test_tensors_beside_what_only_cloudpickle_knows() -> None:
+    torch = pytest.importorskip("torch")
+    tensor = torch.ones(OUT_OF_BAND_BYTES)
+    for pickled in (
+        payload.dump_result((tensor, lambda x: x + 1)),
+        payload.dump_arguments((tensor, lambda x: x + 1), __name__),
+    ):
+        assert len(pickled.buffers) == 1
+        found, function = arrive(pickled)
+        assert torch.equal(found, tensor)
+        assert function(1) == 2
+
+
+def test_one_tensor_sent_twice_is_one_tensor_there() -> None:
+    torch = pytest.importorskip("torch")
+    tensor = torch.ones(OUT_OF_BAND_BYTES)
+    one, other = arrive(payload.dump_result([tensor, tensor]))
+    assert one is other
+
+
+# --- tables
+
+
+@pytest.mark.parametrize("library", ["pandas", "pyarrow"])
+def test_the_columns_of_a_table_travel_beside_the_pickle(library: str) -> None:
+    module: Any = pytest.importorskip(library)
+    columns = {"a": np.arange(OUT_OF_BAND_BYTES), "b": np.arange(OUT_OF_BAND_BYTES, dtype=np.float64)}
+    table = module.DataFrame(columns) if library == "pandas" else module.table(columns)
+    pickled = payload.dump_result(table)
+    assert sum(memoryview(buffer).nbytes for buffer in pickled.buffers) >= 16 * OUT_OF_BAND_BYTES
+    assert len(pickled.data) < OUT_OF_BAND_BYTES
+    assert arrive(pickled).equals(table)

@@ -1,0 +1,437 @@
+"""Memory files: big buffers between processes of one host, written once, mapped copy-on-write, recycled.
+
+Who reads a file is counted by the kernel, so nobody has to say that he is done, and `kill -9` is no special case:
+what is sent is an open file description of its own that holds a shared lock (`flock`). It lives as long as any
+descriptor or mapping of it, also one that is in flight or in a forked child. When the owner gets the exclusive lock,
+nobody reads any more, and the file is written again: its pages are there already, and page faults are what costs.
+
+The descriptors go over a socket of their own beside each task channel. Receiving one takes `recvmsg`, which is
+slower than `recv_into` by more than a microsecond, and calls without big buffers need not pay for it.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import mmap
+import os
+import resource
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Final
+
+from .core.frames import TICKET, Buffer, FileTicket
+from .errors import ProtocolError
+
+LEND_BYTES: Final = 1024 * 1024
+"""From this size on a buffer travels as a memory file."""
+KEEP_BYTES: Final = 1 << 30
+"""The most that a process keeps for the next buffers; and no more than an eighth of the physical memory."""
+KEEP_FILES: Final = 64
+"""And as many files: each takes two descriptors, of which the user's code may need many."""
+KEEP_S: Final = 5.0
+"""For how long, after the last use."""
+LIMIT_FILES: Final = 128
+"""Of one frame; its other buffers go with it. One message of a socket carries no more than 253."""
+WASTE: Final = 4
+"""A file this many times larger than a buffer is not taken for it."""
+MAP_AT_USE: Final = 3
+"""From its third use on a file is written through a mapping: a copy is then three times faster than `pwrite`, but
+making the mapping costs as much as two of those."""
+
+_GRAIN: Final = 1024 * 1024
+_CHUNK: Final = 8 * 1024 * 1024
+"""A copy into a mapping holds the GIL this long: below a millisecond."""
+_PWRITE: Final = 64 * 1024 * 1024
+_RECEIVE_FLAGS: Final = getattr(socket, "MSG_DONTWAIT", 0) | getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_SUPPORTED: Final = hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
+
+
+class MemoryFile:
+    """A buffer that was written, as its receiver gets it: a read-only descriptor under the shared lock."""
+
+    __slots__ = ("__weakref__", "fd", "nbytes")
+
+    def __init__(self, fd: int, nbytes: int) -> None:
+        self.fd = fd
+        self.nbytes = nbytes
+        _live.add(self)
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    __del__ = close
+
+
+class _Kept:
+    """A file that this process owns and writes."""
+
+    __slots__ = ("busy", "dropped", "fd", "mapping", "present", "size", "used_at", "uses")
+
+    def __init__(self, nbytes: int) -> None:
+        self.size = -(-nbytes // _GRAIN) * _GRAIN
+        self.present = 0  # pages up to here exist: writing there through a mapping cannot fail for lack of memory
+        self.uses = 0
+        self.used_at = 0.0
+        self.busy = True
+        self.dropped = False
+        self.mapping: mmap.mmap | None = None
+        self.fd = -1
+        self.fd = os.memfd_create("flyte", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.fd, self.size)
+            # A receiver's mapping must not lose its ground: that would be SIGBUS there.
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        except BaseException:
+            self.close()
+            raise
+
+    def is_free(self) -> bool:
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        return True
+
+    def fill(self, view: memoryview) -> None:
+        self.uses += 1
+        if self.uses >= MAP_AT_USE and self.mapping is None:
+            with suppress(OSError):
+                self.mapping = mmap.mmap(self.fd, self.size)
+        done = 0
+        if self.mapping is not None:
+            with memoryview(self.mapping) as target:
+                limit = min(self.present, view.nbytes)
+                while done < limit:
+                    end = min(done + _CHUNK, limit)
+                    target[done:end] = view[done:end]
+                    done = end
+        while done < view.nbytes:
+            done += os.pwrite(self.fd, view[done : done + _PWRITE], done)
+        self.present = max(self.present, -(-done // mmap.PAGESIZE) * mmap.PAGESIZE)
+
+    def lend(self, nbytes: int) -> MemoryFile:
+        fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+        except BaseException:
+            os.close(fd)
+            raise
+        return MemoryFile(fd, nbytes)
+
+    def close(self) -> None:
+        mapping, self.mapping = self.mapping, None
+        if mapping is not None:
+            with suppress(BufferError):  # a thread copies, in the parent of this forked process
+                mapping.close()
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    __del__ = close  # an interrupt may come at any point of a write
+
+
+class MemoryFiles:
+    """The memory files of a process, with those it keeps to be written again. Any thread may call."""
+
+    def __init__(self, keep_bytes: int | None = None, keep_s: float = KEEP_S) -> None:
+        self._keep_bytes = _keep_bytes() if keep_bytes is None else keep_bytes
+        self._keep_s = keep_s
+        self._files: list[_Kept] = []
+        self._changed = threading.Condition()
+        self._expiring = False
+
+    def write(self, buffer: Buffer) -> MemoryFile | None:
+        """A memory file with a copy of `buffer`, to be closed when it is sent; None if this machine has no room."""
+        if not _SUPPORTED:
+            return None
+        view = memoryview(buffer).cast("B")
+        file = None
+        try:
+            file = self._take(view.nbytes) or _Kept(view.nbytes)
+            file.fill(view)
+            lent = file.lend(view.nbytes)
+        except BaseException as problem:
+            if file is not None:
+                file.dropped = True
+                self._put(file)
+            if isinstance(problem, OSError | ValueError):  # no descriptor, no memory, no /proc
+                return None
+            raise
+        self._put(file)
+        return lent
+
+    def close(self) -> None:
+        """Give back all that is kept. What was sent lives on with its receivers."""
+        with self._changed:
+            self._drop(list(self._files))
+            self._changed.notify_all()
+
+    def kept_bytes(self) -> int:
+        with self._changed:
+            return sum(file.size for file in self._files)
+
+    def _take(self, nbytes: int) -> _Kept | None:
+        with self._changed:
+            for file in sorted(self._files, key=lambda each: each.size):
+                if nbytes <= file.size <= max(WASTE * nbytes, _GRAIN) and not file.busy and file.is_free():
+                    file.busy = True
+                    return file
+        return None
+
+    def _put(self, file: _Kept) -> None:
+        with self._changed:
+            file.busy = False
+            file.used_at = time.monotonic()
+            if file.dropped:
+                self._drop([file])
+                return
+            if file not in self._files:
+                self._files.append(file)
+                over = sum(each.size for each in self._files) - self._keep_bytes
+                for old in sorted(self._files, key=lambda each: each.used_at):
+                    if over <= 0 and len(self._files) <= KEEP_FILES:
+                        break
+                    over -= old.size
+                    self._drop([old])
+            if self._files and not self._expiring:
+                self._expiring = True
+                threading.Thread(target=self._expire, name="flyte_jupyter: memory files", daemon=True).start()
+
+    def _drop(self, files: Iterable[_Kept]) -> None:
+        """With the lock held. One that somebody still reads is only forgotten here: it ends with its last reader."""
+        for file in files:
+            if file in self._files:
+                self._files.remove(file)
+            file.dropped = True
+            if not file.busy:
+                file.close()
+
+    def _expire(self) -> None:
+        with self._changed:
+            while self._files:
+                limit = time.monotonic() - self._keep_s
+                self._drop([file for file in self._files if file.used_at <= limit])
+                if self._files:
+                    self._changed.wait(min(file.used_at for file in self._files) - limit)
+            self._expiring = False
+
+    def forget(self) -> None:
+        """In a forked child: the files are the parent's, and so are the threads that hold the lock."""
+        self._changed = threading.Condition()
+        self._expiring = False
+        files, self._files = self._files, []
+        for file in files:
+            file.close()
+
+
+def _keep_bytes() -> int:
+    return min(KEEP_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8)
+
+
+def map_file(fd: int, nbytes: int) -> memoryview:
+    """The content of a memory file, writable, and private to this process; the memory goes with the last view.
+
+    A mapping needs a descriptor for its whole life. When half of those that the process may have are open, the content
+    is copied instead: somebody may hold a thousand results.
+
+    Takes `fd` over, also when it fails: OSError or ValueError.
+    """
+    try:
+        if _descriptors_are_scarce(fd):
+            return _copy(fd, nbytes)
+        return memoryview(mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+    finally:
+        os.close(fd)
+
+
+def _descriptors_are_scarce(fd: int) -> bool:
+    """Whether half of them are in use: the lowest free number is given out. `fd` itself is low each time."""
+    try:
+        free = os.dup(fd)
+    except OSError:
+        return True
+    os.close(free)
+    return 0 < resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 <= free
+
+
+def _copy(fd: int, nbytes: int) -> memoryview:
+    view = memoryview(bytearray(nbytes))
+    done = 0
+    while done < nbytes:
+        count = os.preadv(fd, [view[done:]], done)
+        if count == 0:
+            raise ValueError(f"it has {done} bytes")
+        done += count
+    return view
+
+
+class Exchange:
+    """One connection's socket for memory files; both directions.
+
+    A file is sent when its frame is made, and the frame names its ticket. So it is there when the frame is read;
+    and where the socket takes no more, the buffer simply goes with the frame.
+    """
+
+    __slots__ = ("__weakref__", "_arrived", "_lock", "_next", "_socket")
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._lock = threading.Lock()
+        self._next = 0
+        self._arrived: dict[int, int] = {}
+        _live.add(self)
+
+    def lend(self, pieces: Sequence[Buffer]) -> Sequence[Buffer | FileTicket]:
+        """The same pieces, flat bytes, except that big ones are in memory files that are on their way."""
+        for piece in pieces:
+            if len(piece) >= LEND_BYTES:
+                return self._lend(pieces)
+        return pieces
+
+    def _lend(self, pieces: Sequence[Buffer]) -> Sequence[Buffer | FileTicket]:
+        shared = sharing.get()
+        lent: dict[int, MemoryFile] = {}
+        try:
+            for index, piece in enumerate(pieces):
+                if len(piece) < LEND_BYTES:
+                    continue
+                file = (None if shared is None else shared.file_of(piece)) or files.write(piece)
+                if file is None:
+                    break
+                lent[index] = file
+                if len(lent) == LIMIT_FILES:
+                    break
+            if not lent:
+                return pieces
+            tickets = self._send(list(lent.values()))
+        except OSError:  # it is full, too much is in flight, or the other end is gone, which the channel will say
+            return pieces
+        finally:
+            for file in lent.values():
+                file.close()
+        mixed: list[Buffer | FileTicket] = list(pieces)
+        for index, ticket in zip(lent, tickets, strict=True):
+            mixed[index] = ticket
+        return mixed
+
+    def _send(self, lent: list[MemoryFile]) -> list[FileTicket]:
+        """In one message, whose text is the first one's number."""
+        with self._lock:
+            fds = array.array("i", [file.fd for file in lent])
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
+            self._socket.sendmsg([TICKET.pack(self._next)], rights, socket.MSG_DONTWAIT | _NOSIGNAL)
+            tickets = [FileTicket(self._next + index, file.nbytes) for index, file in enumerate(lent)]
+            self._next += len(lent)
+        return tickets
+
+    def map(self, ticket: int, nbytes: int) -> memoryview:
+        """The buffer that a frame names. ProtocolError if it did not come, or cannot be mapped."""
+        with self._lock:
+            try:
+                while ticket not in self._arrived:
+                    text, fds = receive_with_fds(self._socket, TICKET.size, LIMIT_FILES)
+                    if not fds:
+                        raise ProtocolError(f"memory file {ticket} of {nbytes} bytes is named, and did not come")
+                    self._arrived.update(enumerate(fds, TICKET.unpack(text)[0]))
+                return map_file(self._arrived.pop(ticket), nbytes)
+            except (OSError, ValueError) as problem:
+                raise ProtocolError(f"memory file {ticket} of {nbytes} bytes: {problem}") from None
+
+    def close(self) -> None:
+        self._socket.close()
+        arrived, self._arrived = self._arrived, {}
+        for fd in arrived.values():  # of frames that nobody read
+            os.close(fd)
+
+
+def receive_with_fds(stream: socket.socket, nbytes: int, limit: int) -> tuple[bytes, list[int]]:
+    """Like `socket.recv_fds`, which ignores its flags in some versions: without waiting, and nobody inherits them."""
+    fds = array.array("i")
+    data, ancillary, _, _ = stream.recvmsg(nbytes, socket.CMSG_LEN(limit * fds.itemsize), _RECEIVE_FLAGS)
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds)
+
+
+def exchange_pair() -> tuple[Exchange, int] | None:
+    """Both ends: this process's, and a descriptor for the other process. None where there are no memory files."""
+    if not _SUPPORTED:
+        return None
+    ours, theirs = socket.socketpair()
+    return Exchange(ours.detach()), theirs.detach()
+
+
+class Shared:
+    """Buffers that many calls send: each is written once, as it was then, and not recycled before `close`.
+
+    Args:
+        buffers: Those of the objects that the calls share. They are held, so that no other buffer gets their address.
+    """
+
+    def __init__(self, buffers: Iterable[Buffer]) -> None:
+        big = [memoryview(buffer) for buffer in buffers if len(buffer) >= LEND_BYTES]
+        self._views = {_place(view): view for view in big}
+        self._written: dict[tuple[int, int], MemoryFile] = {}
+        self._lock = threading.Lock()
+
+    def file_of(self, buffer: Buffer) -> MemoryFile | None:
+        """A handle of a shared buffer's file, to be closed as any other; None for what is not shared."""
+        if not self._views:
+            return None
+        place = _place(buffer)
+        with self._lock:
+            view = self._views.get(place)
+            file = self._written.get(place)
+            if file is None and view is not None:
+                file = files.write(view)
+                if file is not None:
+                    self._written[place] = file
+            # Another descriptor: `close` may come from another thread before this one is sent.
+            return None if file is None else MemoryFile(os.dup(file.fd), file.nbytes)
+
+    def close(self) -> None:
+        with self._lock:
+            self._views.clear()
+            written, self._written = self._written, {}
+        for file in written.values():
+            file.close()
+
+
+def _place(buffer: Buffer) -> tuple[int, int]:
+    """Where a buffer is: its address and size."""
+    import ctypes
+
+    raw = (ctypes.c_void_p * 16)()  # a Py_buffer, which is smaller; the address is its first field
+    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(buffer), ctypes.byref(raw), 0)
+    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(raw))
+    return raw[0] or 0, len(buffer)
+
+
+sharing: ContextVar[Shared | None] = ContextVar("flyte_jupyter_sharing", default=None)
+"""What the calls made in this context share."""
+
+_live: weakref.WeakSet[MemoryFile | Exchange] = weakref.WeakSet()
+_NOSIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
+
+files: Final = MemoryFiles()
+
+
+def _forget_after_fork() -> None:
+    # A child that kept a descriptor would hold its lock, and files that nobody reads would never be free.
+    files.forget()
+    for each in list(_live):
+        each.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
