@@ -25,7 +25,7 @@ class GroupData:
     name: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: making one is on the path of every call, and that takes 2 us longer
 class TaskContext:
     """What `flyte_jupyter.ctx()` tells a task about itself.
 
