@@ -22,26 +22,17 @@ class Flyte(System):
         import flyte_jupyter  # noqa: F401
 
     def start(self, n_workers: int, concurrency: int = 1, preload: str | None = None) -> None:
-        import work
-
         self.concurrency = concurrency
-        self._declare(n_workers)
-        if preload:
-            modules = preload
-
-            @self.pool.preload
-            def load() -> None:
-                work.preload(modules)
-
+        self._declare(n_workers, preload)
         self.pool.warm(n_workers)
 
-    def _declare(self, n_workers: int) -> None:
+    def _declare(self, n_workers: int, preload: str | None = None) -> None:
         """Declared again with another number, the environment has the same pool, resized."""
         import flyte_jupyter as flyte
 
         policy = flyte.ReusePolicy(replicas=n_workers, concurrency=self.concurrency)
         self.env = flyte.TaskEnvironment("bench", reusable=policy)
-        self.pool = flyte.pool(self.env)
+        self.pool = flyte.pool(self.env, preimport=preload.split(",") if preload else None)
         self.tasks: dict[Any, Any] = {}
 
     def _task(self, function: Any) -> Any:
@@ -54,14 +45,17 @@ class Flyte(System):
         return self._task(fn)(*args)
 
     def map(self, fn: Any, items: list[Any]) -> list[Any]:
+        import flyte_jupyter as flyte
+
+        return list(flyte.map(self._task(fn), items, return_exceptions=False))
+
+    def amap(self, fn: Any, items: list[Any]) -> list[Any]:
         task = self._task(fn)
 
         async def run() -> list[Any]:
             return await asyncio.gather(*(task.aio(item) for item in items))
 
         return asyncio.run(run())
-
-    amap = map
 
     async def acall(self, fn: Any, *args: Any) -> Any:
         return await self._task(fn).aio(*args)
@@ -85,7 +79,7 @@ class Flyte(System):
         import work
 
         before = set(self.worker_pids())
-        self._declare(len(before) + 1)
+        self._declare(len(before) + 1, preload)
         self.pool.warm(len(before) + 1)
         # Calls until the new replica answers: a lease may go to any of them.
         while True:

@@ -35,6 +35,7 @@ from .launcher import Exit, Orders
 
 log = logging.getLogger(__name__)
 
+WATCH_FIRST_S: Final = 0.01
 WATCH_INTERVAL_S: Final = 0.1
 SHUTDOWN_S: Final = 5.0
 
@@ -139,16 +140,18 @@ class Engine:
         )
 
     async def watch(self) -> AsyncIterator[Snapped]:
-        """A snapshot now and after each change, at most one every 0.1 s."""
+        """A snapshot now and after each change: soon after a single one, ever less often while they go on."""
         seen = -1
+        pause = WATCH_FIRST_S
         while True:
             changed = self._changed
-            if self.scheduler.revision != seen:
-                seen = self.scheduler.revision
-                yield self.snapped()
-                await anyio.sleep(WATCH_INTERVAL_S)
-                continue
-            await changed.wait()
+            if self.scheduler.revision == seen:
+                await changed.wait()
+                pause = WATCH_FIRST_S
+            seen = self.scheduler.revision
+            yield self.snapped()
+            await anyio.sleep(pause)
+            pause = min(2 * pause, WATCH_INTERVAL_S)
 
     def snapped(self) -> Snapped:
         now = current_time()
