@@ -8,14 +8,14 @@ BIN := $(VENV)/bin
 
 help:
 	@echo "make demo   the quickstart in two kernels, with a table of what it measured"
-	@echo "make test   ruff, mypy and all tests"
+	@echo "make test   ruff, mypy and all tests; with TORCH=torch those with PyTorch, too"
 	@echo "make lint   ruff and mypy alone"
 	@echo "make clean  remove the virtual environment and all caches"
 
 demo: $(VENV)/examples.stamp
 	$(BIN)/python notebooks/demo.py
 
-test: lint
+test: lint $(if $(TORCH),$(VENV)/torch.stamp)
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/test.stamp
@@ -33,6 +33,11 @@ $(BIN)/python:
 # One stamp for each extra: its packages are installed again only when pyproject.toml has changed.
 $(VENV)/%.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	@touch $@
+
+# Not a test dependency: on most machines it is a download of gigabytes.
+$(VENV)/torch.stamp: $(VENV)/test.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	@touch $@
 
 clean:
