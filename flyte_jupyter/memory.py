@@ -2,8 +2,11 @@
 
 Who reads a file is counted by the kernel, so nobody has to say that he is done, and `kill -9` is no special case:
 what is sent is an open file description of its own that holds a shared lock (`flock`). It lives as long as any
-descriptor or mapping of it, also one that is in flight or in a forked child. When the owner gets the exclusive lock,
+descriptor of it, also one that is in flight or in a forked child. When the owner gets the exclusive lock,
 nobody reads any more, and the file is written again: its pages are there already, and page faults are what costs.
+
+For the same reason a receiver keeps its mapping of a file that is written again and again: as long as nothing was
+written into it there, it shows what the owner has written since, without a single fault.
 
 The descriptors go over a socket of their own beside each task channel. Receiving one takes `recvmsg`, which is
 slower than `recv_into` by more than a microsecond, and calls without big buffers need not pay for it.
@@ -12,6 +15,7 @@ slower than `recv_into` by more than a microsecond, and calls without big buffer
 from __future__ import annotations
 
 import array
+import ctypes
 import fcntl
 import mmap
 import os
@@ -23,7 +27,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Final
+from typing import Any, Final
 
 from .core.frames import TICKET, Buffer, FileTicket
 from .errors import ProtocolError
@@ -34,14 +38,14 @@ KEEP_BYTES: Final = 1 << 30
 """The most that a process keeps for the next buffers; and no more than an eighth of the physical memory."""
 KEEP_FILES: Final = 64
 """And as many files: each takes two descriptors, of which the user's code may need many."""
-KEEP_S: Final = 5.0
-"""For how long, after the last use."""
+KEEP_S: Final = 60.0
+"""For how long, after the last use: as long as it takes to look at a result and run the cell again."""
 LIMIT_FILES: Final = 128
 """Of one frame; its other buffers go with it. One message of a socket carries no more than 253."""
 WASTE: Final = 4
 """A file this many times larger than a buffer is not taken for it."""
-MAP_AT_USE: Final = 3
-"""From its third use on a file is written through a mapping: a copy is then three times faster than `pwrite`, but
+MAP_AT_USE: Final = 2
+"""From its second use on a file is written through a mapping: a copy is then three times faster than `pwrite`, but
 making the mapping costs as much as two of those."""
 
 _GRAIN: Final = 1024 * 1024
@@ -237,20 +241,146 @@ def _keep_bytes() -> int:
     return min(KEEP_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8)
 
 
-def map_file(fd: int, nbytes: int) -> memoryview:
-    """The content of a memory file, writable, and private to this process; the memory goes with the last view.
+class _Mapping:
+    """A receiver's mapping of one file, private to this process. Lent to one buffer at a time.
 
-    A mapping needs a descriptor for its whole life. When half of those that the process may have are open, the content
-    is copied instead: somebody may hold a thousand results.
-
-    Takes `fd` over, also when it fails: OSError or ValueError.
+    While it is lent, `lock` is the descriptor that tells the owner so.
     """
-    try:
-        if _descriptors_are_scarce(fd):
-            return _copy(fd, nbytes)
-        return memoryview(mmap.mmap(fd, nbytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
-    finally:
-        os.close(fd)
+
+    __slots__ = ("address", "lent", "lock", "memory", "size", "used_at")
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.lock = -1
+        self.lent: weakref.ref[Any] | None = None
+        self.used_at = 0.0
+        self.size = size
+        # Of a description of its own: that of `fd` has the lock, which must not live as long as this mapping.
+        own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.memory = mmap.mmap(own, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        finally:
+            os.close(own)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+
+    def lend(self, fd: int, nbytes: int) -> memoryview:
+        """Its first bytes. When the last view of them is gone, `fd` is closed."""
+        holder = (ctypes.c_char * nbytes).from_buffer(self.memory)
+        self.lock = fd
+        _lent.add(self)  # else it might be collected before the last view is gone, and nobody closed `fd`
+        self.lent = weakref.ref(holder, self._given_back)
+        return memoryview(holder).cast("B")
+
+    def _given_back(self, _: object) -> None:
+        # The collector may call this anywhere: no locks here.
+        self.used_at = time.monotonic()
+        fd, self.lock = self.lock, -1
+        if fd >= 0:
+            os.close(fd)
+        self.lent = None
+        _lent.discard(self)
+
+    def is_clean(self) -> bool:
+        """Whether no page was written here: the kernel notes which pages belong to this process, not to the file."""
+        pages = self.size // mmap.PAGESIZE
+        try:
+            pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            entries = os.pread(pagemap, 8 * pages, 8 * (self.address // mmap.PAGESIZE))
+        finally:
+            os.close(pagemap)
+        return len(entries) == 8 * pages and not any(entries[7::8].translate(_WRITTEN).lstrip(b"\0"))
+
+    def forget(self) -> None:
+        """In a forked child: the array is here, too; but the owner waits for the parent's alone to be gone."""
+        fd, self.lock = self.lock, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _written(top: int) -> bool:
+    """Of a page in `/proc/self/pagemap`, by the highest byte of its entry; see the kernel's pagemap.rst."""
+    present, swapped, of_a_file = top & 0x80, top & 0x40, top & 0x20
+    return bool((present or swapped) and not of_a_file)
+
+
+_WRITTEN: Final = bytes(_written(top) for top in range(256))
+
+
+class Mappings:
+    """What a process has received: mappings in use, and those kept for the next content of their file.
+
+    A file that its process does not own any more goes with the last mapping of it: KEEP_S later at the latest.
+    """
+
+    def __init__(self, keep_s: float = KEEP_S) -> None:
+        self._keep_s = keep_s
+        self._known: dict[tuple[int, int], _Mapping] = {}
+        self._changed = threading.Condition()
+        self._expiring = False
+
+    def map(self, fd: int, nbytes: int) -> memoryview:
+        """The content of a memory file, writable, and private to this process.
+
+        A mapping needs a descriptor for its whole life. When half of those that the process may have are open, the
+        content is copied instead: somebody may hold a thousand results.
+
+        Takes `fd` over, also when it fails: OSError or ValueError.
+        """
+        try:
+            if _descriptors_are_scarce(fd):
+                content = _copy(fd, nbytes)
+                os.close(fd)
+                return content
+            status = os.fstat(fd)
+            if nbytes > status.st_size:
+                raise ValueError(f"it has {status.st_size} bytes")
+            key = status.st_dev, status.st_ino
+            with self._changed:
+                known = self._known.get(key)
+                if known is None or known.lent is not None or not known.is_clean():
+                    known = self._known[key] = _Mapping(fd, status.st_size)
+                view = known.lend(fd, nbytes)
+                if not self._expiring:
+                    self._expiring = True
+                    threading.Thread(target=self._expire, name="flyte_jupyter: mappings", daemon=True).start()
+            return view
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def close(self) -> None:
+        """Drop what is not in use."""
+        with self._changed:
+            self._drop(float("inf"))
+            self._changed.notify_all()
+
+    def _drop(self, limit: float) -> None:
+        for key in [key for key, each in self._known.items() if each.lent is None and each.used_at <= limit]:
+            del self._known[key]
+
+    def _expire(self) -> None:
+        with self._changed:
+            while True:
+                self._drop(time.monotonic() - self._keep_s)
+                if not self._known:
+                    break
+                self._changed.wait(self._keep_s)
+            self._expiring = False
+
+    def forget(self) -> None:
+        """In a forked child."""
+        self._changed = threading.Condition()
+        self._expiring = False
+        self._known = {}
+        for each in list(_lent):
+            each.forget()
+
+
+def map_file(fd: int, nbytes: int) -> memoryview:
+    """The content of a memory file, writable, and private to this process; see `Mappings.map`."""
+    return mappings.map(fd, nbytes)
 
 
 def _descriptors_are_scarce(fd: int) -> bool:
@@ -409,8 +539,6 @@ class Shared:
 
 def _place(buffer: Buffer) -> tuple[int, int]:
     """Where a buffer is: its address and size."""
-    import ctypes
-
     raw = (ctypes.c_void_p * 16)()  # a Py_buffer, which is smaller; the address is its first field
     ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(buffer), ctypes.byref(raw), 0)
     ctypes.pythonapi.PyBuffer_Release(ctypes.byref(raw))
@@ -424,11 +552,20 @@ _live: weakref.WeakSet[MemoryFile | Exchange] = weakref.WeakSet()
 _NOSIGNAL: Final = getattr(socket, "MSG_NOSIGNAL", 0)
 
 files: Final = MemoryFiles()
+mappings: Final = Mappings()
+_lent: Final[set[_Mapping]] = set()
+
+
+def close() -> None:
+    """Give back what is kept, in both directions."""
+    files.close()
+    mappings.close()
 
 
 def _forget_after_fork() -> None:
     # A child that kept a descriptor would hold its lock, and files that nobody reads would never be free.
     files.forget()
+    mappings.forget()
     for each in list(_live):
         each.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import resource
 import signal
@@ -31,6 +32,7 @@ def files() -> Iterator[MemoryFiles]:
     made = MemoryFiles(keep_bytes=64 * MIB)
     yield made
     made.close()
+    memory.mappings.close()
     assert memory_files(os.getpid()) == []
 
 
@@ -151,7 +153,7 @@ def test_a_forked_child_keeps_no_file_of_its_parent(monkeypatch: pytest.MonkeyPa
         assert pipe.read() == b"[]"
     os.waitpid(child, 0)
     assert received(handle) == b"a" * MIB
-    memory.files.close()
+    memory.close()
 
 
 RECEIVER = """
@@ -236,6 +238,74 @@ def test_content_is_copied_when_descriptors_are_scarce(files: MemoryFiles, monke
         assert view == bytes([number]) * (MIB + number)
         view[0] = 9
     assert any(kept.is_free() for kept in files._files)
+
+
+# --- what a receiver keeps
+
+
+def place(view: memoryview) -> int:
+    return memory._place(view)[0]
+
+
+def test_a_mapping_that_nobody_wrote_into_shows_what_comes_next(files: MemoryFiles) -> None:
+    places = []
+    for letter in (b"a", b"b", b"c"):
+        view = received(write(files, letter * (MIB + 1)))
+        assert view == letter * (MIB + 1)
+        places.append(place(view))
+        del view
+    assert len(set(places)) == 1
+    assert len(files._files) == 1
+
+
+def test_a_mapping_that_was_written_into_is_not_used_again(files: MemoryFiles) -> None:
+    view = received(write(files, b"a" * MIB))
+    view[MIB - 1] = ord("x")
+    del view
+    view = received(write(files, b"b" * MIB))
+    assert view == b"b" * MIB
+    assert len(files._files) == 1
+
+
+def test_the_owner_waits_for_every_view_of_it(files: MemoryFiles) -> None:
+    view = received(write(files, b"a" * MIB))
+    part = view[5:10]
+    del view
+    gc.collect()
+    other = received(write(files, b"b" * MIB))
+    assert (bytes(part), bytes(other[5:10])) == (b"aaaaa", b"bbbbb")
+    assert len(files._files) == 2
+    del part, other
+    assert all(file.is_free() for file in files._files)
+
+
+def test_two_readers_of_one_file_have_a_mapping_each(files: MemoryFiles) -> None:
+    file = write(files, b"a" * MIB)
+    one, two = map_file(os.dup(file.fd), MIB), received(file)
+    one[0] = ord("x")
+    assert two[0] == ord("a")
+    del one, two
+    gc.collect()
+    assert files._files[0].is_free()
+
+
+def test_a_file_of_another_size_is_mapped_as_large_as_it_is(files: MemoryFiles) -> None:
+    assert received(write(files, b"a" * 3 * MIB)) == b"a" * 3 * MIB
+    assert received(write(files, b"b" * MIB)) == b"b" * MIB
+    assert received(write(files, b"c" * (3 * MIB - 1))) == b"c" * (3 * MIB - 1)
+    assert len(files._files) == 1
+
+
+def test_idle_mappings_are_given_back_and_the_thread_ends(files: MemoryFiles) -> None:
+    mappings = memory.Mappings(keep_s=0.05)
+    file = write(files, bytes(MIB))
+    view = mappings.map(os.dup(file.fd), MIB)
+    file.close()
+    files.close()
+    assert len(mappings._known) == 1
+    del view
+    wait_until(lambda: not mappings._known and not mappings._expiring)
+    assert memory_files(os.getpid()) == []
 
 
 # --- when it cannot

@@ -467,12 +467,14 @@ def reap_strangers(ours: set[int]) -> None:
 
 
 def _resident_bytes(pid: int) -> int:
+    """Without what is shared: arrays that the caller wrote and is charged for, and the zygote's pages of files."""
     total = 0
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         for member in (process, *process.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
-                total += member.memory_info().rss
+                memory = member.memory_info()
+                total += memory.rss - getattr(memory, "shared", 0)
     return total
 
 

@@ -236,7 +236,7 @@ class Connection:
 
     def _close(self) -> None:
         self.closed = True
-        memory.files.close()
+        memory.close()
         self._socket.close()
         with self._lock:
             orphaned, self._listeners = self._listeners, {}

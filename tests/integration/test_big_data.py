@@ -39,7 +39,7 @@ def _pools(shared_broker: Path) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_lent(_pools: None) -> Iterator[None]:
     yield
-    memory.files.close()
+    memory.close()
     wait_until(lambda: memory_files(os.getpid()) == [], what=f"memory files: {memory_files(os.getpid())}")
 
 
@@ -238,7 +238,7 @@ def test_a_replica_that_is_killed_leaves_no_file() -> None:
     error = attempt(end_holding, np.ones(4 * MIB))
     assert isinstance(error, errors.ReplicaDied)
     assert len(memory_files(os.getpid())) == 1  # kept for the next call
-    memory.files.close()
+    memory.close()
     assert memory_files(os.getpid()) == []
     wait_until(lambda: ready(big), START_S)
 
