@@ -9,6 +9,7 @@ variable `current` names that call, so it can hit neither the call before nor th
 
 from __future__ import annotations
 
+import _signal
 import asyncio
 import contextvars
 import inspect
@@ -33,6 +34,8 @@ from .outputs import OutputSink, Router, show_open_figures
 if TYPE_CHECKING:
     from .channel import CallChannel
 
+set_handler: Final = _signal.signal
+"""The bare function: the one in `signal` turns numbers into enums and back, for 2 us, twice a call."""
 TURN_S: Final = 0.002
 """How long short sync tasks may follow one another before the event loop has its turn."""
 STUCK_LOOP_S: Final = 0.25
@@ -125,13 +128,13 @@ class Runner:
             self.between_loops(lambda: self._run_sync(call))
 
     def _run_sync(self, call: RunningCall) -> None:
-        previous = signal.signal(signal.SIGINT, self._on_interrupt)
+        previous = set_handler(signal.SIGINT, self._on_interrupt)
         try:
             reply = self._base.copy().run(self._invoke, call)
         except KeyboardInterrupt:  # a second one, while the first was being reported
             reply = _cancelled(call)
         finally:
-            signal.signal(signal.SIGINT, previous)
+            set_handler(signal.SIGINT, previous)
             if self._target is call:
                 self._target = None
             # asyncio.run() inside a task leaves the thread without a current loop.
@@ -155,7 +158,7 @@ class Runner:
 
     async def _run_async(self, call: RunningCall) -> None:
         current.set(call.context)
-        signal.signal(signal.SIGINT, self._on_interrupt)
+        set_handler(signal.SIGINT, self._on_interrupt)
         try:
             args, kwargs = self._load(call)
             value = await call.function(*args, **kwargs)
