@@ -122,6 +122,14 @@ class Call:
 
     # --- what the pipeline and the stream tell it
 
+    def give_up(self, problem: Exception) -> None:
+        """It is under way, and cannot go on."""
+        if self.over:
+            return
+        self.error = problem
+        self.cancel()
+        self.ended()
+
     def sent(self, stream: Stream) -> None:
         self.stream = stream
         if self._limits is not None:
@@ -520,7 +528,11 @@ class Stream:
             return
         for call in self._calls:
             if call.number == frame.call:
-                reply = call.receive(frame)
+                try:
+                    reply = call.receive(frame)
+                except Exception as problem:  # it cannot be shown, or its code cannot be sent
+                    call.give_up(problem)
+                    return
                 if reply is not None:
                     self._write(reply)
                 return
@@ -662,7 +674,7 @@ class Stream:
         calls = list(self._calls)
         self._calls.clear()
         self._pipeline.group.drop(self.lease)
-        for call in calls:
+        for call in calls:  # all of them: which ones have begun will never be known
             if not call.abandoned:
                 call.failed(problem)
         self._pipeline.pump()

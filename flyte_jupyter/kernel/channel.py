@@ -152,9 +152,20 @@ class CallChannel:
         self._loop.call_soon_threadsafe(self._forget_undefined)
 
     def _forget_undefined(self) -> None:
-        if self._undefined is not None and self._undefined.call in self._withdrawn:
+        """Go on without definitions that will not come."""
+        waiting = self._undefined
+        if waiting is not None and waiting.call in self._withdrawn:
             self._undefined = None
             self._advance()
+        elif waiting is not None and waiting.call in self.cancelled:
+            self._undefined = None
+            self._on_call(waiting)
+            self._advance()
+
+    def cancel_early(self, number: int) -> None:
+        """A cancel of a call that does not run. On the control thread."""
+        self.cancelled.add(number)
+        self._loop.call_soon_threadsafe(self._forget_undefined)
 
     def _on_call(self, frame: Frame) -> None:
         if frame.call in self.cancelled:
@@ -566,7 +577,7 @@ class Replica:
                 return
             call = channel.running
             if call is None or call.number != number:
-                channel.cancelled.add(number)
+                channel.cancel_early(number)
                 return
         self.runner.cancel(call)
 

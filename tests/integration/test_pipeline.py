@@ -192,3 +192,49 @@ def test_leases_go_back_when_nobody_reads_on() -> None:
 def _busy(environment: flyte.TaskEnvironment) -> bool:
     view = flyte.pool(environment).status()
     return view is None or any(replica.leases for replica in view.replicas)
+
+
+def test_output_that_cannot_be_shown_fails_its_call_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flyte_jupyter.client import outputs
+
+    def show(*_: object) -> None:
+        raise ValueError("closed")
+
+    async def some() -> list[object]:
+        monkeypatch.setattr(outputs, "show", show)
+        calls = [
+            asyncio.ensure_future(says.aio(1)),
+            *(asyncio.ensure_future(quick.aio(os.devnull, x)) for x in range(9)),
+        ]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    said, *rest = asyncio.run(some())
+    assert isinstance(said, ValueError)
+    assert rest == list(range(9))
+
+
+def test_a_call_whose_code_cannot_be_sent_leaves_its_lease_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flyte_jupyter.client.drivers import Conversation
+    from flyte_jupyter.core.frames import Frame, Kind
+
+    receive = Conversation.receive
+
+    def refuse(self: Conversation, frame: Frame) -> object:
+        if frame.kind == Kind.NEED:
+            raise ValueError("gone")
+        return receive(self, frame)
+
+    @one.task
+    def fresh() -> int:
+        return 1
+
+    async def both() -> tuple[object, object]:
+        with monkeypatch.context() as patch:
+            patch.setattr(Conversation, "receive", refuse)
+            [failed] = await asyncio.gather(fresh.aio(), return_exceptions=True)
+        return failed, await fresh.aio()
+
+    with within(4.0):  # killing the replica of a call that does not end takes longer
+        failed, value = asyncio.run(both())
+    assert isinstance(failed, ValueError)
+    assert value == 1
