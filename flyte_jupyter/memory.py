@@ -292,12 +292,6 @@ class _Mapping:
             os.close(pagemap)
         return len(entries) == 8 * pages and not any(entries[7::8].translate(_WRITTEN).lstrip(b"\0"))
 
-    def forget(self) -> None:
-        """In a forked child: the array is here, too; but the owner waits for the parent's alone to be gone."""
-        fd, self.lock = self.lock, -1
-        if fd >= 0:
-            os.close(fd)
-
 
 def _written(top: int) -> bool:
     """Of a page in `/proc/self/pagemap`, by the highest byte of its entry; see the kernel's pagemap.rst."""
@@ -370,12 +364,10 @@ class Mappings:
             self._expiring = False
 
     def forget(self) -> None:
-        """In a forked child."""
+        """In a forked child. What was lent is here, too, and keeps its lock until its last view is gone here."""
         self._changed = threading.Condition()
         self._expiring = False
         self._known = {}
-        for each in list(_lent):
-            each.forget()
 
 
 def map_file(fd: int, nbytes: int) -> memoryview:

@@ -29,6 +29,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def files() -> Iterator[MemoryFiles]:
+    memory.close()
     made = MemoryFiles(keep_bytes=64 * MIB)
     yield made
     made.close()

@@ -174,8 +174,14 @@ class TaskMap:
         return self._capacity() * (WINDOW if self._concurrency else max(WINDOW, 2 * ahead(self._target)))
 
     def _read_on(self) -> bool:
-        """Start one call for the result that is about to be yielded; False when there are no more results."""
+        """Start one call for the result that is about to be yielded; False when there are no more results.
+
+        And more, if the items come quickly: the slots shall have work while the caller looks at the result.
+        """
+        until = time.monotonic() + TURN_S
         if not self._exhausted and len(self._window) < self._size():
+            self._pull()
+        while not self._exhausted and len(self._window) <= self._capacity() and time.monotonic() < until:
             self._pull()
         return bool(self._window)
 

@@ -36,7 +36,7 @@ from support import (
 )
 
 import flyte_jupyter as flyte
-from flyte_jupyter import errors
+from flyte_jupyter import errors, memory
 from flyte_jupyter.client import broker, stopping
 from flyte_jupyter.client.leases import LeaseGroup
 
@@ -986,6 +986,7 @@ def test_many_calls_cancels_and_errors_leave_nothing_open(tmp_path: Path) -> Non
     for _ in range(4):
         asyncio.run(burst())
     wait_until(lambda: count() == before, 3, f"{before}, then {count()}")
+    memory.close()
     assert memory_files(os.getpid()) == []
 
 
