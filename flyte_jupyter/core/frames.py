@@ -29,7 +29,10 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Kind(IntEnum):
-    """What a frame says. Client to replica: HELLO, CALL, DEFINE, CANCEL; broker to replica: SETUP, ASK, STOP."""
+    """What a frame says.
+
+    Client to replica: HELLO, CALL, DEFINE, CANCEL, ANSWER, COMM; broker to replica: SETUP, ASK, STOP.
+    """
 
     HELLO = 1  # who is calling: lease, notebook, folder
     CALL = 2  # run this; body: which function; buffers: arguments
@@ -43,6 +46,9 @@ class Kind(IntEnum):
     STOP = 10  # end yourself
     ENDED = 11  # nothing runs in that lease any more, and its client has hung up
     ASK = 12  # say ENDED, at once or when it is so
+    INPUT = 13  # the call asks its user; body: a pickled dict: prompt, password
+    ANSWER = 14  # what the user typed, as text; flags: an Answer
+    COMM = 15  # a message of the user's front end to a widget that lives in the replica
 
 
 class Status(IntEnum):
@@ -60,6 +66,18 @@ class Output(IntEnum):
     STDERR = 2  # text
     DISPLAY = 3  # a pickled dict: data, metadata, transient, update
     CLEAR = 4  # one byte: wait for the next output
+    RESULT = 5  # a pickled dict: data, metadata; what a display hook publishes as the cell's result
+    COMM = 6  # a pickled dict: msg_type, content, metadata, buffers
+
+
+class Answer(IntEnum):
+    """The flags of an ANSWER."""
+
+    TEXT = 0
+    NOBODY = 1  # nobody can be asked where the call was made
+
+
+LAST_KIND: Final = max(Kind)
 
 
 class Frame:
@@ -177,7 +195,7 @@ class FrameReader:
             return False
         kind, flags, count, call, body_size = HEADER.unpack_from(self._scratch, self._start)
         head = HEADER.size + 8 * count
-        if count > LIMIT_BUFFERS or not Kind.HELLO <= kind <= Kind.ASK:
+        if count > LIMIT_BUFFERS or not Kind.HELLO <= kind <= LAST_KIND:
             raise ProtocolError(f"not a frame: kind {kind}, {count} buffers")
         if available < head:
             return False
