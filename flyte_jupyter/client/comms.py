@@ -1,0 +1,93 @@
+"""Between a replica's widgets or questions and this kernel's front end."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Final
+
+from ..core.frames import Buffer, Kind, encode
+from .identity import ipython
+
+Send = Callable[[list[Buffer]], None]
+"""Writes a frame to the replica; nothing happens if its connection is not open any more."""
+
+to_replica: ContextVar[Send | None] = ContextVar("flyte_jupyter_to_replica", default=None)
+"""How a widget that opens in this context hears what its user does."""
+
+
+class Shadow:
+    """Stands in this kernel for a widget that lives in a replica, and hands on what its user does.
+
+    Everything about it is on the replica. When the connection there is gone, what the front end shows stays as it is.
+    """
+
+    def __init__(self, comm_id: str, target_name: str, send: Send | None) -> None:
+        self.comm_id = comm_id
+        self.target_name = target_name
+        self._send = send
+        self._closed = False  # the manager sets it, as with its own
+
+    def handle_msg(self, message: dict[str, Any]) -> None:
+        self._forward("comm_msg", message)
+
+    def handle_close(self, message: dict[str, Any]) -> None:
+        self._forward("comm_close", message)
+
+    def close(self, *_: object, **__: object) -> None:
+        """What ipywidgets asks of every comm when the kernel ends: nothing is left to do here."""
+
+    def _forward(self, kind: str, message: dict[str, Any]) -> None:
+        if self._send is None:
+            return
+        content = {
+            "msg_type": kind,
+            "content": message["content"],
+            "metadata": message.get("metadata", {}),
+            "buffers": [bytes(buffer) for buffer in message.get("buffers", ())],
+        }
+        self._send(encode(Kind.COMM, 0, pickle.dumps(content, 5)))
+
+
+_lock: Final = threading.Lock()
+
+
+def publish(message: dict[str, Any]) -> None:
+    """Publish a replica's comm message as this kernel's own, for the cell of this context."""
+    kernel = getattr(ipython(), "kernel", None)
+    if kernel is None:
+        return  # a terminal has no widgets; their text comes as a display
+    kind, content = message["msg_type"], message["content"]
+    comm_id = content["comm_id"]
+    with _lock:
+        comms = kernel.comm_manager.comms
+        if kind == "comm_open":
+            comms[comm_id] = Shadow(comm_id, content.get("target_name", ""), to_replica.get())
+        elif kind == "comm_close":
+            comms.pop(comm_id, None)
+    kernel.session.send(
+        kernel.iopub_socket,
+        kind,
+        content,
+        metadata=message["metadata"],
+        parent=ipython().display_pub.parent_header,
+        ident=f"comm-{comm_id}".encode(),
+        buffers=message["buffers"],
+    )
+
+
+def ask(prompt: str, password: bool) -> tuple[bytes, int]:
+    """What the user of this process types: the body and the flags of an ANSWER; flags 1 if nobody can be asked."""
+    import getpass
+    import warnings
+
+    try:
+        if password:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a terminal that cannot hide what is typed
+                return getpass.getpass(prompt).encode(), 0
+        return input(prompt).encode(), 0
+    except (EOFError, OSError, NotImplementedError):  # the last is a front end's that does not take input
+        return b"", 1
