@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 Scope = Literal["fresh", "session", "replica"]
+
+PARENT: Final = "flyte_jupyter:parent"
+"""In place of the id of the message that the client's front end is running, which only the client knows: the
+`msg_id` that an Output widget of a replica asks for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import pickle
@@ -21,12 +22,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from IPython.core.error import StdinNotImplementedError
+
 from ..core.definitions import Closure
-from ..core.frames import Buffer, Frame, FrameReader, Kind, Status, encode
+from ..core.frames import Answer, Buffer, Frame, FrameReader, Kind, Status, encode
 from ..errors import ProtocolError
 from ..runtime import peer_uid
+from .cells import Cells
+from .comms import Comms
 from .namespace import Namespaces, NotebookModule
-from .outputs import OutputSink
+from .outputs import NOBODY_TO_ASK, OutputSink
 from .runner import Runner, RunningCall, dump_failure, enter, make_context
 
 HANDSHAKE_S: Final = 5.0
@@ -71,6 +76,7 @@ class CallChannel:
         self._reader = reader
         self._frames: deque[Frame] = deque()
         self._undefined: Frame | None = None  # a call that waits for its definitions
+        self._answers: deque[Frame] = deque()
         self._lock = threading.Lock()
         self._backlog: deque[memoryview] = deque()
         self._backlog_bytes = 0
@@ -104,7 +110,12 @@ class CallChannel:
 
     def _take_frames(self) -> None:
         while (frame := self._reader.next_frame()) is not None:
-            self._frames.append(frame)
+            if frame.kind == Kind.ANSWER:
+                self._answers.append(frame)
+            elif frame.kind == Kind.COMM:
+                self.replica.comms.receive(frame, OutputSink(frame.call, self.send_output, self.replica.later))
+            else:
+                self._frames.append(frame)
         self._advance()
         if self._reading and len(self._frames) >= READ_AHEAD:
             self._reading = False
@@ -128,6 +139,26 @@ class CallChannel:
             self._reading = True
             self._loop.add_reader(self.connection, self._on_readable)
 
+    def _ask(self, number: int, prompt: str, password: bool) -> str:
+        """Wait for the user's answer, on the main thread. A cancel interrupts it as it interrupts anything there."""
+        self._answers.clear()
+        self.send(encode(Kind.INPUT, number, pickle.dumps({"prompt": prompt, "password": password}, 5)))
+        poller = select.poll()
+        while True:
+            # The loop stands still meanwhile: what it would read and write is done here.
+            poller.register(self.connection, select.POLLIN | (0 if self._drain() else select.POLLOUT))
+            poller.poll()
+            self._on_readable()
+            if self.closed:
+                raise EOFError("the client that could be asked is gone")
+            while self._answers:
+                answer = self._answers.popleft()
+                if answer.call != number:
+                    continue  # to a question that nobody asks any more
+                if answer.flags == Answer.NOBODY:
+                    raise StdinNotImplementedError(NOBODY_TO_ASK)
+                return str(answer.body, "utf-8")
+
     def _define_next(self) -> None:
         for index, frame in enumerate(self._frames):
             if frame.kind == Kind.DEFINE:
@@ -141,7 +172,7 @@ class CallChannel:
             self.cancelled.discard(frame.call)
             self.send(encode(Kind.OUTCOME, frame.call, flags=Status.CANCELLED))
             return
-        digests, name = _reference(bytes(frame.body))
+        digests, name, verb = _reference(bytes(frame.body))
         function = None
         for digest in digests:  # the function last; what only its arguments need first
             function = self.module.lookup(digest)
@@ -149,6 +180,8 @@ class CallChannel:
                 self._undefined = frame
                 self.send(encode(Kind.NEED, frame.call, pickle.dumps(self.module.digests(), 5)))
                 return
+        if verb is not None:
+            function = self.replica.cells.function(verb, self.module)
         self._start(frame, name, function)
 
     def _on_define(self, frame: Frame, waiting: Frame) -> None:
@@ -163,7 +196,8 @@ class CallChannel:
         self._on_call(waiting)
 
     def _start(self, frame: Frame, name: str, function: Any) -> None:
-        sink = OutputSink(frame.call, self.send_output, self.replica.later)
+        ask = functools.partial(self._ask, frame.call)
+        sink = OutputSink(frame.call, self.send_output, self.replica.later, ask)
         context = make_context(frame.call, name, self, frame.flags, sink)
         call = RunningCall(self, frame.call, name, function, frame.buffers, context, sink)
         self.running = call
@@ -266,15 +300,18 @@ class CallChannel:
             self.replica.abandoned_call_ended(self.hello.lease)
 
 
-_references: dict[bytes, tuple[tuple[str, ...], str]] = {}
+_references: dict[bytes, tuple[tuple[str, ...], str, str | None]] = {}
 
 
-def _reference(body: bytes) -> tuple[tuple[str, ...], str]:
-    """Which function a CALL names. The same bytes come with every call of a task, so they are read once."""
+def _reference(body: bytes) -> tuple[tuple[str, ...], str, str | None]:
+    """Which function a CALL names, or what it wants of the replica itself: "cell", "names".
+
+    The same bytes come with every call of a task, so they are read once.
+    """
     known = _references.get(body)
     if known is None:
-        digests, name = json.loads(body)
-        known = _references[body] = (tuple(digests), name)
+        digests, name, *verb = json.loads(body)
+        known = _references[body] = (tuple(digests), name, verb[0] if verb else None)
         if len(_references) > 10_000:
             _references.clear()
     return known
@@ -404,6 +441,7 @@ class ControlChannel:
         self._replica = replica
         self._supervisor = supervisor
         self._lock = threading.Lock()
+        self._sink = OutputSink(0, self._send_pieces, replica.later)  # of widgets
         loop.add_reader(connection, self._on_readable)
         if supervisor:
             replica.supervisor = self
@@ -419,13 +457,16 @@ class ControlChannel:
             return
         except (OSError, ProtocolError):
             self._loop.remove_reader(self._connection)
+            self._sink.closed = True
             self._connection.close()
             return
         self._take_frames()
 
     def _take_frames(self) -> None:
         while (frame := self._reader.next_frame()) is not None:
-            if frame.kind == Kind.CANCEL:
+            if frame.kind == Kind.COMM:
+                self._replica.runner.loop.call_soon_threadsafe(self._replica.comms.receive, frame, self._sink)
+            elif frame.kind == Kind.CANCEL:
                 self._replica.cancel(str(frame.body, "utf-8"), frame.call)
             elif frame.kind == Kind.SETUP and self._supervisor:
                 self._replica.runner.loop.call_soon_threadsafe(self._replica.set_up, bytes(frame.body))
@@ -438,10 +479,13 @@ class ControlChannel:
 
     def send(self, kind: Kind, body: bytes) -> None:
         """A few bytes to the broker, from any thread."""
+        self._send_pieces(encode(kind, 0, body))
+
+    def _send_pieces(self, pieces: list[Buffer]) -> None:
         with self._lock, contextlib.suppress(OSError):
             self._connection.setblocking(True)
             try:
-                for piece in encode(kind, 0, body):
+                for piece in pieces:
                     self._connection.sendall(piece)
             finally:
                 self._connection.setblocking(False)
@@ -450,9 +494,18 @@ class ControlChannel:
 class Replica:
     """All channels of this process, and what they share."""
 
-    def __init__(self, runner: Runner, namespaces: Namespaces, control_loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        namespaces: Namespaces,
+        cells: Cells,
+        comms: Comms,
+        control_loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self.runner = runner
         self.namespaces = namespaces
+        self.cells = cells
+        self.comms = comms
         self.supervisor: ControlChannel | None = None
         self._control_loop = control_loop
         self._control_thread = 0

@@ -5,17 +5,22 @@ Output that belongs to no call (a console attached by hand, a preload) goes wher
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import io
+import os
 import pickle
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
+from ipykernel.displayhook import ZMQShellDisplayHook
+from ipykernel.jsonutil import encode_images, json_clean
+from ipykernel.zmqshell import ZMQDisplayPublisher
 from IPython.core.error import StdinNotImplementedError
-from traitlets import Type
 
 from ..core.context import TaskContext, current
 from ..core.frames import Buffer, Kind, Output, encode
@@ -34,7 +39,9 @@ class OutputSink:
         number: int,
         send: Callable[[list[Buffer]], None],
         later: Callable[[float, Callable[[], None]], None],
+        ask: Callable[[str, bool], str] | None = None,
     ) -> None:
+        self.ask = ask  # its user: prompt, whether it is a password
         self._number = number
         self._send = send
         self._later = later
@@ -74,6 +81,16 @@ class OutputSink:
         with self._lock:
             self.flush()
             self._put(Output.DISPLAY, pickle.dumps(content, 5))
+
+    def result(self, content: dict[str, Any]) -> None:
+        with self._lock:
+            self.flush()
+            self._put(Output.RESULT, pickle.dumps(content, 5))
+
+    def comm(self, content: dict[str, Any]) -> None:
+        with self._lock:
+            self.flush()
+            self._put(Output.COMM, pickle.dumps(content, 5))
 
     def clear(self, wait: bool) -> None:
         with self._lock:
@@ -169,6 +186,25 @@ class TaskStream(io.TextIOBase):
         return getattr(self._otherwise, name)
 
 
+NOBODY_TO_ASK: Final = "stdin is not available in tasks; pass what it asks for as an argument"
+
+
+def ask(prompt: str, password: bool) -> str:
+    """What the user of the running call types; the call waits for it.
+
+    Raises:
+        StdinNotImplementedError: There is nobody to ask, or it is asked from another thread than the task's own.
+    """
+    task = current.get()
+    if task is None or task.sink is None or task.sink.ask is None or task.sink.closed:
+        raise StdinNotImplementedError(NOBODY_TO_ASK)
+    if threading.current_thread() is not threading.main_thread():
+        raise StdinNotImplementedError("input() works in a task itself, not in its threads; ask before starting them")
+    task.sink.flush()
+    answer: str = task.sink.ask(prompt, password)
+    return answer
+
+
 class NoInput(io.TextIOBase):
     """`sys.stdin` of a replica: whoever asks is told at once, and nobody waits for ever."""
 
@@ -177,7 +213,7 @@ class NoInput(io.TextIOBase):
 
     def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
         # Not EOFError: a debugger would take that for "quit" and hide the reason.
-        raise StdinNotImplementedError("stdin is not available in tasks; pass what it asks for as an argument")
+        raise StdinNotImplementedError(NOBODY_TO_ASK)
 
     def read(self, size: int | None = -1) -> str:
         return self.readline()
@@ -207,8 +243,6 @@ class TaskDisplayPublisher(ZMQDisplayPublisher):
         if sink is None:
             super().publish(data, metadata, transient=transient, update=update, **kwargs)
             return
-        from ipykernel.jsonutil import encode_images, json_clean
-
         self._validate_data(data, metadata or {})
         content = {
             "data": encode_images(data),
@@ -225,15 +259,28 @@ class TaskDisplayPublisher(ZMQDisplayPublisher):
             sink.clear(wait)
 
 
-class ReplicaShell(ZMQInteractiveShell):
-    """The kernel's shell, whose displays know about tasks."""
+class TaskDisplayHook(ZMQShellDisplayHook):
+    """The value of a cell's last expression is shown where the cell is."""
 
-    display_pub_class = Type(TaskDisplayPublisher)
+    router: Router | None = None
+
+    def __call__(self, result: Any = None) -> None:
+        sink = None if self.router is None else self.router.sink()
+        if sink is None:
+            super().__call__(result)
+            return
+        if result is None:
+            return
+        data, metadata = self.compute_format_data(result)
+        shell: Any = self.shell
+        shell.remember(result)
+        if data:  # an `_ipython_display_` has shown itself
+            sink.result({"data": json_clean(encode_images(data)), "metadata": json_clean(metadata)})
 
 
 def install(shell: Any, router: Router) -> None:
     """Put the router between the process and its streams and displays."""
-    shell.display_pub.router = router
+    shell.router = shell.display_pub.router = shell.displayhook.router = router
     out: Any = sys.stdout
     err: Any = sys.stderr
     # What no call wrote, such as a preload's prints, is also in the log.
@@ -241,6 +288,43 @@ def install(shell: Any, router: Router) -> None:
     sys.stdout = TaskStream(Output.STDOUT, out, router)
     sys.stderr = TaskStream(Output.STDERR, err, router)
     sys.stdin = NoInput()
+    # For good: cells come and go while others run, and a nested `run_cell`, as of `%%capture`, must not set it again.
+    shell.display_trap.__enter__()
+    _run_in_context_of_creator()
+    _draw_inline()
+
+
+def _run_in_context_of_creator() -> None:
+    """Threads of a call, and what it submits to an executor, are part of that call."""
+    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+
+    def start_in_context(thread: threading.Thread) -> None:
+        if current.get() is not None:
+            context = contextvars.copy_context()
+            run = thread.run
+
+            def run_in_context() -> None:
+                del thread.run  # the instance's: it refers to the thread
+                context.run(run)
+
+            thread.run = run_in_context  # type: ignore[method-assign]
+        start(thread)
+
+    def submit_in_context(executor: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if current.get() is not None:
+            function = functools.partial(contextvars.copy_context().run, function)
+        return submit(executor, function, *args, **kwargs)
+
+    threading.Thread.start = start_in_context  # type: ignore[method-assign, assignment]
+    ThreadPoolExecutor.submit = submit_in_context  # type: ignore[method-assign]
+
+
+def _draw_inline() -> None:
+    """Where a zygote has imported matplotlib already, the kernel's choice of a backend came too late for it."""
+    matplotlib = sys.modules.get("matplotlib")
+    backend = os.environ.get("MPLBACKEND")
+    if matplotlib is not None and backend and matplotlib.get_backend(auto_select=False) is None:
+        matplotlib.rcParams["backend"] = backend
 
 
 def show_open_figures() -> None:
