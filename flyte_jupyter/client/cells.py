@@ -11,18 +11,19 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from .. import errors
 from ..core import failure, payload
 from ..core.cells import CellReply, CellRequest, Scope
+from ..core.definitions import ImportDefinition, SourceDefinition, ValueDefinition
 from ..core.frames import Buffer, Frame, Status
 from ..core.policy import SINGLE_USE_SCALING, RetryStrategy, Timeout
 from ..core.snapshot import PoolView
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 SESSION_IDLE_S: Final = 1800.0
 """How long a session that nobody uses keeps its replica."""
+RETRY_S: Final = 0.1
+GRANTED_S: Final = 1.0
+"""How long the broker may take to grant slots that are free."""
 NAMES_S: Final = 0.2
 """How long completion may wait for the names on a replica."""
 NAMES_FRESH_S: Final = 5.0
@@ -62,6 +66,7 @@ class Cell:
         timeout: Seconds that one attempt may run.
         retries: Attempts beyond the first.
         retry_on: For what it is repeated; empty is for whatever happens.
+        on_interrupt: "int" raises KeyboardInterrupt in the cell, "kill" ends its replica at once.
     """
 
     code: str
@@ -75,6 +80,7 @@ class Cell:
     timeout: float | None = None
     retries: int = 0
     retry_on: tuple[str, ...] = ()
+    on_interrupt: Literal["int", "kill"] = "int"
 
 
 @dataclass(slots=True)
@@ -86,6 +92,7 @@ class Times:
     ended_at: float | None = None
     replica: str = ""  # "gpu[1]"
     replica_id: str = ""
+    on_begin: Callable[[], None] | None = None
 
 
 class CellTarget(Target):
@@ -96,6 +103,8 @@ class CellTarget(Target):
         self.cell = cell
         self.times = Times()
         self.attempt = 0
+        self.pinned: Lease | None = None  # the slot it has to run in
+        self.kill_on_interrupt = cell.on_interrupt == "kill"
         self._defined = tuple(sorted(name for name, value in cell.push.items() if is_definition(value)))
         self._captured = Captured.of_names(self._defined, _main())
         self._request = CellRequest(
@@ -129,9 +138,34 @@ class CellTarget(Target):
     def group(self) -> LeaseGroup:
         if not self.times.asked_at:
             self.times.asked_at = time.monotonic()
+        if self.pinned is not None:
+            return cast("LeaseGroup", _Pinned(self.pinned))
         if self.cell.scope != "session":
             return super().group()
         return session_group(self.pool, self.cell.session)
+
+    def check(self) -> None:
+        """Raises ArgumentNotSerializable if something in it cannot be sent."""
+        self.encode((), {}, 0)
+
+    def parcels(self) -> dict[str, tuple[str, int]]:
+        """What is sent besides the code: how, and how many bytes. Raises as `check`."""
+        self.check()
+        found = {}
+        home = home_module()
+        for name, value in self.cell.push.items():
+            if name not in self._defined:
+                pickled = payload.dump_arguments(value, home)
+                found[name] = "a copy", sum(memoryview(part).nbytes for part in (pickled.data, *pickled.buffers))
+        for definition in self._captured.closure().definitions if self._defined else ():
+            match definition:
+                case ImportDefinition():
+                    found[definition.name] = "an import", len(definition.module)
+                case SourceDefinition():
+                    found[definition.name] = "its source", len(definition.lines)
+                case ValueDefinition():
+                    found[definition.name] = "a copy", len(definition.pickled)
+        return found
 
     def result(self, frame: Frame, lease: Lease) -> Any:
         self.times.ended_at = time.monotonic()
@@ -157,6 +191,8 @@ class _Noted(Outgoing):
 
     def on(self, channel: Channel) -> tuple[int, list[Buffer]]:
         self._times.began_at = time.monotonic()
+        if self._times.on_begin is not None:
+            self._times.on_begin()
         comms.to_replica.set(_sender(channel))
         return self._plain.on(channel)
 
@@ -286,6 +322,79 @@ def fresh_pool(pool: PoolHandle) -> PoolHandle:
     made.set_preimport(pool._preimport)
     made.start_timeout = pool.start_timeout
     return made
+
+
+# --- a certain replica
+
+
+class _Pinned:
+    """The part of a lease group that `remote` needs, for one slot that was chosen before."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+
+    def take(self) -> Lease:
+        return self._lease
+
+    def give_back(self, lease: Lease) -> None:
+        lease.group.drop(lease)
+
+    drop = give_back
+
+
+def leases_on(pool: PoolHandle, name: str, number: int | None = None) -> list[Lease]:
+    """A slot on the replica of that number, or one on each replica that is there.
+
+    Waits until they are free. Never asks for more slots than are: the pool must not grow for it.
+
+    Raises:
+        NoSuchPool, PoolFailed: As for a call.
+        ValueError: There is no replica of that number.
+    """
+    connection = pool.connection()
+    group = LeaseGroup(connection, pool.key, None, "local")
+    while True:
+        view = pool.status()
+        there = [] if view is None else [each for each in view.replicas if each.state in ("ready", "busy")]
+        wanted = {each.name for each in there if number is None or each.index == number}
+        if view is not None and there and not wanted:
+            raise ValueError(f"there is no replica {number} of {pool.name}: {', '.join(each.name for each in there)}")
+        free = {} if view is None else {each.name: view.scaling.concurrency - len(each.leases) for each in there}
+        if not wanted:  # nothing runs: one call's slot starts it
+            group.drop(group.ask(name).future.result())
+        elif all(free[each] > 0 for each in wanted):
+            chosen = _choose(group, name, wanted, sum(max(count, 0) for count in free.values()))
+            if chosen:
+                return chosen
+        time.sleep(RETRY_S)
+
+
+def _choose(group: LeaseGroup, name: str, wanted: set[str], slots: int) -> list[Lease]:
+    """One slot of each wanted replica out of those that are free; [] if somebody else was faster."""
+    waiters = [group.ask(name) for _ in range(slots)]
+    deadline = time.monotonic() + GRANTED_S
+    chosen: dict[str, Lease] = {}
+    others = []
+    try:
+        for waiter in waiters:
+            with suppress(TimeoutError):
+                lease = waiter.future.result(max(0.0, deadline - time.monotonic()))
+                if lease.name in wanted and lease.name not in chosen:
+                    chosen[lease.name] = lease
+                else:
+                    others.append(lease)
+            if len(chosen) == len(wanted):
+                break
+    finally:
+        complete = len(chosen) == len(wanted)
+        for lease in others if complete else [*others, *chosen.values()]:
+            group.drop(lease)
+        for waiter in waiters:
+            if not waiter.future.done():
+                waiter.withdraw()
+            elif waiter.future.exception() is None and waiter.future.result() not in [*others, *chosen.values()]:
+                group.drop(waiter.future.result())
+    return [chosen[each] for each in sorted(chosen)] if complete else []
 
 
 # --- sessions

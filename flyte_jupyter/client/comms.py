@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final
 
+from ..core.cells import PARENT
 from ..core.frames import Buffer, Kind, encode
 from .identity import ipython
 
@@ -61,6 +62,10 @@ def publish(message: dict[str, Any]) -> None:
         return  # a terminal has no widgets; their text comes as a display
     kind, content = message["msg_type"], message["content"]
     comm_id = content["comm_id"]
+    parent = ipython().display_pub.parent_header
+    state = content.get("data", {}).get("state", {})
+    if state.get("msg_id") == PARENT:  # an Output widget takes what this cell shows from now on
+        state["msg_id"] = parent.get("msg_id", "")
     with _lock:
         comms = kernel.comm_manager.comms
         if kind == "comm_open":
@@ -72,7 +77,7 @@ def publish(message: dict[str, Any]) -> None:
         kind,
         content,
         metadata=message["metadata"],
-        parent=ipython().display_pub.parent_header,
+        parent=parent,
         ident=f"comm-{comm_id}".encode(),
         buffers=message["buffers"],
     )
