@@ -28,6 +28,7 @@ from ..core.definitions import Closure
 from ..core.frames import Answer, Buffer, Frame, FrameReader, Kind, Status, encode
 from ..errors import ProtocolError
 from ..runtime import peer_uid
+from . import descriptors
 from .cells import Cells
 from .comms import Comms
 from .namespace import Namespaces, NotebookModule
@@ -530,7 +531,7 @@ class Replica:
         return threading.get_ident() == self._control_thread
 
     def log(self, text: str) -> None:
-        os.write(2, f"flyte_jupyter: {text}\n".encode())
+        descriptors.log(f"flyte_jupyter: {text}\n")
 
     # --- on the main thread
 

@@ -9,6 +9,7 @@ from typing import Any
 import comm
 from ipykernel.comm.comm import BaseComm
 from ipykernel.jsonutil import json_clean
+from ipykernel.kernelbase import Kernel
 
 from ..core.context import Action, TaskContext, current
 from ..core.frames import Frame
@@ -25,6 +26,7 @@ class TaskComm(BaseComm):
         if sink is None:
             super().publish_msg(msg_type, data, metadata, buffers, **keys)
             return
+        self.kernel = self.kernel or Kernel.instance()  # ipywidgets takes a comm without one for a closed one
         sink.comm(
             {
                 "msg_type": msg_type,

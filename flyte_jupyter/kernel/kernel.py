@@ -30,7 +30,7 @@ from traitlets import Type
 from traitlets.config import Config
 
 from ..core.context import current
-from . import comms, logs, outputs, shell
+from . import comms, descriptors, logs, outputs, shell
 from .cells import Cells
 from .channel import Replica
 from .namespace import Namespaces
@@ -108,7 +108,8 @@ class ReplicaApp(IPKernelApp):
         loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
         router = outputs.Router()
         own: Any = self.shell
-        outputs.install(own, router)
+        descriptors.install(router)
+        outputs.install(own, router, descriptors.LogStream())
         sys.modules["__main__"] = shell.route_main(sys.modules["__main__"])
         builtins.input, getpass.getpass = self.kernel.raw_input, self.kernel.getpass
         logs.install()

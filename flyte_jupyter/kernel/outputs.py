@@ -124,8 +124,17 @@ class Router:
 
     def __init__(self) -> None:
         self.running: dict[int, TaskContext] = {}
+        self.settle: Callable[[], None] = _nothing
+        """Take in what was written to descriptors 1 and 2 until now."""
+
+    def only_sink(self) -> OutputSink | None:
+        """That of the only call there is."""
+        running = list(self.running.values())
+        sink: OutputSink | None = running[0].sink if len(running) == 1 else None
+        return None if sink is None or sink.closed else sink
 
     def sink(self) -> OutputSink | None:
+        """Where a piece of output goes that is made here and now; None: it is no call's."""
         context = current.get()
         if context is None and len(self.running) == 1:
             # A thread starts with an empty context. With one call in the replica there is no doubt whose it is,
@@ -135,8 +144,13 @@ class Router:
             context = next(iter(self.running.values()), None)
         if context is None or context.sink is None or context.sink.closed:
             return None
+        self.settle()
         sink: OutputSink = context.sink
         return sink
+
+
+def _nothing() -> None:
+    pass
 
 
 class TaskStream(io.TextIOBase):
@@ -180,7 +194,7 @@ class TaskStream(io.TextIOBase):
         return False
 
     def fileno(self) -> int:
-        return int(self._otherwise.fileno())
+        return 1 if self._stream is Output.STDOUT else 2
 
     def __getattr__(self, name: str) -> Any:  # set_parent and friends, which ipykernel asks of its streams
         return getattr(self._otherwise, name)
@@ -278,13 +292,13 @@ class TaskDisplayHook(ZMQShellDisplayHook):
             sink.result({"data": json_clean(encode_images(data)), "metadata": json_clean(metadata)})
 
 
-def install(shell: Any, router: Router) -> None:
-    """Put the router between the process and its streams and displays."""
+def install(shell: Any, router: Router, log: Any) -> None:
+    """Put the router between the process and its streams and displays; `log` gets what is no call's."""
     shell.router = shell.display_pub.router = shell.displayhook.router = router
     out: Any = sys.stdout
     err: Any = sys.stderr
     # What no call wrote, such as a preload's prints, is also in the log.
-    out.echo, err.echo = sys.__stdout__, sys.__stderr__
+    out.echo = err.echo = log
     sys.stdout = TaskStream(Output.STDOUT, out, router)
     sys.stderr = TaskStream(Output.STDERR, err, router)
     sys.stdin = NoInput()

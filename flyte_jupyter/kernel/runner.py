@@ -113,6 +113,7 @@ class Runner:
     # --- calls
 
     def start(self, call: RunningCall) -> None:
+        self.router.settle()  # what was written before it is not this call's
         self.router.running[id(call)] = call.context
         if inspect.iscoroutinefunction(call.function):
             self._start_task(call, self._base.copy())
@@ -228,6 +229,7 @@ class Runner:
         return encode(Kind.OUTCOME, call.number, dump_failure(error), flags=Status.ERROR)
 
     def _finish(self, call: RunningCall, reply: list[Buffer]) -> None:
+        self.router.settle()
         call.sink.close()
         call.ended = True
         self.router.running.pop(id(call), None)
