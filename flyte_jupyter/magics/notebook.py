@@ -103,10 +103,12 @@ class Notebook:
         elif isinstance(error, errors.MaxRuntimeExceededError):
             error.add_note("Raise `--timeout`, or use `--bg` for long work.")
         elif isinstance(error, errors.ReplicaDied):
-            notes = getattr(error, "__notes__", [])
-            notes[:] = [
-                note.replace("The task was", "The cell was").replace("`retries=1` to the task", "`--retries 1`")
-                for note in notes
+            tried = target.attempt + 1
+            was = "The cell was not repeated" if tried == 1 else f"The cell was run {tried} times, not once more"
+            error.__notes__ = [
+                note.replace("The task was not repeated", was).replace("`retries=1` to the task", "`--retries 1`")
+                for note in getattr(error, "__notes__", ())
+                if tried == 1 or not note.startswith("Run it again")
             ]
         return presentable(self.shell, error, failure.remote_frames(error))
 

@@ -18,9 +18,10 @@ from ..client import handle as handles
 from ..client.cells import AttachedPool
 from ..client.environment import TaskEnvironment
 from ..client.handle import PoolHandle
+from ..client.leases import LINGER_S
 from ..core.policy import ReusePolicy
 from ..core.resources import Resources
-from ..core.snapshot import PoolView
+from ..core.snapshot import LeaseView, PoolView
 from .options import (
     argument,
     magic_arguments,
@@ -255,8 +256,10 @@ class PoolMagics(Magics):
         return pool
 
     def _stop(self, pool: PoolHandle, options: argparse.Namespace) -> None:
-        view = pool.status()
-        running = [] if view is None else [lease for replica in view.replicas for lease in replica.leases]
+        running = _running(pool)
+        if running and not options.now:
+            time.sleep(2 * LINGER_S)  # the last call's slot is kept for the next one, for a moment
+            running = _running(pool)
         if running and not options.now:
             what = ", ".join(f"{lease.task} ({lease.client})" for lease in running[:3])
             print(f"{pool.name} stops when this has ended: {what}. To end it now: %flyte_pool stop {pool.name} --now")
@@ -327,6 +330,11 @@ class PoolMagics(Magics):
         """Check versions, the runtime folder, the service, GPUs and processes, and say what to do."""
         options = parse(self.shell, self.flyte_doctor, line)
         command("doctor", *(["--call"] if options.call else []))
+
+
+def _running(pool: PoolHandle) -> list[LeaseView]:
+    view = pool.status()
+    return [] if view is None else [lease for replica in view.replicas for lease in replica.leases]
 
 
 def _parsed(parser: Callable[[str], Any], value: str | None, verb: str, example: str) -> Any:

@@ -16,6 +16,7 @@ from .. import _version, errors
 from ..client import cells, outputs, text
 from ..client.cells import AttachedPool, Cell, CellTarget
 from ..client.handle import PoolHandle
+from ..client.leases import Lease
 from ..core.cells import CellReply, Scope
 from .jobs import SHOWN_BYTES, Job, JobScreen
 from .local import run_here
@@ -181,7 +182,7 @@ class TaskMagics(Magics):
         wanted = Cell(
             code=code,
             filename=filename,
-            name=f"cell #{self.shell.execution_count}",
+            name=f"cell #{self._count()}",
             first_line=first_line,
             scope=scope,
             session=options.session or "",
@@ -202,14 +203,13 @@ class TaskMagics(Magics):
             return self._start(target, options)
         with self._waiting(target, options, alone=first_line > 1):
             if options.replica is not None:
-                with tidy(self.shell):
-                    target.pinned = cells.leases_on(pool, target.name, options.replica)[0]
+                target.pinned = self._slots(pool, target.name, options.replica)[0]
             screen: outputs.Screen = outputs.Screen() if seen is None else _Seen(seen)
             self._run_here(target, options, screen)
         return None
 
     def _run_here(self, target: CellTarget, options: argparse.Namespace, screen: outputs.Screen) -> None:
-        number = str(self.shell.execution_count)
+        number = str(self._count())
         guard = outputs.Guard(screen, self.settings.output_limit, f"%flyte_result {number} --output")
         self.notebook.remember(number, Ran(target.name, guard))
         quiet = options.quiet or self.settings.quiet
@@ -238,12 +238,11 @@ class TaskMagics(Magics):
     def _start(self, target: CellTarget, options: argparse.Namespace) -> Job | None:
         """In the background."""
         screen = JobScreen(self.shell)
-        number = str(self.shell.execution_count)
+        number = str(self._count())
         limit = min(self.settings.output_limit or SHOWN_BYTES, SHOWN_BYTES)
         guard = outputs.Guard(screen, limit, f"%flyte_result {number} --output")
         if options.replica is not None:
-            with tidy(self.shell):
-                target.pinned = cells.leases_on(target.pool, target.name, options.replica)[0]
+            target.pinned = self._slots(target.pool, target.name, options.replica)[0]
         with tidy(self.shell):
             target.check()  # what cannot be sent is said here, not in a display that nobody may look at
         job = Job(self.notebook, target, screen, cells.start(target, guard), options.pull)
@@ -255,10 +254,8 @@ class TaskMagics(Magics):
 
     def _run_everywhere(self, wanted: Cell, pool: PoolHandle, options: argparse.Namespace) -> None:
         """On each replica at once, each with a display of its own."""
-        with tidy(self.shell):
-            leases = cells.leases_on(pool, wanted.name)
         jobs = []
-        for lease in leases:
+        for lease in self._slots(pool, wanted.name):
             target = CellTarget(wanted, pool)
             target.pinned = lease
             target.name = f"{wanted.name} on {lease.name}"
@@ -279,9 +276,21 @@ class TaskMagics(Magics):
                 self.notebook.assign(missing[0], [])
             self.shell.user_ns[here] = [reply.pulled[there] for reply in replies]
 
+    def _slots(self, pool: PoolHandle, name: str, number: int | None = None) -> list[Lease]:
+        with tidy(self.shell):
+            try:
+                return cells.leases_on(pool, name, number)
+            except ValueError as problem:
+                raise UsageError(f"--replica: {problem}") from None
+
+    def _count(self) -> int:
+        """The number of this cell, as in `In[12]`."""
+        count: int = self.shell.displayhook.prompt_count
+        return count
+
     def _known_as(self, cell: str) -> str:
         """The name under which IPython knows a cell, with the text that the user wrote, not what it made of it."""
-        name: str = self.shell.compile.cache(cell, self.shell.execution_count, raw_code=cell)
+        name: str = self.shell.compile.cache(cell, self._count(), raw_code=cell)
         return name
 
     def _check_syntax(self, code: str, filename: str, first_line: int) -> None:
