@@ -10,7 +10,6 @@ import pickle
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -193,21 +192,8 @@ class _Noted(Outgoing):
         self._times.began_at = time.monotonic()
         if self._times.on_begin is not None:
             self._times.on_begin()
-        comms.to_replica.set(_sender(channel))
+        comms.to_replica.set(comms.Link(channel.socket.getpeername(), outputs.show))
         return self._plain.on(channel)
-
-
-def _sender(channel: Channel) -> comms.Send:
-    stream = weakref.ref(channel.socket)  # a widget must not keep a connection open
-    lock = threading.Lock()
-
-    def send(pieces: list[Buffer]) -> None:
-        there = stream()
-        if there is not None:
-            with suppress(OSError), lock:
-                there.sendall(b"".join(pieces))
-
-    return send
 
 
 def _no_function() -> None:

@@ -2,33 +2,86 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import socket
 import threading
 from collections.abc import Callable
-from contextvars import ContextVar
+from contextlib import suppress
+from contextvars import ContextVar, copy_context
 from typing import Any, Final
 
 from ..core.cells import PARENT
-from ..core.frames import Buffer, Kind, encode
+from ..core.frames import Buffer, FrameReader, Kind, encode
+from ..runtime import peer_uid
 from .identity import ipython
 
-Send = Callable[[list[Buffer]], None]
-"""Writes a frame to the replica; nothing happens if its connection is not open any more."""
 
-to_replica: ContextVar[Send | None] = ContextVar("flyte_jupyter_to_replica", default=None)
+class Link:
+    """A connection to a replica for the widgets of one call, also when the call is over. Made when one is used.
+
+    Args:
+        address: The replica's socket.
+        show: Takes what the widgets answer, in the context in which this is made: an OUTPUT's flags and body.
+    """
+
+    def __init__(self, address: str, show: Callable[[int, Buffer], None]) -> None:
+        self._address = address
+        self._show = show
+        self._context = copy_context()
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._over = False
+
+    def send(self, pieces: list[Buffer]) -> None:
+        """Write a frame; nothing happens if the replica is gone."""
+        with self._lock, suppress(OSError):
+            if self._socket is None and not self._over:
+                self._socket = self._connect()
+            if self._socket is not None:
+                self._socket.sendall(b"".join(pieces))
+
+    def _connect(self) -> socket.socket:
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            stream.connect(self._address)
+            if peer_uid(stream) != os.getuid():
+                raise PermissionError(f"the process at {self._address} belongs to another user")
+            stream.sendall(b"".join(encode(Kind.HELLO, 0, b'{"role": "control"}')))
+        except OSError:
+            stream.close()
+            self._over = True
+            raise
+        threading.Thread(target=self._context.run, args=(self._listen, stream), daemon=True).start()
+        return stream
+
+    def _listen(self, stream: socket.socket) -> None:
+        reader = FrameReader()
+        with suppress(OSError):
+            while count := stream.recv_into(reader.get_buffer()):
+                reader.buffer_updated(count)
+                while (frame := reader.next_frame()) is not None:
+                    if frame.kind == Kind.OUTPUT:
+                        self._show(frame.flags, frame.body)
+        with self._lock:
+            self._socket, self._over = None, True
+            stream.close()
+
+
+to_replica: ContextVar[Link | None] = ContextVar("flyte_jupyter_to_replica", default=None)
 """How a widget that opens in this context hears what its user does."""
 
 
 class Shadow:
     """Stands in this kernel for a widget that lives in a replica, and hands on what its user does.
 
-    Everything about it is on the replica. When the connection there is gone, what the front end shows stays as it is.
+    Everything about it is on the replica. When that is gone, what the front end shows stays as it is.
     """
 
-    def __init__(self, comm_id: str, target_name: str, send: Send | None) -> None:
+    def __init__(self, comm_id: str, target_name: str, link: Link | None) -> None:
         self.comm_id = comm_id
         self.target_name = target_name
-        self._send = send
+        self._link = link
         self._closed = False  # the manager sets it, as with its own
 
     def handle_msg(self, message: dict[str, Any]) -> None:
@@ -41,7 +94,7 @@ class Shadow:
         """What ipywidgets asks of every comm when the kernel ends: nothing is left to do here."""
 
     def _forward(self, kind: str, message: dict[str, Any]) -> None:
-        if self._send is None:
+        if self._link is None:
             return
         content = {
             "msg_type": kind,
@@ -49,7 +102,7 @@ class Shadow:
             "metadata": message.get("metadata", {}),
             "buffers": [bytes(buffer) for buffer in message.get("buffers", ())],
         }
-        self._send(encode(Kind.COMM, 0, pickle.dumps(content, 5)))
+        self._link.send(encode(Kind.COMM, 0, pickle.dumps(content, 5)))
 
 
 _lock: Final = threading.Lock()

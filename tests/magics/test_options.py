@@ -182,9 +182,7 @@ def completed(shell: Any, text: str) -> list[str]:
     """What a completer offers at the end of the text."""
     line = text.count("\n")
     column = len(text.rpartition("\n")[2])
-    notebook, matcher = magics._loaded[shell]
     found = shell.Completer._complete(cursor_line=line, cursor_pos=column, full_text=text)
-    assert notebook is not None
     result = found.get("flyte_jupyter", {"completions": []})
     return [each.text for each in result["completions"]]
 
@@ -244,6 +242,6 @@ def test_what_is_overwritten_is_no_flood(shell: Any) -> None:
 def test_the_rest_is_bounded(shell: Any) -> None:
     spool = outputs.Spool(limit=4)
     spool.write("123456")
-    assert list(spool.read())[0] == "1234"
+    assert next(spool.read()) == "1234"
     assert spool.dropped == 2
     spool.close()
