@@ -10,6 +10,7 @@ import __future__  # isort: skip
 
 import ast
 import asyncio
+import builtins
 import functools
 import gc
 import inspect
@@ -141,13 +142,14 @@ class Cells:
 
     def _new_layer(self) -> Layer:
         preloaded = {name: value for name, value in self._namespaces.preload.names.items() if name[:2] != "__"}
-        return Layer(ModuleType("__main__"), {"__builtins__": __builtins__, **self._always, **preloaded})
+        return Layer(ModuleType("__main__"), {"__builtins__": builtins, **self._always, **preloaded})
 
     def _drop(self, request: CellRequest, layer: Layer) -> None:
         """After a cell: nothing of it may hold memory, unless it is meant to."""
         for name in ("last_type", "last_value", "last_traceback", "last_exc"):
             vars(sys).pop(name, None)
-        self._shell.InteractiveTB.tb = self._shell.SyntaxTB.last_syntax_error = None
+        shell = self._shell
+        shell.InteractiveTB.tb = shell.SyntaxTB.last_syntax_error = shell.last_execution_result = None
         # A function refers to the names that it is one of: only the collector frees those. Without any, the names
         # are held by the layer and its module alone, and go with them.
         if request.scope == "fresh" and sys.getrefcount(layer.names) > _HELD_ANYHOW:

@@ -35,10 +35,12 @@ class TaskComm(BaseComm):
                 "buffers": [bytes(buffer) for buffer in buffers or ()],
             }
         )
+        if msg_type == "comm_close" and _comms is not None:
+            _comms.forget(self.comm_id)
 
 
 class Comms:
-    """Where the front end of each widget is. All but `sink` is for the main thread."""
+    """Where the front end of each widget is. `receive` is for the main thread."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
@@ -48,6 +50,9 @@ class Comms:
         """The running call's, else that of the connection on which the widget's front end was heard last."""
         sink = self._router.sink() or self._homes.get(comm_id)
         return None if sink is None or sink.closed else sink
+
+    def forget(self, comm_id: str) -> None:
+        self._homes.pop(comm_id, None)
 
     def receive(self, frame: Frame, sink: OutputSink) -> None:
         """A message of a front end to its widget. What the widget's callbacks do and print goes to `sink`."""
@@ -62,7 +67,7 @@ class Comms:
         handle(None, None, {"header": {"msg_type": msg_type}, **message})
         sink.flush()
         if msg_type == "comm_close":
-            del self._homes[comm_id]
+            self.forget(comm_id)
 
 
 _comms: Comms | None = None

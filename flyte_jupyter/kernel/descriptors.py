@@ -2,8 +2,8 @@
 
 Both are files and not pipes. So a writer never waits, not even a C library that prints while it holds the interpreter's
 lock; and what a process said last, before it crashed, is in the log. Descriptor 2 is the log itself, 1 is a file
-without a name. A thread shows what is written as it comes; a look at two sizes, before each output and each outcome, keeps
-the order. Linux only: elsewhere both go to the log, as they always did.
+without a name. A thread shows what is written as it comes; a look at two sizes, before each output and each outcome,
+keeps the order. Linux only: elsewhere both go to the log, as they always did.
 """
 
 from __future__ import annotations
