@@ -342,7 +342,7 @@ def leases_on(pool: PoolHandle, name: str, number: int | None = None) -> list[Le
     while True:
         view = pool.status()
         there = [] if view is None else [each for each in view.replicas if each.state in ("ready", "busy")]
-        wanted = {each.name for each in there if number is None or each.index == number}
+        wanted = [each.name for each in there if number is None or each.index == number]
         if view is not None and there and not wanted:
             raise ValueError(f"there is no replica {number} of {pool.name}: {', '.join(each.name for each in there)}")
         free = {} if view is None else {each.name: view.scaling.concurrency - len(each.leases) for each in there}
@@ -355,7 +355,7 @@ def leases_on(pool: PoolHandle, name: str, number: int | None = None) -> list[Le
         time.sleep(RETRY_S)
 
 
-def _choose(group: LeaseGroup, name: str, wanted: set[str], slots: int) -> list[Lease]:
+def _choose(group: LeaseGroup, name: str, wanted: list[str], slots: int) -> list[Lease]:
     """One slot of each wanted replica out of those that are free; [] if somebody else was faster."""
     waiters = [group.ask(name) for _ in range(slots)]
     deadline = time.monotonic() + GRANTED_S
@@ -380,7 +380,7 @@ def _choose(group: LeaseGroup, name: str, wanted: set[str], slots: int) -> list[
                 waiter.withdraw()
             elif waiter.future.exception() is None and waiter.future.result() not in [*others, *chosen.values()]:
                 group.drop(waiter.future.result())
-    return [chosen[each] for each in sorted(chosen)] if complete else []
+    return [chosen[each] for each in wanted] if complete else []
 
 
 # --- sessions

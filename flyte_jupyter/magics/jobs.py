@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, wait
 from contextvars import Context, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
@@ -80,11 +81,11 @@ class JobScreen(outputs.Screen):
             if not wait:
                 self._start_anew()
 
-    def draw(self) -> None:
-        """Bring the display up to date."""
+    def draw(self, *, here: bool = False) -> None:
+        """Bring the display up to date; `here` for who looks only at what the cell that runs now says, as nbclient."""
         with self._lock:
             self._timer = False
-            self._publish(update=True)
+            self._publish(update=True, here=here)
 
     def plain(self) -> str:
         """What it has shown, as text."""
@@ -106,20 +107,22 @@ class JobScreen(outputs.Screen):
         timer.daemon = True
         timer.start()
 
-    def _publish(self, *, update: bool) -> None:
+    def _publish(self, *, update: bool, here: bool = False) -> None:
+        """As the cell that started it, whichever runs now; or as the one that runs `here`."""
         if is_terminal(self._shell):
             return
         head = self.head()
         plain = f"{head}\n{self.plain()}".rstrip("\n")
         styled = [f'<span style="opacity: 0.6; font-size: smaller">{html.escape(head)}</span>']
         styled += [part or f"<pre>{html.escape(plain)}</pre>" for plain, part in self._parts]
-        # As the cell that started it, whichever runs now; a thread may not enter a context that another is in.
-        self._context.copy().run(
-            self._shell.display_pub.publish,
-            {"text/plain": plain, "text/html": "".join(styled)},
-            {},
-            transient={"display_id": self._id},
-            update=update,
+        # A thread may not enter a context that another is in.
+        publish = (
+            self._shell.display_pub.publish
+            if here
+            else partial(self._context.copy().run, self._shell.display_pub.publish)
+        )
+        publish(
+            {"text/plain": plain, "text/html": "".join(styled)}, {}, transient={"display_id": self._id}, update=update
         )
 
 
@@ -174,7 +177,7 @@ class Job:
 
     def cancel(self) -> bool:
         """Stop it; False if it was over already."""
-        return self._future.cancel()
+        return not self._future.done() and self._future.cancel()
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for its end, assign what `-o` names here, and return it: a value, or a dict of several.
@@ -195,6 +198,7 @@ class Job:
         wait([self._future], timeout)
         if not self._future.done():
             raise TimeoutError(f"{self.name} is not over after {timeout:g} s; it goes on")
+        self._screen.draw(here=True)
         try:
             return self._future.result()
         except CancelledError:

@@ -62,8 +62,10 @@ class Pools:
         return made
 
     def here(self) -> dict[str, PoolHandle]:
-        """Those declared by this process, by name."""
-        return {pool.name: pool for pool in handles.known_pools()} | self._made
+        """Those declared by this process, by name; also by an environment that nothing has used yet."""
+        declared = [value for value in self.shell.user_ns.values() if isinstance(value, TaskEnvironment)]
+        unused = {env.name: handles.handle_of(env) for env in declared if env.reusable}
+        return unused | {pool.name: pool for pool in handles.known_pools()} | self._made
 
     def names(self) -> list[str]:
         """What can be written for a pool; asks nobody."""
