@@ -36,6 +36,8 @@ from .outputs import NOBODY_TO_ASK, OutputSink
 from .runner import Runner, RunningCall, dump_failure, enter, make_context
 
 HANDSHAKE_S: Final = 5.0
+STALLED_MS: Final = 5000
+"""How long a peer on a control connection may read nothing of what it is sent."""
 READ_AHEAD: Final = 64
 """Calls of one lease that may wait in this process; the rest wait in the socket."""
 BACKLOG_BYTES: Final = 8 * 1024 * 1024
@@ -145,13 +147,11 @@ class CallChannel:
         self._answers.clear()
         self.send(encode(Kind.INPUT, number, pickle.dumps({"prompt": prompt, "password": password}, 5)))
         poller = select.poll()
-        while True:
+        while not self.closed:
             # The loop stands still meanwhile: what it would read and write is done here.
             poller.register(self.connection, select.POLLIN | (0 if self._drain() else select.POLLOUT))
             poller.poll()
             self._on_readable()
-            if self.closed:
-                raise EOFError("the client that could be asked is gone")
             while self._answers:
                 answer = self._answers.popleft()
                 if answer.call != number:
@@ -159,6 +159,7 @@ class CallChannel:
                 if answer.flags == Answer.NOBODY:
                     raise StdinNotImplementedError(NOBODY_TO_ASK)
                 return str(answer.body, "utf-8")
+        raise EOFError("the client that could be asked is gone")
 
     def _define_next(self) -> None:
         for index, frame in enumerate(self._frames):
@@ -442,7 +443,11 @@ class ControlChannel:
         self._replica = replica
         self._supervisor = supervisor
         self._lock = threading.Lock()
-        self._sink = OutputSink(0, self._send_pieces, replica.later)  # of widgets
+        # Of widgets. Its timer is not this thread's: it must not wait for a front end.
+        main = replica.runner.loop
+        self._sink = OutputSink(
+            0, self._send_pieces, lambda delay, callback: main.call_soon_threadsafe(main.call_later, delay, callback)
+        )
         loop.add_reader(connection, self._on_readable)
         if supervisor:
             replica.supervisor = self
@@ -483,13 +488,18 @@ class ControlChannel:
         self._send_pieces(encode(kind, 0, body))
 
     def _send_pieces(self, pieces: list[Buffer]) -> None:
+        poller = select.poll()
         with self._lock, contextlib.suppress(OSError):
-            self._connection.setblocking(True)
-            try:
-                for piece in pieces:
-                    self._connection.sendall(piece)
-            finally:
-                self._connection.setblocking(False)
+            poller.register(self._connection, select.POLLOUT)
+            for piece in pieces:
+                view = memoryview(piece).cast("B")
+                while view:
+                    # Not for ever: a front end that does not read must not hold up its replica.
+                    if not poller.poll(STALLED_MS):
+                        self._connection.shutdown(socket.SHUT_RDWR)
+                        return
+                    with contextlib.suppress(BlockingIOError):
+                        view = view[self._connection.send(view) :]
 
 
 class Replica:

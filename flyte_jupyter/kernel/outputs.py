@@ -38,7 +38,7 @@ class OutputSink:
         self,
         number: int,
         send: Callable[[list[Buffer]], None],
-        later: Callable[[float, Callable[[], None]], None],
+        later: Callable[[float, Callable[[], None]], object],
         ask: Callable[[str, bool], str] | None = None,
     ) -> None:
         self.ask = ask  # its user: prompt, whether it is a password
@@ -161,6 +161,7 @@ class TaskStream(io.TextIOBase):
         self._stream = stream
         self._otherwise = otherwise
         self._router = router
+        self._child: Any = None  # in a forked child: its descriptor
 
     @property
     def name(self) -> str:
@@ -173,6 +174,8 @@ class TaskStream(io.TextIOBase):
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        if self._child is not None:
+            return int(self._child.write(text))
         sink = self._router.sink()
         if sink is None:
             self._otherwise.write(text)
@@ -181,11 +184,19 @@ class TaskStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
+        if self._child is not None:
+            self._child.flush()
+            return
         sink = self._router.sink()
         if sink is None:
             self._otherwise.flush()
         else:
             sink.flush()
+
+    def in_child(self) -> None:
+        """After a fork: a child has its parent's descriptors, and no thread that would send what was gathered."""
+        raw = io.BufferedWriter(io.FileIO(self.fileno(), "w", closefd=False))
+        self._child = io.TextIOWrapper(raw, "utf-8", "replace", line_buffering=True)
 
     def writable(self) -> bool:
         return True
@@ -299,8 +310,18 @@ def install(shell: Any, router: Router, log: Any) -> None:
     err: Any = sys.stderr
     # What no call wrote, such as a preload's prints, is also in the log.
     out.echo = err.echo = log
-    sys.stdout = TaskStream(Output.STDOUT, out, router)
-    sys.stderr = TaskStream(Output.STDERR, err, router)
+    sys.stdout, sys.stderr = streams = (
+        TaskStream(Output.STDOUT, out, router),
+        TaskStream(Output.STDERR, err, router),
+    )
+    if router.settle is not _nothing:  # somebody reads the descriptors
+
+        def in_child() -> None:
+            router.settle = _nothing
+            for stream in streams:
+                stream.in_child()
+
+        os.register_at_fork(after_in_child=in_child)
     sys.stdin = NoInput()
     # For good: cells come and go while others run, and a nested `run_cell`, as of `%%capture`, must not set it again.
     shell.display_trap.__enter__()
@@ -337,7 +358,8 @@ def _draw_inline() -> None:
     """Where a zygote has imported matplotlib already, the kernel's choice of a backend came too late for it."""
     matplotlib = sys.modules.get("matplotlib")
     backend = os.environ.get("MPLBACKEND")
-    if matplotlib is not None and backend and matplotlib.get_backend(auto_select=False) is None:
+    # Looking it up in the usual way would choose one.
+    if matplotlib is not None and backend and not isinstance(dict.get(matplotlib.rcParams, "backend"), str):
         matplotlib.rcParams["backend"] = backend
 
 

@@ -24,6 +24,7 @@ import flyte_jupyter as flyte
 from flyte_jupyter import errors
 from flyte_jupyter.client.leases import Lease, LeaseGroup
 from flyte_jupyter.core.cells import PARENT, CellReply, CellRequest
+from flyte_jupyter.core.definitions import Closure, SourceDefinition
 from flyte_jupyter.core.failure import Failure
 from flyte_jupyter.core.frames import Answer, Frame, FrameReader, Kind, Output, Status, encode
 
@@ -37,12 +38,14 @@ FILE = "/nowhere/cell.py"
 class Cell:
     """One cell on its way: what it has shown so far, and how it ended."""
 
-    def __init__(self, slot: Slot, request: CellRequest, answers: tuple[str | None, ...]) -> None:
+    def __init__(
+        self, slot: Slot, request: CellRequest, answers: tuple[str | None, ...], digests: tuple[str, ...]
+    ) -> None:
         self.shown: list[tuple[str, Any]] = []
         self.outcome: Frame | None = None
         self._slot = slot
         self._answers = list(answers)
-        self.number = slot.call("cell", request)
+        self.number = slot.call("cell", request, digests=digests)
 
     def take(self, frame: Frame) -> None:
         if frame.kind == Kind.INPUT:
@@ -107,9 +110,9 @@ class Slot:
     def send(self, kind: Kind, call: int, body: bytes, buffers: tuple[bytes, ...] = (), flags: int = 0) -> None:
         self._channel.socket.sendall(b"".join(encode(kind, call, body, buffers, flags)))
 
-    def call(self, verb: str, *args: Any) -> int:
+    def call(self, verb: str, *args: Any, digests: tuple[str, ...] = ()) -> int:
         self._channel.calls += 1
-        reference = json.dumps([[], "a cell", verb]).encode()
+        reference = json.dumps([digests, "a cell", verb]).encode()
         self.send(Kind.CALL, self._channel.calls, reference, (pickle.dumps((args, {}), 5),))
         return self._channel.calls
 
@@ -122,8 +125,10 @@ class Slot:
             reader.buffer_updated(count)
         return frame
 
-    def start(self, code: str, *, answers: tuple[str | None, ...] = (), **options: Any) -> Cell:
-        return Cell(self, CellRequest(code, options.pop("filename", FILE), **options), answers)
+    def start(
+        self, code: str, *, answers: tuple[str | None, ...] = (), digests: tuple[str, ...] = (), **options: Any
+    ) -> Cell:
+        return Cell(self, CellRequest(code, FILE, **options), answers, digests)
 
     def run(self, code: str, **options: Any) -> Cell:
         return self.start(code, **options).wait()
@@ -496,6 +501,31 @@ def test_nothing_of_a_cell_stays_in_memory(slot: Slot) -> None:
         assert slot.run("import builtins\nbuiltins.watched()").shown == [], end
 
 
+def test_only_a_cell_that_leaves_a_cycle_is_followed_by_a_collection(slot: Slot) -> None:
+    count = "import gc\ngc.get_stats()[2]['collections']"
+    before = int(slot.run(count).result())
+    for _ in range(5):
+        slot.run("x = [1]\nx")
+    assert int(slot.run(count).result()) == before
+    slot.run("def f(): pass")
+    assert int(slot.run(count).result()) == before + 1
+
+
+def test_what_is_sent_by_source_is_there_under_its_name(slot: Slot) -> None:
+    lines = "class Batch:\n    def size(self): return 2\n"
+    definition = SourceDefinition("Batch", "digest", lines, "/nowhere/other.py", 1, "Batch", 0)
+    closure = Closure.of("", [definition])
+    cell = slot.start("out = Batch()\nout.size()", definitions=("Batch",), pull=("out",), digests=(closure.digest,))
+    need = slot.frame()
+    assert need.kind == Kind.NEED
+    slot.send(Kind.DEFINE, cell.number, pickle.dumps([closure.beyond(pickle.loads(need.body))]))
+    cell.wait()
+    assert [what["data"]["text/plain"] for kind, what in cell.shown if kind == "RESULT"] == ["2"]
+    assert cell.status == Status.OK
+    assert cell.outcome is not None
+    assert b"notebook_" in cell.outcome.body  # the notebook's own class, by its name
+
+
 # --- code
 
 
@@ -754,6 +784,20 @@ def test_what_subprocesses_write_is_shown_in_order(slot: Slot) -> None:
         "a\nb\nc\nd\ne\nf\n\u00e4\nh\n"
     )
     assert cell.text("STDERR") == "c\nh\n"
+
+
+def test_forked_children_are_heard(slot: Slot) -> None:
+    code = """
+    import multiprocessing, os
+    def child():
+        print("from the child")
+        os.system("echo once")
+        print("no end", end="")
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    """
+    assert sorted(slot.run(code).text().splitlines()) == ["from the child", "no end", "once"]
 
 
 def test_a_c_library_is_heard(slot: Slot) -> None:
