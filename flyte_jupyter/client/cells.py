@@ -46,8 +46,10 @@ GRANTED_S: Final = 1.0
 NAMES_S: Final = 0.2
 """How long completion may wait for the names on a replica."""
 NAMES_FRESH_S: Final = 5.0
-RETRY_REASONS: Final = {
-    "oom": lambda error: isinstance(error, errors.OOMError),
+RETRY_REASONS: Final[Mapping[str, Callable[[BaseException], bool]]] = {
+    "oom": lambda error: (
+        isinstance(error, errors.OOMError | MemoryError) or "OutOfMemory" in type(error).__name__  # torch's own
+    ),
     "crash": lambda error: isinstance(error, errors.ReplicaDied),
     "timeout": lambda error: isinstance(error, errors.TaskTimeoutError),
 }
@@ -104,6 +106,7 @@ class CellTarget(Target):
         self.attempt = 0
         self.pinned: Lease | None = None  # the slot it has to run in
         self.kill_on_interrupt = cell.on_interrupt == "kill"
+        self._checked: Outgoing | None = None
         self._defined = tuple(sorted(name for name, value in cell.push.items() if is_definition(value)))
         self._captured = Captured.of_names(self._defined, _main())
         self._request = CellRequest(
@@ -118,6 +121,9 @@ class CellTarget(Target):
         )
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: int) -> Outgoing:
+        if self._checked is not None:
+            checked, self._checked = self._checked, None
+            return checked
         home = home_module()
         meta = runs.call_meta()
         sent = ((self._request,), {}) if meta is None else ((self._request,), {}, meta)
@@ -144,8 +150,8 @@ class CellTarget(Target):
         return session_group(self.pool, self.cell.session)
 
     def check(self) -> None:
-        """Raises ArgumentNotSerializable if something in it cannot be sent."""
-        self.encode((), {}, 0)
+        """Raises ArgumentNotSerializable if something in it cannot be sent; what it has encoded is sent first."""
+        self._checked = self.encode((), {}, 0)
 
     def parcels(self) -> dict[str, tuple[str, int]]:
         """What is sent besides the code: how, and how many bytes. Raises as `check`."""
@@ -440,6 +446,12 @@ def end_session(pool: PoolHandle, session: str) -> str:
     replica = group.replica()
     group.close()
     return replica
+
+
+def end_sessions() -> None:
+    """Give back what all sessions hold."""
+    while _sessions:
+        _sessions.popitem()[1].close()
 
 
 # --- names, for completion

@@ -6,7 +6,7 @@ import weakref
 from typing import Any, Final
 
 from .. import _version
-from ..client import text
+from ..client import cells, text
 from . import directive
 from .completion import make_matcher
 from .notebook import Notebook
@@ -33,10 +33,11 @@ def load(shell: Any) -> None:
 
 
 def unload(shell: Any) -> None:
-    """Take all of it out again; pools and what runs there stay."""
+    """Take all of it out again; pools and what runs there stay, sessions end."""
     found = _loaded.pop(shell, None)
     if found is None:
         return
+    cells.end_sessions()
     for transformer in _TRANSFORMERS:
         shell.input_transformers_cleanup.remove(transformer)
     if shell.Completer is not None and found[1] in shell.Completer.custom_matchers:

@@ -32,13 +32,12 @@ def make_matcher(notebook: Notebook) -> Any:
 
 def _complete(notebook: Notebook, context: CompletionContext) -> list[SimpleCompletion]:
     lines = context.full_text.split("\n")
-    here = DIRECTIVE.sub(r"%%flyte_\1 \2", lines[context.cursor_line])
     begun = DIRECTIVE.sub(r"%%flyte_\1 \2", context.text_until_cursor)
     found = re.match(r"\s*%%?(flyte\w*)\s(.*)", begun)
     if found is not None:
         return _on_line(notebook, found[1], found[2], context.token)
     first = DIRECTIVE.sub(r"%%flyte_\1 \2", lines[0])
-    if context.cursor_line and first.startswith("%%flyte_task") and "." not in context.token and here is not first:
+    if context.cursor_line and first.startswith("%%flyte_task") and "." not in context.token:
         return _in_body(notebook, first.removeprefix("%%flyte_task"), context.token)
     return []
 

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, wait
 from contextvars import Context, copy_context
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
@@ -115,14 +114,13 @@ class JobScreen(outputs.Screen):
         plain = f"{head}\n{self.plain()}".rstrip("\n")
         styled = [f'<span style="opacity: 0.6; font-size: smaller">{html.escape(head)}</span>']
         styled += [part or f"<pre>{html.escape(plain)}</pre>" for plain, part in self._parts]
-        # A thread may not enter a context that another is in.
-        publish = (
-            self._shell.display_pub.publish
-            if here
-            else partial(self._context.copy().run, self._shell.display_pub.publish)
-        )
-        publish(
-            {"text/plain": plain, "text/html": "".join(styled)}, {}, transient={"display_id": self._id}, update=update
+        context = copy_context() if here else self._context.copy()  # two threads may not be in one context
+        context.run(
+            self._shell.display_pub.publish,
+            {"text/plain": plain, "text/html": "".join(styled)},
+            {},
+            transient={"display_id": self._id},
+            update=update,
         )
 
 

@@ -102,6 +102,9 @@ class Notebook:
             _explain_name(error, target, self.shell.user_ns)
         elif isinstance(error, errors.MaxRuntimeExceededError):
             error.add_note("Raise `--timeout`, or use `--bg` for long work.")
+        elif cells.RETRY_REASONS["oom"](error):
+            again = f"If that does not help: `%flyte_pool restart {target.pool.name}`."
+            error.add_note(f"Run it again, use a smaller batch, or `--retry-on oom`. {again}")
         elif isinstance(error, errors.ReplicaDied):
             tried = target.attempt + 1
             was = "The cell was not repeated" if tried == 1 else f"The cell was run {tried} times, not once more"

@@ -255,13 +255,15 @@ class TaskMagics(Magics):
     def _run_everywhere(self, wanted: Cell, pool: PoolHandle, options: argparse.Namespace) -> None:
         """On each replica at once, each with a display of its own."""
         jobs = []
-        for lease in self._slots(pool, wanted.name):
+        for index, lease in enumerate(self._slots(pool, wanted.name)):
             target = CellTarget(wanted, pool)
             target.pinned = lease
             target.name = f"{wanted.name} on {lease.name}"
             screen = JobScreen(self.shell)
-            guard = outputs.Guard(screen, SHOWN_BYTES, "without --all")
+            number = f"{self._count()}.{index}"
+            guard = outputs.Guard(screen, SHOWN_BYTES, f"%flyte_result {number} --output")
             job = Job(self.notebook, target, screen, cells.start(target, guard), [(n, n) for n in wanted.pull])
+            self.notebook.remember(number, Ran(target.name, guard, job))
             screen.begin()
             jobs.append(job)
         try:
