@@ -83,7 +83,6 @@ class Cells:
         self._raw = shell.raw_layer()
         hidden = shell.user_ns_hidden
         self._always = {name: hidden[name] for name in _ALWAYS if name in hidden}
-        self._transform = functools.lru_cache(COMPILED_CELLS)(shell.transform_cell)
         self._compile = functools.lru_cache(COMPILED_CELLS)(self._compile_anew)
 
     def function(self, verb: str, notebook: NotebookModule) -> Callable[..., Any]:
@@ -180,23 +179,16 @@ class Cells:
     # --- code
 
     def _compiled(self, request: CellRequest, layer: Layer) -> _Compiled:
-        shell = self._shell
-        lines = request.code.splitlines(keepends=True)
-        blank = 0
-        while blank < len(lines) and lines[blank].isspace():  # IPython drops these, and all lines would move up
-            blank += 1
-        # What a single line means depends on the names: `ls` is a magic or a variable.
-        transform = self._transform if len(lines) > blank + 1 else shell.transform_cell
-        transformed = transform("".join(lines[blank:]))
+        shell, code = self._shell, request.code
+        begin = len(code) - len(code.lstrip())
+        blank = code.count("\n", 0, begin)  # IPython drops these lines, and all others would move up
+        transformed = shell.transform_cell(code[code.rfind("\n", 0, begin) + 1 :])
+        # Lines of a magic that goes on below may have been joined. Else what the user wrote is where it was written.
+        joined = not code.startswith("%%", begin) and _lines(code) != blank + _lines(transformed)
+        _show_lines(request.filename, request.first_line, "\n" * blank + transformed if joined else code)
         interactivity = "none" if request.silent else shell.ast_node_interactivity
-        first_line = request.first_line + blank
-        if not request.code.startswith("%%") and len(lines) == blank + len(transformed.splitlines()):
-            shown = request.code  # no lines were joined: what the user wrote is where the user wrote it
-        else:
-            shown = "\n" * blank + transformed
         compile_ = self._compile_anew if shell.ast_transformers else self._compile
-        _show_lines(request.filename, request.first_line, shown)
-        compiled = compile_(transformed, request.filename, first_line, layer.flags, interactivity)
+        compiled = compile_(transformed, request.filename, request.first_line + blank, layer.flags, interactivity)
         layer.flags = compiled.flags
         return compiled
 
@@ -232,8 +224,9 @@ _ALWAYS: Final = ("get_ipython", "open", "In", "Out", "_ih", "_oh", "_dh")
 _FUTURE: Final = functools.reduce(
     int.__or__, (getattr(__future__, n).compiler_flag for n in __future__.all_feature_names)
 )
-_HELD_ANYHOW: Final = 3
-"""References to the names of a layer: its own, its module's, and the question's."""
+_empty: Final = Layer(ModuleType("empty"), {})
+_HELD_ANYHOW: Final = sys.getrefcount(_empty.names)
+"""References to the names of a layer that nobody else has: its own, its module's, and the question's."""
 
 
 def _split(nodes: list[ast.stmt], interactivity: str) -> tuple[list[ast.stmt], list[ast.stmt]]:
@@ -252,9 +245,13 @@ def _split(nodes: list[ast.stmt], interactivity: str) -> tuple[list[ast.stmt], l
     return nodes, []
 
 
+def _lines(text: str) -> int:
+    return text.rstrip("\n").count("\n")
+
+
 def _show_lines(filename: str, first_line: int, text: str) -> None:
     """Let tracebacks, warnings and `inspect` find the cell's text, on the lines on which the user sees it."""
-    lines = ["\n"] * (first_line - 1) + [f"{line}\n" for line in text.splitlines()]
+    lines = ["\n"] * (first_line - 1) + [f"{line}\n" for line in text.removesuffix("\n").split("\n")]
     linecache.cache[filename] = (sum(map(len, lines)), None, lines, filename)
 
 

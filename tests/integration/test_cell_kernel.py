@@ -541,6 +541,12 @@ def test_an_error_points_to_its_line(slot: Slot, code: str, first_line: int, lin
     assert len(failure.frames) == 1
 
 
+def test_a_cell_magic_is_shown_as_it_was_written(slot: Slot) -> None:
+    failure = slot.run("%%time\n1/0", first_line=2).failure()
+    assert failure.frames[0] == (FILE, "<module>", 1, 2)
+    assert failure.sources[FILE].split("\n")[:3] == ["", "%%time", "1/0"]
+
+
 def test_an_error_in_a_function_points_there(slot: Slot) -> None:
     failure = slot.run("def f():\n    1/0\nawait __import__('asyncio').sleep(0)\nf()", first_line=2).failure()
     assert failure.frames == [(FILE, "<module>", 1, 5), (FILE, "f", 2, 3)]
