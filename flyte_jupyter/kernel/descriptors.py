@@ -107,10 +107,10 @@ class Descriptors:
             file.at += len(data)
             if not self._show(file, data):
                 self.log(data)
-        if file.at - self._freed >= FREE_BYTES:
-            fallocate = ctypes.CDLL(None).fallocate
-            fallocate(file.fd, PUNCH_HOLE, ctypes.c_int64(0), ctypes.c_int64(file.at))
-            self._freed = file.at
+            if file.at - self._freed >= FREE_BYTES:
+                fallocate = ctypes.CDLL(None).fallocate
+                fallocate(file.fd, PUNCH_HOLE, ctypes.c_int64(0), ctypes.c_int64(file.at))
+                self._freed = file.at
 
     def _read_err(self, file: _File) -> None:
         while True:
