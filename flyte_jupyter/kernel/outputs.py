@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any, Final
 
 from ipykernel.displayhook import ZMQShellDisplayHook
@@ -284,6 +285,10 @@ class TaskDisplayPublisher(ZMQDisplayPublisher):
             sink.clear(wait)
 
 
+formatting_result: Final[ContextVar[bool]] = ContextVar("flyte_jupyter_formatting_result", default=False)
+"""Then an error, which IPython only shows, is the cell's. Source: ipykernel, `_last_traceback_during_displayhook`."""
+
+
 class TaskDisplayHook(ZMQShellDisplayHook):
     """The value of a cell's last expression is shown where the cell is."""
 
@@ -296,7 +301,11 @@ class TaskDisplayHook(ZMQShellDisplayHook):
             return
         if result is None:
             return
-        data, metadata = self.compute_format_data(result)
+        token = formatting_result.set(True)
+        try:
+            data, metadata = self.compute_format_data(result)
+        finally:
+            formatting_result.reset(token)
         shell: Any = self.shell
         shell.remember(result)
         if data:  # an `_ipython_display_` has shown itself

@@ -18,7 +18,7 @@ from traitlets import Type
 from ..core.cells import PARENT
 from ..core.context import current
 from ..core.frames import Output
-from .outputs import OutputSink, Router, TaskDisplayHook, TaskDisplayPublisher
+from .outputs import OutputSink, Router, TaskDisplayHook, TaskDisplayPublisher, formatting_result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -151,6 +151,8 @@ class ReplicaShell(ZMQInteractiveShell):
         sink = self._sink()
         if sink is None:
             super()._showtraceback(etype, evalue, stb)
+        elif formatting_result.get():
+            raise evalue
         else:  # of a hook, a formatter or a magic: the cell itself goes on
             sink.write(Output.STDERR, "\n".join(stb) + "\n")
 

@@ -280,6 +280,12 @@ class A:
         print('me')
 A()
 """,
+    "broken": """
+class A:
+    def __repr__(self): return 1/0
+print('a')
+A()
+""",
     "pandas": """
 import pandas as pd
 pd.DataFrame({'a': [1, 2]})
