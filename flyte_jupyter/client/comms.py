@@ -115,10 +115,10 @@ def publish(message: dict[str, Any]) -> None:
         return  # a terminal has no widgets; their text comes as a display
     kind, content = message["msg_type"], message["content"]
     comm_id = content["comm_id"]
-    parent = ipython().display_pub.parent_header
+    parent = kernel.get_parent()
     state = content.get("data", {}).get("state", {})
     if state.get("msg_id") == PARENT:  # an Output widget takes what this cell shows from now on
-        state["msg_id"] = parent.get("msg_id", "")
+        state["msg_id"] = parent.get("header", {}).get("msg_id", "")
     with _lock:
         comms = kernel.comm_manager.comms
         if kind == "comm_open":

@@ -65,12 +65,11 @@ class Screen:
 
     def result(self, content: dict[str, Any]) -> None:
         """The value of a cell's last expression: `Out[n]`, as that of a local one."""
-        shell = ipython()
         shown = RemoteValue(content["data"], content["metadata"])
-        if shell is None:
+        if ipython() is None:
             print(shown, flush=True)
         else:
-            shell.displayhook(shown)
+            sys.displayhook(shown)  # not the shell's own: %%capture puts another in its place
 
     def clear(self, *, wait: bool) -> None:
         shell = ipython()

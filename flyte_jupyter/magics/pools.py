@@ -199,13 +199,15 @@ class PoolMagics(Magics):
         try:
             policy = ReusePolicy(
                 options.replicas,
-                concurrency=options.concurrency,
+                concurrency=max(options.concurrency, 2),
                 **{
                     name: value
                     for name, value in (("idle_ttl", options.idle_ttl), ("scaledown_ttl", options.scaledown_ttl))
                     if value is not None
                 },
             )
+            # Not at once: of one slot Flyte warns, since tasks that call tasks could starve. Cells do not do that.
+            policy.concurrency = options.concurrency
             environment = TaskEnvironment(
                 options.pool, resources=resources, reusable=policy, env_vars=dict(options.env) or None
             )

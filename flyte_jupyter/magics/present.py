@@ -6,6 +6,7 @@ import html
 import os
 import sys
 import threading
+import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -42,9 +43,22 @@ def presentable(shell: Any, error: BaseException, tb: TracebackType | None) -> B
         plain = SyntaxError(error.msg, (error.filename, error.lineno, error.offset, error.text, *_end(error)))
         lines = shell.SyntaxTB.structured_traceback(SyntaxError, plain, frames)
         return _with_lines(stand_in("SyntaxError", str(error)), lines)
+    remote: failure.Failure | None = getattr(error, "_flyte_jupyter_failure", None)
+    if isinstance(error, BaseExceptionGroup):
+        # IPython leaves one to Python's own traceback, and that begins with our frames.
+        return _with_lines(stand_in(type(error).__name__, str(error)), _formatted(error, tb))
+    if remote is not None and remote.name in _NO_ERRORS:  # such a class does not leave its process
+        error = stand_in(remote.name, str(error))
     if tb is None:
         return _with_lines(error, shell.InteractiveTB.get_exception_only(type(error), error))
     return _with_lines(error, shell.InteractiveTB.structured_traceback(type(error), error, tb, tb_offset=0))
+
+
+_NO_ERRORS: Final = ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "CancelledError")
+
+
+def _formatted(error: BaseException, tb: TracebackType | None) -> list[str]:
+    return ["".join(traceback.format_exception(type(error), error, tb))]
 
 
 def _without_ours(tb: TracebackType | None) -> TracebackType | None:
@@ -70,8 +84,6 @@ def _with_lines(error: BaseException, lines: list[str]) -> BaseException:
 
 
 def _extract(tb: TracebackType | None) -> list[Any]:
-    import traceback
-
     return list(traceback.extract_tb(tb)) if tb is not None else []
 
 

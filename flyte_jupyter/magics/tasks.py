@@ -212,18 +212,19 @@ class TaskMagics(Magics):
         number = str(self._count())
         guard = outputs.Guard(screen, self.settings.output_limit, f"%flyte_result {number} --output")
         self.notebook.remember(number, Ran(target.name, guard))
-        quiet = options.quiet or self.settings.quiet
+        failed: BaseException | None = None
         try:
             with outputs.shown_on(guard):
                 reply = cells.run(target)
         except (errors.BaseRuntimeError, KeyboardInterrupt) as error:
-            if not quiet and (line := cells.footer(target.pool, target.times)):
-                say(self.shell, line)
-            raise self.notebook.explained(error, target) from None
+            failed = self.notebook.explained(error, target)
         finally:
             cells.forget_names()
-        if not quiet:
-            say(self.shell, cells.footer(target.pool, target.times))
+        quiet = options.quiet or self.settings.quiet
+        if not quiet and (line := cells.footer(target.pool, target.times)):
+            say(self.shell, line)
+        if failed is not None:  # here, so that it has no context: IPython looks for groups of exceptions there
+            raise failed
         self.notebook.assign(reply, options.pull)
 
     @contextmanager

@@ -155,6 +155,28 @@ def test_an_error_is_shown_as_that_of_a_local_cell(notebook: Notebook) -> None:
     assert "line 6" in there.traceback
 
 
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("raise SystemExit(3)", "SystemExit"),
+        ("raise ExceptionGroup('all', [ValueError(1)])", "ExceptionGroup"),
+        ("exec('a b')", "SyntaxError"),
+    ],
+)
+def test_errors_that_ipython_treats_in_its_own_way_show_none_of_our_lines(
+    code: str, error: str, notebook: Notebook
+) -> None:
+    cell = notebook.run(f"%%flyte_task magic --quiet\n{code}")
+    assert cell.shown == [("error", error)]
+    assert code in cell.traceback
+    assert "flyte_jupyter" not in cell.traceback
+
+
+def test_a_captured_cell_keeps_what_it_shows(notebook: Notebook) -> None:
+    assert notebook.run("%%capture kept\n%%flyte_task magic --quiet\nprint('one')\n6 * 7").shown == []
+    assert notebook.run("kept.stdout, [each.data['text/plain'] for each in kept.outputs]").value == ("one\n", ["42"])
+
+
 def test_a_syntax_error_is_shown_as_that_of_a_local_cell(notebook: Notebook) -> None:
     there, here = notebook.run("%%flyte_task magic\nx = 1\ny = = 2"), notebook.run("x = 1\ny = = 2")
     assert there.error == here.error == "SyntaxError"
