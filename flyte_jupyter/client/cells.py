@@ -258,6 +258,7 @@ def run(target: CellTarget) -> CellReply:
             target.attempt += 1
     finally:
         comms.to_replica.reset(token)
+        _let_go(target)
 
 
 async def run_async(target: CellTarget) -> CellReply:
@@ -279,7 +280,15 @@ def start(target: CellTarget, screen: outputs.Screen) -> Future[CellReply]:
     from .executor import background
 
     with outputs.shown_on(screen):
-        return asyncio.run_coroutine_threadsafe(run_async(target), background())
+        future = asyncio.run_coroutine_threadsafe(run_async(target), background())
+    future.add_done_callback(lambda _: _let_go(target))
+    return future
+
+
+def _let_go(target: CellTarget) -> None:
+    """A slot that was held for a cell, whether it has come to use it or not."""
+    if target.pinned is not None:
+        target.pinned.group.drop(target.pinned)
 
 
 # --- pools
@@ -353,7 +362,12 @@ def leases_on(pool: PoolHandle, name: str, number: int | None = None) -> list[Le
             raise ValueError(f"there is no replica {number} of {pool.name}: {', '.join(each.name for each in there)}")
         free = {} if view is None else {each.name: view.scaling.concurrency - len(each.leases) for each in there}
         if not wanted:  # nothing runs: one call's slot starts it
-            group.drop(group.ask(name).future.result())
+            waiter = group.ask(name)
+            try:
+                group.drop(waiter.future.result())
+            except KeyboardInterrupt:
+                waiter.withdraw()
+                raise
         elif all(free[each] > 0 for each in wanted):
             chosen = _choose(group, name, wanted, sum(max(count, 0) for count in free.values()))
             if chosen:

@@ -15,7 +15,7 @@ from .. import errors
 from ..client import cells, outputs, text
 from ..client.handle import PoolHandle
 from ..core.cells import CellReply
-from .present import is_terminal
+from .present import is_terminal, presentable
 
 if TYPE_CHECKING:
     from .notebook import Notebook
@@ -160,6 +160,7 @@ class Job:
         self.name = target.name
         self.pool: PoolHandle = target.pool
         self._notebook = notebook
+        self._shell = notebook.shell
         self._target = target
         self._screen = screen
         self._future = future
@@ -193,7 +194,10 @@ class Job:
 
     def reply(self, timeout: float | None = None) -> CellReply:
         """Wait for its end; nothing is assigned. Raises as `result` does."""
-        wait([self._future], timeout)
+        try:
+            wait([self._future], timeout)
+        except KeyboardInterrupt as stop:  # of the waiting: the job goes on
+            raise presentable(self._shell, stop, None) from None
         if not self._future.done():
             raise TimeoutError(f"{self.name} is not over after {timeout:g} s; it goes on")
         self._screen.draw(here=True)

@@ -46,12 +46,20 @@ class Notebook:
     # --- cells that have run
 
     def remember(self, number: str, ran: Ran) -> None:
-        self.ran.pop(number, None)
         self.ran[number] = ran
         while len(self.ran) > KEPT:
             _, old = self.ran.popitem(last=False)
             if old.guard.spool is not None:
                 old.guard.spool.close()
+
+    def number(self, count: int) -> str:
+        """What a cell is called in magics: its number, with another one if it starts several."""
+        found = str(count)
+        again = 0
+        while found in self.ran:
+            again += 1
+            found = f"{count}.{again}"
+        return found
 
     def find(self, task: str) -> Ran:
         """A cell by its number, or by the variable of its job. Raises UsageError."""
@@ -83,16 +91,22 @@ class Notebook:
         return {name: there[name] for name in names}
 
     def assign(self, reply: CellReply, pulls: list[tuple[str, str]]) -> Any:
-        """Put what came back among the notebook's names; return it. Raises NameError for what the cell has not made."""
+        """Put what came back among the notebook's names, and return it; one value, or a dict of several.
+
+        Args:
+            pulls: What it is called there and here; "" is only returned.
+
+        Raises: NameError for what the cell has not made.
+        """
         taken = {here: reply.pulled[there] for there, here in pulls if there in reply.pulled}
-        self.shell.push(taken)
+        self.shell.push({name: value for name, value in taken.items() if name})
         if reply.missing:
             names = ", ".join(reply.missing)
             error = stand_in("NameError", f"-o {names}: not defined when the cell ends")
             raise presentable(self.shell, error, None)
         if not pulls:
             return None
-        return next(iter(taken.values())) if len(taken) == 1 else taken
+        return taken[""] if "" in taken else next(iter(taken.values())) if len(taken) == 1 else taken
 
     # --- errors
 

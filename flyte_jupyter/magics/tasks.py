@@ -136,22 +136,23 @@ class TaskMagics(Magics):
         if not cell.strip():
             raise UsageError("%%flyte_task: there is nothing to run below it")
         filename = self._known_as(f"%%flyte_task {line}".rstrip() + f"\n{cell}")
-        return self._run(options, cell, filename, first_line=2)
+        done = self._run(options, cell, filename, first_line=2)
+        return done if isinstance(done, Job) else None
 
     def _run_line(self, options: argparse.Namespace, line: str, expression: str) -> Any:
         """Show the value as a cell would, unless it can be returned: then whoever calls shows or keeps it."""
         filename = self._known_as(f"%flyte_task {line}")
-        if not _is_expression(expression) or options.local or options.bg or options.everywhere or options.dry_run:
-            return self._run(options, expression, filename, first_line=1)
         seen: list[outputs.RemoteValue] = []
-        options.pull = [*options.pull, (VALUE, VALUE)]
+        if _is_expression(expression) and not (options.local or options.everywhere or options.dry_run):
+            expression = f"{VALUE} = ({expression})\n{VALUE}"
+            options.pull = [*options.pull, (VALUE, "")]
         try:
-            self._run(options, f"{VALUE} = ({expression})\n{VALUE}", filename, first_line=1, seen=seen)
+            done = self._run(options, expression, filename, first_line=1, seen=seen)
         except errors.ResultNotSerializable:
             if not seen:
                 raise
             return seen[-1]  # it stays there; this is what it looks like
-        return self.shell.user_ns.pop(VALUE, None)
+        return done.pulled.get(VALUE) if isinstance(done, CellReply) else done
 
     def _run(
         self,
@@ -160,7 +161,7 @@ class TaskMagics(Magics):
         filename: str,
         first_line: int,
         seen: list[outputs.RemoteValue] | None = None,
-    ) -> Any:
+    ) -> CellReply | Job | None:
         values = self.notebook.values(options.push)
         self._check_syntax(code, filename, first_line)
         if options.local:
@@ -196,20 +197,22 @@ class TaskMagics(Magics):
         if options.dry_run:
             print(_described(wanted, pool))
             return None
-        if options.everywhere:
-            return self._run_everywhere(wanted, pool, options)
         target = CellTarget(wanted, pool)
+        with tidy(self.shell):
+            target.check()  # before a slot is held for it, or a display made that nobody may look at
+        if options.everywhere:
+            self._run_everywhere(wanted, pool, options)
+            return None
         if options.bg:
             return self._start(target, options)
-        with self._waiting(target, options, alone=first_line > 1):
+        with self._waiting(target, options):
             if options.replica is not None:
                 target.pinned = self._slots(pool, target.name, options.replica)[0]
             screen: outputs.Screen = outputs.Screen() if seen is None else _Seen(seen)
-            self._run_here(target, options, screen)
-        return None
+            return self._run_here(target, options, screen)
 
-    def _run_here(self, target: CellTarget, options: argparse.Namespace, screen: outputs.Screen) -> None:
-        number = str(self._count())
+    def _run_here(self, target: CellTarget, options: argparse.Namespace, screen: outputs.Screen) -> CellReply:
+        number = self.notebook.number(self._count())
         guard = outputs.Guard(screen, self.settings.output_limit, f"%flyte_result {number} --output")
         self.notebook.remember(number, Ran(target.name, guard))
         failed: BaseException | None = None
@@ -226,26 +229,26 @@ class TaskMagics(Magics):
         if failed is not None:  # here, so that it has no context: IPython looks for groups of exceptions there
             raise failed
         self.notebook.assign(reply, options.pull)
+        return reply
 
     @contextmanager
-    def _waiting(self, target: CellTarget, options: argparse.Namespace, *, alone: bool) -> Iterator[None]:
+    def _waiting(self, target: CellTarget, options: argparse.Namespace) -> Iterator[None]:
         if options.quiet or self.settings.quiet:
             yield
             return
         after = self.settings.progress_after if options.progress_after is None else options.progress_after
+        alone = self.shell.user_ns["In"][-1].startswith("get_ipython().run_cell_magic('flyte_task'")
         with WaitingLine(self.shell, target.pool, target, after, alone=alone):
             yield
 
     def _start(self, target: CellTarget, options: argparse.Namespace) -> Job | None:
         """In the background."""
         screen = JobScreen(self.shell)
-        number = str(self._count())
+        number = self.notebook.number(self._count())
         limit = min(self.settings.output_limit or SHOWN_BYTES, SHOWN_BYTES)
         guard = outputs.Guard(screen, limit, f"%flyte_result {number} --output")
         if options.replica is not None:
             target.pinned = self._slots(target.pool, target.name, options.replica)[0]
-        with tidy(self.shell):
-            target.check()  # what cannot be sent is said here, not in a display that nobody may look at
         job = Job(self.notebook, target, screen, cells.start(target, guard), options.pull)
         self.notebook.remember(number, Ran(target.name, guard, job))
         if options.handle:
@@ -256,12 +259,12 @@ class TaskMagics(Magics):
     def _run_everywhere(self, wanted: Cell, pool: PoolHandle, options: argparse.Namespace) -> None:
         """On each replica at once, each with a display of its own."""
         jobs = []
-        for index, lease in enumerate(self._slots(pool, wanted.name)):
+        for lease in self._slots(pool, wanted.name):
             target = CellTarget(wanted, pool)
             target.pinned = lease
             target.name = f"{wanted.name} on {lease.name}"
             screen = JobScreen(self.shell)
-            number = f"{self._count()}.{index}"
+            number = self.notebook.number(self._count())
             guard = outputs.Guard(screen, SHOWN_BYTES, f"%flyte_result {number} --output")
             job = Job(self.notebook, target, screen, cells.start(target, guard), [(n, n) for n in wanted.pull])
             self.notebook.remember(number, Ran(target.name, guard, job))
@@ -455,10 +458,12 @@ def _check(options: argparse.Namespace) -> None:
     where = [name for name in ("bg", "fresh", "local", "everywhere") if getattr(options, name)]
     where += ["replica"] * (options.replica is not None)
     where += ["session"] * (options.session is not None)
+    where += ["retries"] * bool(options.retries or options.retry_on)
     for one, other in (
         ("local", "bg"), ("local", "fresh"), ("local", "everywhere"), ("local", "replica"), ("local", "session"),
         ("fresh", "everywhere"), ("fresh", "replica"), ("fresh", "session"),
         ("everywhere", "bg"), ("everywhere", "replica"), ("everywhere", "session"), ("replica", "session"),
+        ("replica", "retries"), ("everywhere", "retries"),
     ):  # fmt: skip
         if one in where and other in where:
             raise UsageError(f"--{_written(one)} and --{_written(other)} do not go together")

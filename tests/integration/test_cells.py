@@ -367,6 +367,23 @@ def test_a_job_fails_as_its_cell_would(notebook: Notebook) -> None:
     assert "jobs.py" not in waited.traceback
 
 
+def test_a_job_of_an_expression_returns_its_value(notebook: Notebook) -> None:
+    notebook.run("jobs = [get_ipython().run_line_magic('flyte_task', f'magic --bg -- [{n}] * 2') for n in range(3)]")
+    assert notebook.run("[job.result() for job in jobs]").value == [[0, 0], [1, 1], [2, 2]]
+    assert notebook.run("'_flyte_value' in globals()").value is False
+
+
+def test_what_was_shown_before_stays_when_a_waiting_line_goes(notebook: Notebook) -> None:
+    hogs = [notebook.start(f"%%flyte_task magic --bg --as hog{n}\nimport time\ntime.sleep(1)") for n in range(2)]
+    cell = notebook.run("print('before')\n%flyte_task magic --progress-after 0.1 -- 6 * 7")
+    kinds = [kind for kind, _ in cell.messages]
+    assert "clear_output" not in kinds
+    assert (cell.text(), cell.value) == ("before\n", 42)
+    for number, asked in enumerate(hogs):
+        notebook.wait(asked)
+        notebook.run(f"hog{number}.result(10)")
+
+
 def test_a_job_can_be_stopped(notebook: Notebook) -> None:
     asked = notebook.start("%%flyte_task magic --bg --as job\nimport time\ntime.sleep(60)")
     notebook.wait(asked)

@@ -61,6 +61,7 @@ def test_quotes_are_taken_off_and_values_expanded(shell: Any) -> None:
         ("'gpu", "No closing quotation"),
         ("--local --bg", "do not go together"),
         ("--fresh --replica 1", "do not go together"),
+        ("--replica 1 --retry-on oom", "--replica and --retries do not go together"),
         ("--as job", "add --bg"),
         ("--session a --scope replica", "does not"),
     ],
