@@ -11,7 +11,6 @@ from typing import Any
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
 from ..client import cells
-from ..client.environment import TaskEnvironment
 from .directive import DIRECTIVE
 from .notebook import Notebook
 
@@ -75,9 +74,7 @@ def _in_body(notebook: Notebook, line: str, token: str) -> list[SimpleCompletion
     given = dict(itertools.pairwise(words))
     session = given.get("--session", "")
     scope = "session" if session else given.get("--scope", notebook.settings.scope)
-    value = notebook.shell.user_ns.get(named)
-    known = notebook.pools.here()
-    pool = known.get(value.name if isinstance(value, TaskEnvironment) else named) if named else notebook.pools.last
+    pool = notebook.pools.known(named)
     if pool is None:
         return []
     there = [name for name in cells.names(pool, scope, session) if name not in notebook.shell.user_ns]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import threading
 import time
 import uuid
@@ -113,7 +114,7 @@ class JobScreen(outputs.Screen):
         head = self.head()
         plain = f"{head}\n{self.plain()}".rstrip("\n")
         styled = [f'<span style="opacity: 0.6; font-size: smaller">{html.escape(head)}</span>']
-        styled += [part or f"<pre>{html.escape(plain)}</pre>" for plain, part in self._parts]
+        styled += [part or f"<pre>{html.escape(_COLOURS.sub('', written))}</pre>" for written, part in self._parts]
         context = copy_context() if here else self._context.copy()  # two threads may not be in one context
         context.run(
             self._shell.display_pub.publish,
@@ -122,6 +123,9 @@ class JobScreen(outputs.Screen):
             transient={"display_id": self._id},
             update=update,
         )
+
+
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def _part(data: dict[str, Any]) -> tuple[str, str]:

@@ -62,10 +62,10 @@ class Pools:
         return made
 
     def here(self) -> dict[str, PoolHandle]:
-        """Those declared by this process, by name; also by an environment that nothing has used yet."""
+        """Those declared by this process, by name; an environment that is a variable now is what its name means."""
         declared = [value for value in self.shell.user_ns.values() if isinstance(value, TaskEnvironment)]
-        unused = {env.name: handles.handle_of(env) for env in declared if env.reusable}
-        return unused | {pool.name: pool for pool in handles.known_pools()} | self._made
+        present = {env.name: handles.handle_of(env) for env in declared if env.reusable}
+        return {pool.name: pool for pool in handles.known_pools()} | self._made | present
 
     def names(self) -> list[str]:
         """What can be written for a pool; asks nobody."""
@@ -76,15 +76,24 @@ class Pools:
         ]
         return sorted({*variables, *self.here()})
 
-    def _named(self, name: str) -> PoolHandle:
+    def known(self, name: str) -> PoolHandle | None:
+        """The same, if that can be told without asking anybody."""
+        name = name or self._settings.pool
         value = self.shell.user_ns.get(name)
         if isinstance(value, PoolHandle):
             return value
         if isinstance(value, TaskEnvironment):
             return handles.handle_of(value)
+        if not name:
+            return self.last
+        found = self.here().get(name)
+        return self.last if found is None and self.last is not None and self.last.name == name else found
+
+    def _named(self, name: str) -> PoolHandle:
+        pool = self.known(name)
+        if pool is not None:
+            return pool
         known = self.here()
-        if name in known:
-            return known[name]
         there = _views()
         found = [view for view in there if view.name == name]
         if found:

@@ -106,6 +106,16 @@ def test_a_pool_is_found_by_variable_and_by_name(shell: Any) -> None:
     assert notebook.pools.find() is pool, "the last one"
 
 
+def test_a_name_means_the_environment_that_has_it_now(shell: Any) -> None:
+    notebook, _ = magics._loaded[shell]
+    policy = flyte.ReusePolicy(2)
+    shell.user_ns["env"] = flyte.TaskEnvironment("magics-again", reusable=policy)
+    before = notebook.pools.find("magics-again")
+    shell.user_ns["env"] = flyte.TaskEnvironment("magics-again", reusable=policy, env_vars={"MODE": "fast"})
+    assert notebook.pools.find("magics-again") is not before
+    assert notebook.pools.find("magics-again") is flyte.pool(shell.user_ns["env"])
+
+
 def test_a_magic_below_the_first_line_is_refused_unless_it_is_text(shell: Any) -> None:
     error = run(shell, "x = 1\n%%flyte_task gpu\n2")
     assert "on line 2; it has to be the first line" in str(error)
