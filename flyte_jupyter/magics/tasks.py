@@ -450,7 +450,7 @@ class TaskMagics(Magics):
     @line_magic
     def flyte(self, line: str) -> None:
         """One screen about the magics."""
-        print(HELP.format(version=_version.__version__))
+        print(HELP.format(version=_version.__version__), end="")
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import doctest
 from typing import Any
 
@@ -28,6 +29,7 @@ def run(shell: Any, cell: str) -> BaseException | None:
 @pytest.mark.parametrize("module", [options, directive])
 def test_the_examples_are_right(module: Any) -> None:
     failed, tried = doctest.testmod(module)
+    vars(builtins).pop("_", None)  # doctest leaves it there, and IPython takes it for somebody's translations
     assert tried
     assert not failed
 
