@@ -1,5 +1,7 @@
 """Warm Jupyter kernels for Flyte tasks: `import flyte_jupyter as flyte`."""
 
+from typing import Any as _Any
+
 from . import errors
 from ._version import __version__
 from .client.environment import Task, TaskEnvironment
@@ -42,3 +44,17 @@ __all__ = [
     "trace",
     "with_runcontext",
 ]
+
+
+def load_ipython_extension(shell: _Any) -> None:
+    """`%load_ext flyte_jupyter`: the magics."""
+    from .magics import load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: _Any) -> None:
+    """`%unload_ext flyte_jupyter`."""
+    from .magics import unload
+
+    unload(shell)

@@ -11,7 +11,6 @@ import codecs
 import contextlib
 import fcntl
 import json
-import math
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from pydantic import ValidationError
 
 from . import _version, errors, runtime
 from .client import text
+from .client.arguments import parse_count, parse_duration, parse_replicas
 from .core import protocol as p
 from .core.snapshot import PoolView
 
@@ -974,46 +974,6 @@ def _check_call() -> Iterable[Finding]:
 # --- the command line
 
 
-def parse_duration(value: str) -> float:
-    """Seconds in "90", "45s", "30m", "2h", "1h30m" or "1d".
-
-    Example:
-        >>> parse_duration("1h30m")
-        5400.0
-    """
-    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-    if re.fullmatch(r"\d+(\.\d+)?", value):
-        return float(value)
-    if not re.fullmatch(r"(\d+(\.\d+)?[dhms])+", value):
-        raise argparse.ArgumentTypeError(f"{value!r} is not a duration; write 30m, 2h or 1h30m")
-    return math.fsum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)([dhms])", value))
-
-
-def parse_replicas(value: str) -> tuple[int, int]:
-    """A minimum and a maximum in "2" or "1:4".
-
-    Example:
-        >>> parse_replicas("1:4"), parse_replicas("2")
-        ((1, 4), (2, 2))
-    """
-    match = re.fullmatch(r"(\d+)(?::(\d+))?", value)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{value!r} is not MIN:MAX; write 2 or 1:4")
-    lowest, highest = int(match[1]), int(match[2] or match[1])
-    if highest < max(lowest, 1):
-        raise argparse.ArgumentTypeError(f"{value!r}: the maximum must be at least 1 and at least the minimum")
-    return lowest, highest
-
-
-def _count(least: int) -> Callable[[str], int]:
-    def count(value: str) -> int:
-        if not value.isdecimal() or int(value) < least:
-            raise argparse.ArgumentTypeError(f"{value!r} is not a whole number of at least {least}")
-        return int(value)
-
-    return count
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="flyte-jupyter",
@@ -1070,7 +1030,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     logs.add_argument("what", nargs="?", metavar="POOL|NAME[i]|ID", help="default: the newest of all replicas")
     logs.add_argument("--broker", action="store_true", help="the broker's own log")
-    logs.add_argument("--tail", type=_count(0), default=100, metavar="N", help="the last N lines (100)")
+    logs.add_argument("--tail", type=parse_count(0), default=100, metavar="N", help="the last N lines (100)")
     logs.add_argument("--follow", "-f", action="store_true", help="go on as it grows; Ctrl-C ends")
 
     scale = add(
@@ -1092,7 +1052,7 @@ def _parser() -> argparse.ArgumentParser:
         "0 ready, 1 they failed or are not ready in time, 2 no such pool, or more than its maximum",
     )
     warm.add_argument("pool", metavar="POOL")
-    warm.add_argument("replicas", nargs="?", type=_count(1), metavar="N", help="default: the pool's minimum, or 1")
+    warm.add_argument("replicas", nargs="?", type=parse_count(1), metavar="N", help="default: the pool's minimum, or 1")
     warm.add_argument("--no-wait", action="store_true", help="return once the first one is starting")
     warm.add_argument("--timeout", type=parse_duration, default=600.0, metavar="T", help="wait this long (10m)")
     warm.add_argument("--json", action="store_true")

@@ -21,7 +21,16 @@ sys.path.insert(0, str(ROOT / "notebooks"))
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 # Public modules whose examples need no broker.
-MODULES = ("client.environment", "client.handle", "client.image", "core.policy", "core.resources", "errors", "loader")
+MODULES = (
+    "client.arguments",
+    "client.environment",
+    "client.handle",
+    "client.image",
+    "core.policy",
+    "core.resources",
+    "errors",
+    "loader",
+)
 
 
 def codes_in(text: str) -> set[str]:

@@ -50,6 +50,9 @@ class Conversation:
             self.outcome = frame
         elif frame.kind == Kind.OUTPUT:
             outputs.show(frame.flags, frame.body)
+        elif frame.kind == Kind.INPUT:
+            text, nobody = outputs.answer(frame.body)
+            return encode(Kind.ANSWER, self._number, text, flags=nobody)
         elif frame.kind == Kind.NEED:
             digests: dict[str, str] = pickle.loads(frame.body)
             missing = [closure.beyond(digests) for closure in self._closures]

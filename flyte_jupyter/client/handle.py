@@ -388,6 +388,11 @@ def handle_of(declared: TaskEnvironment | Task[..., Any]) -> PoolHandle:
     return handle
 
 
+def known_pools() -> list[PoolHandle]:
+    """The pools that this process has declared and still holds; the latest of each name."""
+    return [handle for handle in list(_by_name.values()) if not handle.spec.single_use]
+
+
 def pool(environment: TaskEnvironment, *, preimport: Sequence[str] | None = None) -> PoolHandle:
     """Return the handle of an environment's pool of warm kernels. Starts nothing.
 

@@ -34,6 +34,8 @@ def stop_interrupted(target: Target, lease: Lease, channel: Channel, talk: Conve
     """Ctrl-C in the cell that waits: the cell comes back at once, and the work is seen to its end."""
     lease.cancel(channel.calls)
     try:
+        if target.kill_on_interrupt:
+            raise KeyboardInterrupt
         drive(channel, talk, [], time.monotonic() + QUICK_S)
     except TimeoutError:
         outputs.note(f"{target.name} on {lease.name} does not stop yet; its kernel is ended in {GRACE_S:g} s.")

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 class Target:
     """A callable and the pool it runs in: all that does not change from call to call."""
 
+    kill_on_interrupt = False
+    """The first Ctrl-C ends the replica, as a second one does otherwise."""
+
     def __init__(self, function: Callable[..., Any], name: str, pool: PoolHandle, *, limited: bool = False) -> None:
         self.name = name
         self.pool = pool

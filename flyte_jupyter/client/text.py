@@ -84,9 +84,11 @@ def size(count: int) -> str:
     """Bytes, as people say them.
 
     Example:
-        >>> size(50_000_000), size(24 * 2**30)
-        ('48 MiB', '24.0 GiB')
+        >>> size(50_000_000), size(24 * 2**30), size(9000)
+        ('48 MiB', '24.0 GiB', '9 KiB')
     """
+    if count < 2**20:
+        return f"{count / 2**10:.0f} KiB"
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 

@@ -48,8 +48,8 @@ class Failure:
     sources: dict[str, str] = field(default_factory=dict)  # what the frames' files hold that are no files
 
 
-def describe(error: BaseException, *, skip_file: str = "", depth: int = 0) -> Failure:
-    """Make `error` ready to travel. Frames up to the last one in `skip_file` (the runner's) are left out."""
+def describe(error: BaseException, *, skip_file: str | tuple[str, ...] = (), depth: int = 0) -> Failure:
+    """Make `error` ready to travel. Frames up to the last one in `skip_file` (the runner's, or more) are left out."""
     tb = _user_traceback(error.__traceback__, skip_file)
     frames = _frames(tb)
     text = _format(error, tb)
@@ -390,10 +390,10 @@ def _notes(error: BaseException) -> list[str]:
     return [str(note) for note in notes] if isinstance(notes, list | tuple) else []
 
 
-def _user_traceback(tb: TracebackType | None, skip_file: str) -> TracebackType | None:
+def _user_traceback(tb: TracebackType | None, skip_file: str | tuple[str, ...]) -> TracebackType | None:
     start = tb
     while tb is not None:
-        if tb.tb_frame.f_code.co_filename == skip_file:
+        if tb.tb_frame.f_code.co_filename.startswith(skip_file):
             start = tb.tb_next
         tb = tb.tb_next
     return start

@@ -46,7 +46,10 @@ MapFile = Callable[[int, int], memoryview]
 
 
 class Kind(IntEnum):
-    """What a frame says. From a client: HELLO, CALL, DEFINE, CANCEL, WITHDRAW; from the broker: SETUP, ASK, STOP."""
+    """What a frame says.
+
+    From a client: HELLO, CALL, DEFINE, CANCEL, WITHDRAW, ANSWER, COMM; from the broker: SETUP, ASK, STOP.
+    """
 
     HELLO = 1  # who is calling: lease, notebook, folder
     CALL = 2  # run this; body: which function; buffers: arguments
@@ -60,11 +63,11 @@ class Kind(IntEnum):
     STOP = 10  # end yourself
     ENDED = 11  # nothing runs in that lease any more, and its client has hung up
     ASK = 12  # say ENDED, at once or when it is so
+    INPUT = 13  # the call asks its user; body: a pickled dict: prompt, password
+    ANSWER = 14  # what the user typed, as text; flags: an Answer
+    COMM = 15  # a message of the user's front end to a widget that lives in the replica
     WITHDRAW = 16  # do not begin these calls; body: lease and last number
     WITHDRAWN = 17  # that many calls, from this one on (flags), will not begin: send them elsewhere
-
-
-_LAST_KIND: Final = max(Kind)
 
 
 class Status(IntEnum):
@@ -82,6 +85,18 @@ class Output(IntEnum):
     STDERR = 2  # text
     DISPLAY = 3  # a pickled dict: data, metadata, transient, update
     CLEAR = 4  # one byte: wait for the next output
+    RESULT = 5  # a pickled dict: data, metadata; what a display hook publishes as the cell's result
+    COMM = 6  # a pickled dict: msg_type, content, metadata, buffers
+
+
+class Answer(IntEnum):
+    """The flags of an ANSWER."""
+
+    TEXT = 0
+    NOBODY = 1  # nobody can be asked where the call was made
+
+
+LAST_KIND: Final = max(Kind)
 
 
 class Frame:
@@ -214,7 +229,7 @@ class FrameReader:
             return False
         kind, flags, count, call, body_size = HEADER.unpack_from(self._scratch, self._start)
         head = HEADER.size + 8 * count
-        if count > LIMIT_BUFFERS or not Kind.HELLO <= kind <= _LAST_KIND:
+        if count > LIMIT_BUFFERS or not Kind.HELLO <= kind <= LAST_KIND:
             raise ProtocolError(f"not a frame: kind {kind}, {count} buffers")
         if available < head:
             return False

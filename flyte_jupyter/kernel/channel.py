@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import pickle
@@ -21,17 +22,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from IPython.core.error import StdinNotImplementedError
+
 from ..core.definitions import Closure
-from ..core.frames import Buffer, Frame, FrameReader, Kind, Status, encode
+from ..core.frames import Answer, Buffer, Frame, FrameReader, Kind, Status, encode
 from ..errors import ProtocolError
 from ..memory import Exchange, receive_with_fds
 from ..runtime import peer_uid
+from . import descriptors
+from .cells import Cells
+from .comms import Comms
 from .namespace import Namespaces, NotebookModule
-from .outputs import OutputSink
+from .outputs import NOBODY_TO_ASK, OutputSink
 from .runner import Runner, RunningCall, dump_failure, enter, make_context
 
 HANDSHAKE_S: Final = 5.0
 GREETING_BYTES: Final = 64 * 1024
+STALLED_MS: Final = 5000
+"""How long a peer on a control connection may read nothing of what it is sent."""
 READ_AHEAD: Final = 64
 """Calls of one lease that may wait in this process; the rest wait in the socket."""
 BACKLOG_BYTES: Final = 8 * 1024 * 1024
@@ -78,6 +86,7 @@ class CallChannel:
         self._reader = reader
         self._frames: deque[Frame] = deque()
         self._undefined: Frame | None = None  # a call that waits for its definitions
+        self._answers: deque[Frame] = deque()
         self._lock = threading.Lock()
         self._backlog: deque[memoryview] = deque()
         self._backlog_bytes = 0
@@ -111,7 +120,12 @@ class CallChannel:
 
     def _take_frames(self) -> None:
         while (frame := self._reader.next_frame()) is not None:
-            self._frames.append(frame)
+            if frame.kind == Kind.ANSWER:
+                self._answers.append(frame)
+            elif frame.kind == Kind.COMM:
+                self.replica.comms.receive(frame, OutputSink(frame.call, self.send_output, self.replica.later))
+            else:
+                self._frames.append(frame)
         self._advance()
         if self._reading and len(self._frames) >= READ_AHEAD:
             self._reading = False
@@ -129,6 +143,25 @@ class CallChannel:
         if not self._reading and not self.closed and len(self._frames) < READ_AHEAD // 2:
             self._reading = True
             self._loop.add_reader(self.connection, self._on_readable)
+
+    def _ask(self, number: int, prompt: str, password: bool) -> str:
+        """Wait for the user's answer, on the main thread. A cancel interrupts it as it interrupts anything there."""
+        self._answers.clear()
+        self.send(encode(Kind.INPUT, number, pickle.dumps({"prompt": prompt, "password": password}, 5)))
+        poller = select.poll()
+        while not self.closed:
+            # The loop stands still meanwhile: what it would read and write is done here.
+            poller.register(self.connection, select.POLLIN | (0 if self._drain() else select.POLLOUT))
+            poller.poll()
+            self._on_readable()
+            while self._answers:
+                answer = self._answers.popleft()
+                if answer.call != number:
+                    continue  # to a question that nobody asks any more
+                if answer.flags == Answer.NOBODY:
+                    raise StdinNotImplementedError(NOBODY_TO_ASK)
+                return str(answer.body, "utf-8")
+        raise EOFError("the client that could be asked is gone")
 
     def _next(self) -> Frame | None:
         # No call begins before the outcomes of those before it are in the client's socket: should this process die,
@@ -172,7 +205,7 @@ class CallChannel:
             self.cancelled.discard(frame.call)
             self.send(encode(Kind.OUTCOME, frame.call, flags=Status.CANCELLED))
             return
-        digests, name = _reference(bytes(frame.body))
+        digests, name, verb = _reference(bytes(frame.body))
         function = None
         for digest in digests:  # the function last; what only its arguments need first
             function = self.module.lookup(digest)
@@ -180,6 +213,8 @@ class CallChannel:
                 self._undefined = frame
                 self.send(encode(Kind.NEED, frame.call, pickle.dumps(self.module.digests(), 5)))
                 return
+        if verb is not None:
+            function = self.replica.cells.function(verb, self.module)
         self._start(frame, name, function)
 
     def _on_define(self, frame: Frame, waiting: Frame) -> None:
@@ -199,7 +234,8 @@ class CallChannel:
                 self._withdrawn.discard(frame.call)
                 return
             self._begun = frame.call
-        sink = OutputSink(frame.call, self.send_output, self.replica.later)
+        ask = functools.partial(self._ask, frame.call)
+        sink = OutputSink(frame.call, self.send_output, self.replica.later, ask)
         context = make_context(frame.call, name, self, frame.flags, sink)
         call = RunningCall(self, frame.call, name, function, frame.buffers, context, sink)
         self.running = call
@@ -305,15 +341,18 @@ class CallChannel:
             self.replica.abandoned_call_ended(self.hello.lease)
 
 
-_references: dict[bytes, tuple[tuple[str, ...], str]] = {}
+_references: dict[bytes, tuple[tuple[str, ...], str, str | None]] = {}
 
 
-def _reference(body: bytes) -> tuple[tuple[str, ...], str]:
-    """Which function a CALL names. The same bytes come with every call of a task, so they are read once."""
+def _reference(body: bytes) -> tuple[tuple[str, ...], str, str | None]:
+    """Which function a CALL names, or what it wants of the replica itself: "cell", "names".
+
+    The same bytes come with every call of a task, so they are read once.
+    """
     known = _references.get(body)
     if known is None:
-        digests, name = json.loads(body)
-        known = _references[body] = (tuple(digests), name)
+        digests, name, *verb = json.loads(body)
+        known = _references[body] = (tuple(digests), name, verb[0] if verb else None)
         if len(_references) > 10_000:
             _references.clear()
     return known
@@ -452,6 +491,11 @@ class ControlChannel:
         self._replica = replica
         self._supervisor = supervisor
         self._lock = threading.Lock()
+        # Of widgets. Its timer is not this thread's: it must not wait for a front end.
+        main = replica.runner.loop
+        self._sink = OutputSink(
+            0, self._send_pieces, lambda delay, callback: main.call_soon_threadsafe(main.call_later, delay, callback)
+        )
         loop.add_reader(connection, self._on_readable)
         if supervisor:
             replica.supervisor = self
@@ -467,13 +511,16 @@ class ControlChannel:
             return
         except (OSError, ProtocolError):
             self._loop.remove_reader(self._connection)
+            self._sink.closed = True
             self._connection.close()
             return
         self._take_frames()
 
     def _take_frames(self) -> None:
         while (frame := self._reader.next_frame()) is not None:
-            if frame.kind == Kind.CANCEL:
+            if frame.kind == Kind.COMM:
+                self._replica.runner.loop.call_soon_threadsafe(self._replica.comms.receive, frame, self._sink)
+            elif frame.kind == Kind.CANCEL:
                 self._replica.cancel(str(frame.body, "utf-8"), frame.call)
             elif frame.kind == Kind.WITHDRAW:
                 lease, last = json.loads(frame.body)
@@ -489,21 +536,38 @@ class ControlChannel:
 
     def send(self, kind: Kind, body: bytes) -> None:
         """A few bytes to the broker, from any thread."""
+        self._send_pieces(encode(kind, 0, body))
+
+    def _send_pieces(self, pieces: list[Buffer]) -> None:
+        poller = select.poll()
         with self._lock, contextlib.suppress(OSError):
-            self._connection.setblocking(True)
-            try:
-                for piece in encode(kind, 0, body):
-                    self._connection.sendall(piece)
-            finally:
-                self._connection.setblocking(False)
+            poller.register(self._connection, select.POLLOUT)
+            for piece in pieces:
+                view = memoryview(piece).cast("B")
+                while view:
+                    # Not for ever: a front end that does not read must not hold up its replica.
+                    if not poller.poll(STALLED_MS):
+                        self._connection.shutdown(socket.SHUT_RDWR)
+                        return
+                    with contextlib.suppress(BlockingIOError):
+                        view = view[self._connection.send(view) :]
 
 
 class Replica:
     """All channels of this process, and what they share."""
 
-    def __init__(self, runner: Runner, namespaces: Namespaces, control_loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        namespaces: Namespaces,
+        cells: Cells,
+        comms: Comms,
+        control_loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self.runner = runner
         self.namespaces = namespaces
+        self.cells = cells
+        self.comms = comms
         self.supervisor: ControlChannel | None = None
         self._control_loop = control_loop
         self._control_thread = 0
@@ -528,7 +592,7 @@ class Replica:
         return threading.get_ident() == self._control_thread
 
     def log(self, text: str) -> None:
-        os.write(2, f"flyte_jupyter: {text}\n".encode())
+        descriptors.log(f"flyte_jupyter: {text}\n")
 
     # --- on the main thread
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import ctypes
+import getpass
 import os
 import signal
 import socket
@@ -27,7 +29,9 @@ from tornado.ioloop import IOLoop
 from traitlets import Type
 from traitlets.config import Config
 
-from . import logs, outputs
+from ..core.context import current
+from . import comms, descriptors, logs, outputs, shell
+from .cells import Cells
 from .channel import Replica
 from .namespace import Namespaces
 from .runner import Runner
@@ -39,12 +43,19 @@ IOPUB_MARK = 100_000
 class FlyteKernel(IPythonKernel):
     """Answers everything that a Jupyter kernel answers, except the debugger."""
 
-    shell_class = Type(outputs.ReplicaShell)
+    shell_class = Type(shell.ReplicaShell)
     # Else traitlets looks for the class that the module above does not have, and no replica starts.
     debugger_class = None  # type: ignore[assignment]
 
     async def do_debug_request(self, msg: Any) -> Any:
         return None
+
+    def raw_input(self, prompt: object = "") -> str:
+        """`input()`, of a task and of a console."""
+        return super().raw_input(prompt) if current.get() is None else outputs.ask(str(prompt), False)
+
+    def getpass(self, prompt: str = "Password: ", stream: Any = None, **options: Any) -> str:
+        return super().getpass(prompt, stream, **options) if current.get() is None else outputs.ask(str(prompt), True)
 
     async def do_shutdown(self, restart: bool) -> dict[str, Any]:
         reply = await super().do_shutdown(restart)
@@ -96,11 +107,16 @@ class ReplicaApp(IPKernelApp):
         """Answer calls on `listening`, a Unix socket. The broker bound it, and may have connected already."""
         loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
         router = outputs.Router()
-        outputs.install(self.shell, router)
+        own: Any = self.shell
+        descriptors.install(router)
+        outputs.install(own, router, descriptors.LogStream())
+        sys.modules["__main__"] = shell.route_main(sys.modules["__main__"])
+        builtins.input, getpass.getpass = self.kernel.raw_input, self.kernel.getpass
         logs.install()
         self.runner = Runner(loop, router)
         control: asyncio.AbstractEventLoop = self.kernel.control_thread.io_loop.asyncio_loop
-        replica = Replica(self.runner, Namespaces(), control)
+        namespaces = Namespaces()
+        replica = Replica(self.runner, namespaces, Cells(own, namespaces, loop), comms.install(router), control)
         signal.signal(signal.SIGTERM, lambda *_: self.leave())
         replica.listen(listening)
 

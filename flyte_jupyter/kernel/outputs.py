@@ -5,17 +5,23 @@ Output that belongs to no call (a console attached by hand, a preload) goes wher
 
 from __future__ import annotations
 
+import contextvars
+import functools
 import io
+import os
 import pickle
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any, Final
 
-from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
+from ipykernel.displayhook import ZMQShellDisplayHook
+from ipykernel.jsonutil import encode_images, json_clean
+from ipykernel.zmqshell import ZMQDisplayPublisher
 from IPython.core.error import StdinNotImplementedError
-from traitlets import Type
 
 from ..core.context import TaskContext, current
 from ..core.frames import Buffer, Kind, Output, encode
@@ -33,8 +39,10 @@ class OutputSink:
         self,
         number: int,
         send: Callable[[list[Buffer]], None],
-        later: Callable[[float, Callable[[], None]], None],
+        later: Callable[[float, Callable[[], None]], object],
+        ask: Callable[[str, bool], str] | None = None,
     ) -> None:
+        self.ask = ask  # its user: prompt, whether it is a password
         self._number = number
         self._send = send
         self._later = later
@@ -75,6 +83,16 @@ class OutputSink:
             self.flush()
             self._put(Output.DISPLAY, pickle.dumps(content, 5))
 
+    def result(self, content: dict[str, Any]) -> None:
+        with self._lock:
+            self.flush()
+            self._put(Output.RESULT, pickle.dumps(content, 5))
+
+    def comm(self, content: dict[str, Any]) -> None:
+        with self._lock:
+            self.flush()
+            self._put(Output.COMM, pickle.dumps(content, 5))
+
     def clear(self, wait: bool) -> None:
         with self._lock:
             self.flush()
@@ -107,8 +125,17 @@ class Router:
 
     def __init__(self) -> None:
         self.running: dict[int, TaskContext] = {}
+        self.settle: Callable[[], None] = _nothing
+        """Take in what was written to descriptors 1 and 2 until now."""
+
+    def only_sink(self) -> OutputSink | None:
+        """That of the only call there is."""
+        running = list(self.running.values())
+        sink: OutputSink | None = running[0].sink if len(running) == 1 else None
+        return None if sink is None or sink.closed else sink
 
     def sink(self) -> OutputSink | None:
+        """Where a piece of output goes that is made here and now; None: it is no call's."""
         context = current.get()
         if context is None and len(self.running) == 1:
             # A thread starts with an empty context. With one call in the replica there is no doubt whose it is,
@@ -118,8 +145,13 @@ class Router:
             context = next(iter(self.running.values()), None)
         if context is None or context.sink is None or context.sink.closed:
             return None
+        self.settle()
         sink: OutputSink = context.sink
         return sink
+
+
+def _nothing() -> None:
+    pass
 
 
 class TaskStream(io.TextIOBase):
@@ -130,6 +162,7 @@ class TaskStream(io.TextIOBase):
         self._stream = stream
         self._otherwise = otherwise
         self._router = router
+        self._child: Any = None  # in a forked child: its descriptor
 
     @property
     def name(self) -> str:
@@ -142,6 +175,8 @@ class TaskStream(io.TextIOBase):
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        if self._child is not None:
+            return int(self._child.write(text))
         sink = self._router.sink()
         if sink is None:
             self._otherwise.write(text)
@@ -150,11 +185,19 @@ class TaskStream(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
+        if self._child is not None:
+            self._child.flush()
+            return
         sink = self._router.sink()
         if sink is None:
             self._otherwise.flush()
         else:
             sink.flush()
+
+    def in_child(self) -> None:
+        """After a fork: a child has its parent's descriptors, and no thread that would send what was gathered."""
+        raw = io.BufferedWriter(io.FileIO(self.fileno(), "w", closefd=False))
+        self._child = io.TextIOWrapper(raw, "utf-8", "replace", line_buffering=True)
 
     def writable(self) -> bool:
         return True
@@ -163,10 +206,29 @@ class TaskStream(io.TextIOBase):
         return False
 
     def fileno(self) -> int:
-        return int(self._otherwise.fileno())
+        return 1 if self._stream is Output.STDOUT else 2
 
     def __getattr__(self, name: str) -> Any:  # set_parent and friends, which ipykernel asks of its streams
         return getattr(self._otherwise, name)
+
+
+NOBODY_TO_ASK: Final = "stdin is not available in tasks; pass what it asks for as an argument"
+
+
+def ask(prompt: str, password: bool) -> str:
+    """What the user of the running call types; the call waits for it.
+
+    Raises:
+        StdinNotImplementedError: There is nobody to ask, or it is asked from another thread than the task's own.
+    """
+    task = current.get()
+    if task is None or task.sink is None or task.sink.ask is None or task.sink.closed:
+        raise StdinNotImplementedError(NOBODY_TO_ASK)
+    if threading.current_thread() is not threading.main_thread():
+        raise StdinNotImplementedError("input() works in a task itself, not in its threads; ask before starting them")
+    task.sink.flush()
+    answer: str = task.sink.ask(prompt, password)
+    return answer
 
 
 class NoInput(io.TextIOBase):
@@ -177,7 +239,7 @@ class NoInput(io.TextIOBase):
 
     def readline(self, size: int | None = -1) -> str:  # type: ignore[override]
         # Not EOFError: a debugger would take that for "quit" and hide the reason.
-        raise StdinNotImplementedError("stdin is not available in tasks; pass what it asks for as an argument")
+        raise StdinNotImplementedError(NOBODY_TO_ASK)
 
     def read(self, size: int | None = -1) -> str:
         return self.readline()
@@ -207,8 +269,6 @@ class TaskDisplayPublisher(ZMQDisplayPublisher):
         if sink is None:
             super().publish(data, metadata, transient=transient, update=update, **kwargs)
             return
-        from ipykernel.jsonutil import encode_images, json_clean
-
         self._validate_data(data, metadata or {})
         content = {
             "data": encode_images(data),
@@ -225,22 +285,91 @@ class TaskDisplayPublisher(ZMQDisplayPublisher):
             sink.clear(wait)
 
 
-class ReplicaShell(ZMQInteractiveShell):
-    """The kernel's shell, whose displays know about tasks."""
-
-    display_pub_class = Type(TaskDisplayPublisher)
+formatting_result: Final[ContextVar[bool]] = ContextVar("flyte_jupyter_formatting_result", default=False)
+"""Then an error, which IPython only shows, is the cell's. Source: ipykernel, `_last_traceback_during_displayhook`."""
 
 
-def install(shell: Any, router: Router) -> None:
-    """Put the router between the process and its streams and displays."""
-    shell.display_pub.router = router
+class TaskDisplayHook(ZMQShellDisplayHook):
+    """The value of a cell's last expression is shown where the cell is."""
+
+    router: Router | None = None
+
+    def __call__(self, result: Any = None) -> None:
+        sink = None if self.router is None else self.router.sink()
+        if sink is None:
+            super().__call__(result)
+            return
+        if result is None:
+            return
+        token = formatting_result.set(True)
+        try:
+            data, metadata = self.compute_format_data(result)
+        finally:
+            formatting_result.reset(token)
+        shell: Any = self.shell
+        shell.remember(result)
+        if data:  # an `_ipython_display_` has shown itself
+            sink.result({"data": json_clean(encode_images(data)), "metadata": json_clean(metadata)})
+
+
+def install(shell: Any, router: Router, log: Any) -> None:
+    """Put the router between the process and its streams and displays; `log` gets what is no call's."""
+    shell.router = shell.display_pub.router = shell.displayhook.router = router
     out: Any = sys.stdout
     err: Any = sys.stderr
     # What no call wrote, such as a preload's prints, is also in the log.
-    out.echo, err.echo = sys.__stdout__, sys.__stderr__
-    sys.stdout = TaskStream(Output.STDOUT, out, router)
-    sys.stderr = TaskStream(Output.STDERR, err, router)
+    out.echo = err.echo = log
+    sys.stdout, sys.stderr = streams = (
+        TaskStream(Output.STDOUT, out, router),
+        TaskStream(Output.STDERR, err, router),
+    )
+    if router.settle is not _nothing:  # somebody reads the descriptors
+
+        def in_child() -> None:
+            router.settle = _nothing
+            for stream in streams:
+                stream.in_child()
+
+        os.register_at_fork(after_in_child=in_child)
     sys.stdin = NoInput()
+    # For good: cells come and go while others run, and a nested `run_cell`, as of `%%capture`, must not set it again.
+    shell.display_trap.__enter__()
+    _run_in_context_of_creator()
+    _draw_inline()
+
+
+def _run_in_context_of_creator() -> None:
+    """Threads of a call, and what it submits to an executor, are part of that call."""
+    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+
+    def start_in_context(thread: threading.Thread) -> None:
+        if current.get() is not None:
+            context = contextvars.copy_context()
+            run = thread.run
+
+            def run_in_context() -> None:
+                del thread.run  # the instance's: it refers to the thread
+                context.run(run)
+
+            thread.run = run_in_context  # type: ignore[method-assign]
+        start(thread)
+
+    def submit_in_context(executor: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if current.get() is not None:
+            function = functools.partial(contextvars.copy_context().run, function)
+        return submit(executor, function, *args, **kwargs)
+
+    threading.Thread.start = start_in_context  # type: ignore[method-assign, assignment]
+    ThreadPoolExecutor.submit = submit_in_context  # type: ignore[method-assign]
+
+
+def _draw_inline() -> None:
+    """Where a zygote has imported matplotlib already, the kernel's choice of a backend came too late for it."""
+    matplotlib = sys.modules.get("matplotlib")
+    backend = os.environ.get("MPLBACKEND")
+    # Looking it up in the usual way would choose one.
+    if matplotlib is not None and backend and not isinstance(dict.get(matplotlib.rcParams, "backend"), str):
+        matplotlib.rcParams["backend"] = backend
 
 
 def show_open_figures() -> None:

@@ -29,6 +29,8 @@ from ..core import failure, payload
 from ..core.context import Action, GroupData, TaskContext, current
 from ..core.frames import Buffer, FileTicket, Kind, Status, encode
 from ..memory import LEND_BYTES
+from . import cells
+from .cells import Begun, Finished
 from .outputs import OutputSink, Router, show_open_figures
 
 if TYPE_CHECKING:
@@ -120,17 +122,26 @@ class Runner:
     # --- calls
 
     def start(self, call: RunningCall) -> None:
+        self.router.settle()  # what was written before it is not this call's
         self.router.running[id(call)] = call.context
         if _is_async(call.function):
-            call.task = self.loop.create_task(self._run_async(call), context=self._base.copy())
-            call.task.add_done_callback(lambda task: self._make_sure(call, task))
+            self._start_task(call, self._base.copy())
         else:
             self.between_loops(lambda: self._run_sync(call))
 
+    def _start_task(self, call: RunningCall, context: contextvars.Context, begun: Begun | None = None) -> None:
+        call.task = self.loop.create_task(self._run_async(call, begun), context=context)
+        call.task.add_done_callback(lambda task: self._make_sure(call, task))
+        if begun is not None:
+            call.task.add_done_callback(lambda _: begun.rest.close())
+        if call.cancelled:  # before there was a task that could be cancelled
+            call.task.cancel()
+
     def _run_sync(self, call: RunningCall) -> None:
         previous = set_handler(signal.SIGINT, self._on_interrupt)
+        context = self._base.copy()
         try:
-            reply = self._base.copy().run(self._invoke, call)
+            reply = context.run(self._invoke, call)
         except KeyboardInterrupt:  # a second one, while the first was being reported
             reply = _cancelled(call)
         finally:
@@ -139,15 +150,20 @@ class Runner:
                 self._target = None
             # asyncio.run() inside a task leaves the thread without a current loop.
             asyncio.set_event_loop(self.loop)
-        self._finish(call, reply)
+        if isinstance(reply, Begun):
+            self._start_task(call, context, reply)
+        else:
+            self._finish(call, reply)
 
-    def _invoke(self, call: RunningCall) -> list[Buffer]:
+    def _invoke(self, call: RunningCall) -> list[Buffer] | Begun:
         try:
             current.set(call.context)
             if call.cancelled:
                 return _cancelled(call)
             args, kwargs = self._load(call)
             value = call.function(*args, **kwargs)
+            if isinstance(value, Begun):
+                return value
             show_open_figures()
             return self._dump(call, value)
         except BaseException as error:
@@ -156,12 +172,15 @@ class Runner:
             # From here on an interrupt for this call is late, and ignored.
             current.set(None)
 
-    async def _run_async(self, call: RunningCall) -> None:
+    async def _run_async(self, call: RunningCall, begun: Begun | None = None) -> None:
         current.set(call.context)
         set_handler(signal.SIGINT, self._on_interrupt)
         try:
-            args, kwargs = self._load(call)
-            value = await call.function(*args, **kwargs)
+            if begun is None:
+                args, kwargs = self._load(call)
+                value = await call.function(*args, **kwargs)
+            else:
+                value = await begun.rest
             show_open_figures()
             reply = self._dump(call, value)
         except BaseException as error:
@@ -202,7 +221,9 @@ class Runner:
         if value is None:
             return encode(Kind.OUTCOME, call.number, _NONE, flags=Status.OK)
         try:
-            pickled = payload.dump_result(value)
+            pickled = value.dump() if isinstance(value, Finished) else payload.dump_result(value)
+        except errors.ResultNotSerializable:
+            raise
         except Exception as error:
             path, part = payload.find_unpicklable(value, "result")
             raise errors.ResultNotSerializable.for_value(
@@ -223,6 +244,7 @@ class Runner:
         return encode(Kind.OUTCOME, call.number, dump_failure(error), flags=Status.ERROR)
 
     def _finish(self, call: RunningCall, reply: list[Buffer]) -> None:
+        self.router.settle()
         call.sink.close()
         call.ended = True
         self.router.running.pop(id(call), None)
@@ -274,7 +296,7 @@ def dump_failure(error: BaseException) -> bytes:
     import pickle
 
     try:
-        return pickle.dumps(failure.describe(error, skip_file=__file__), 5)
+        return pickle.dumps(failure.describe(error, skip_file=(__file__, cells.__file__)), 5)
     except Exception as problem:
         text = f"{type(error).__name__}: {failure.text_of(error)}\n(describing it failed: {problem!r})"
         return pickle.dumps(failure.Failure("builtins", type(error).__name__, failure.text_of(error), text, []), 5)

@@ -350,12 +350,28 @@ def test_a_wrong_call_is_explained_where_it_was_made(notebook: Notebook) -> None
     assert len(re.findall(r"flyte_jupyter/\w+/", cell.traceback)) <= 1
 
 
-def test_a_task_that_asks_is_told_that_nobody_answers(notebook: Notebook) -> None:
+def test_a_task_asks_its_user(notebook: Notebook) -> None:
+    asked = notebook.start("asks()")
+    assert notebook.client.get_stdin_msg(timeout=START_S)["content"] == {"prompt": "name? ", "password": False}
+    notebook.client.input("Ann")
+    assert notebook.wait(asked).value == "Ann"
+
+
+def test_a_task_that_asks_where_nobody_can_be_asked_is_told_at_once(notebook: Notebook) -> None:
+    asked = notebook.client.execute("asks()", allow_stdin=False, stop_on_error=False)
+    notebook._seen[asked] = []
     with within(2):
-        cell = notebook.run("asks()")
+        cell = notebook.wait(asked)
     assert cell.error == "StdinNotImplementedError"
     assert "stdin is not available in tasks" in cell.traceback
-    assert "name? " in cell.text()
+
+
+def test_interrupt_stops_a_task_that_waits_for_an_answer(notebook: Notebook) -> None:
+    before = notebook.where()
+    asked = notebook.start("asks()")
+    notebook.client.get_stdin_msg(timeout=START_S)
+    assert notebook.interrupt(asked).error == "KeyboardInterrupt"
+    assert notebook.where() == before
 
 
 # --- Interrupt

@@ -1,0 +1,578 @@
+"""Cells that run on replicas: what is sent for one, where its slot comes from, and its life in the background.
+
+A cell is a call like a task's: leases, retries, time limits, interrupts and errors are those of `remote`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+from .. import errors
+from ..core import failure, payload
+from ..core.cells import CellReply, CellRequest, Scope
+from ..core.definitions import ImportDefinition, SourceDefinition, ValueDefinition
+from ..core.frames import Buffer, Frame, Status
+from ..core.policy import SINGLE_USE_SCALING, RetryStrategy, Timeout
+from ..core.snapshot import PoolView
+from . import broker, comms, outputs, remote, runs
+from .capture import Captured
+from .drivers import ChannelLost, Conversation, drive
+from .handle import PoolHandle
+from .identity import describe_client
+from .leases import Channel, Lease, LeaseGroup
+from .target import Outgoing, Target, find_here, home_module, locate
+
+if TYPE_CHECKING:
+    from ..core import protocol as p
+    from .environment import Task
+
+SESSION_IDLE_S: Final = 1800.0
+"""How long a session that nobody uses keeps its replica."""
+RETRY_S: Final = 0.1
+GRANTED_S: Final = 1.0
+"""How long the broker may take to grant slots that are free."""
+NAMES_S: Final = 0.2
+"""How long completion may wait for the names on a replica."""
+NAMES_FRESH_S: Final = 5.0
+RETRY_REASONS: Final[Mapping[str, Callable[[BaseException], bool]]] = {
+    "oom": lambda error: (
+        isinstance(error, errors.OOMError | MemoryError) or "OutOfMemory" in type(error).__name__  # torch's own
+    ),
+    "crash": lambda error: isinstance(error, errors.ReplicaDied),
+    "timeout": lambda error: isinstance(error, errors.TaskTimeoutError),
+}
+"""What a cell may be repeated for, if it asks for certain reasons only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What a user wants of a cell.
+
+    Attributes:
+        code, filename, first_line, scope, session, pull: As in `CellRequest`.
+        name: What views and errors call it: "cell #12".
+        push: Names and values from the notebook; functions, classes and modules go by definition.
+        timeout: Seconds that one attempt may run.
+        retries: Attempts beyond the first.
+        retry_on: For what it is repeated; empty is for whatever happens.
+        on_interrupt: "int" raises KeyboardInterrupt in the cell, "kill" ends its replica at once.
+    """
+
+    code: str
+    filename: str
+    name: str
+    first_line: int = 1
+    scope: Scope = "fresh"
+    session: str = ""
+    push: Mapping[str, Any] = field(default_factory=dict)
+    pull: tuple[str, ...] = ()
+    timeout: float | None = None
+    retries: int = 0
+    retry_on: tuple[str, ...] = ()
+    on_interrupt: Literal["int", "kill"] = "int"
+
+
+@dataclass(slots=True)
+class Times:
+    """What happened to a cell, on the monotonic clock; for its footer."""
+
+    asked_at: float = 0.0
+    began_at: float | None = None
+    ended_at: float | None = None
+    replica: str = ""  # "gpu[1]"
+    replica_id: str = ""
+    on_begin: Callable[[], None] | None = None
+
+
+class CellTarget(Target):
+    """A cell and the pool it runs in."""
+
+    def __init__(self, cell: Cell, pool: PoolHandle) -> None:
+        super().__init__(_no_function, cell.name, pool, limited=cell.timeout is not None)
+        self.cell = cell
+        self.times = Times()
+        self.attempt = 0
+        self.pinned: Lease | None = None  # the slot it has to run in
+        self.kill_on_interrupt = cell.on_interrupt == "kill"
+        self._checked: Outgoing | None = None
+        self._defined = tuple(sorted(name for name, value in cell.push.items() if is_definition(value)))
+        self._captured = Captured.of_names(self._defined, _main())
+        self._request = CellRequest(
+            code=cell.code,
+            filename=cell.filename,
+            first_line=cell.first_line,
+            scope=cell.scope,
+            session=cell.session,
+            push={name: value for name, value in cell.push.items() if name not in self._defined},
+            definitions=self._defined,
+            pull=cell.pull,
+        )
+
+    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: int) -> Outgoing:
+        if self._checked is not None:
+            checked, self._checked = self._checked, None
+            return checked
+        home = home_module()
+        meta = runs.call_meta()
+        sent = ((self._request,), {}) if meta is None else ((self._request,), {}, meta)
+        try:
+            pickled = payload.dump_arguments(sent, home)
+        except Exception as problem:
+            raise self._not_serializable((), dict(self._request.push), problem) from None
+        closures = []
+        if pickled.names:  # classes of the notebook, whose instances are pushed
+            closures.append(Captured.of_names(pickled.names, _main()).closure())
+        if self._defined:
+            self._closure = self._captured.closure()
+            closures.append(self._closure)
+        reference = json.dumps([[closure.digest for closure in closures], self.name, "cell"]).encode()
+        return _Noted(Outgoing(reference, closures, pickled, self.attempt), self.times)
+
+    def group(self) -> LeaseGroup:
+        if not self.times.asked_at:
+            self.times.asked_at = time.monotonic()
+        if self.pinned is not None:
+            return cast("LeaseGroup", _Pinned(self.pinned))
+        if self.cell.scope != "session":
+            return super().group()
+        return session_group(self.pool, self.cell.session)
+
+    def check(self) -> None:
+        """Raises ArgumentNotSerializable if something in it cannot be sent; what it has encoded is sent first."""
+        self._checked = self.encode((), {}, 0)
+
+    def parcels(self) -> dict[str, tuple[str, int]]:
+        """What is sent besides the code: how, and how many bytes. Raises as `check`."""
+        self.check()
+        found = {}
+        home = home_module()
+        for name, value in self.cell.push.items():
+            if name not in self._defined:
+                pickled = payload.dump_arguments(value, home)
+                found[name] = "a copy", sum(memoryview(part).nbytes for part in (pickled.data, *pickled.buffers))
+        for definition in self._captured.closure().definitions if self._defined else ():
+            match definition:
+                case ImportDefinition():
+                    found[definition.name] = "an import", len(definition.module)
+                case SourceDefinition():
+                    found[definition.name] = "its source", len(definition.lines)
+                case ValueDefinition():
+                    found[definition.name] = "a copy", len(definition.pickled)
+        return found
+
+    def result(self, frame: Frame, lease: Lease) -> Any:
+        self.times.ended_at = time.monotonic()
+        self.times.replica = lease.name
+        self.times.replica_id = lease.replica
+        if frame.flags != Status.ERROR:
+            return super().result(frame, lease)
+        described: failure.Failure = pickle.loads(frame.body)
+        if self._closure is not None:
+            locate(described, self._closure.definitions)
+        raise failure.rebuild(described, find_here)  # as a local cell's: the footer names the replica
+
+
+class _Noted(Outgoing):
+    """Notes when it is sent, and how a widget reaches the replica."""
+
+    __slots__ = ("_plain", "_times")
+
+    def __init__(self, plain: Outgoing, times: Times) -> None:
+        self.closures = plain.closures
+        self._plain = plain
+        self._times = times
+
+    def on(self, channel: Channel) -> tuple[int, list[Buffer]]:
+        self._times.began_at = time.monotonic()
+        if self._times.on_begin is not None:
+            self._times.on_begin()
+        comms.to_replica.set(comms.Link(channel.socket.getpeername(), outputs.show))
+        return self._plain.on(channel)
+
+
+def _no_function() -> None:
+    """A cell has a text instead."""
+
+
+def _main() -> dict[str, Any]:
+    return vars(sys.modules[home_module()])
+
+
+def is_definition(value: object) -> bool:
+    """Whether it goes to a replica as what it is made of (source, an import), not as a copy."""
+    return isinstance(value, FunctionType | ModuleType | type) or hasattr(type(value), "__flyte_capture__")
+
+
+# --- running
+
+
+@dataclass(frozen=True, slots=True)
+class _Wishes:
+    """The part of a task that `remote` looks at."""
+
+    name: str
+    time_limits: Timeout
+    retries: RetryStrategy
+
+
+def _wishes(cell: Cell) -> Task[..., Any]:
+    limit = None if cell.timeout is None else timedelta(seconds=cell.timeout)
+    return cast("Task[..., Any]", _Wishes(cell.name, Timeout(max_runtime=limit), RetryStrategy(count=0)))
+
+
+def _again(cell: Cell, attempt: int, error: Exception) -> bool:
+    """Whether a cell that failed is run once more."""
+    if attempt >= cell.retries or isinstance(error, errors.TaskCancelled | errors.StarvationError):
+        return False
+    if isinstance(error, errors.PoolError) and not isinstance(error, errors.ReplicaDied):
+        return False
+    return not cell.retry_on or any(RETRY_REASONS[reason](error) for reason in cell.retry_on)
+
+
+def run(target: CellTarget) -> CellReply:
+    """Run a cell and wait for its end; Ctrl-C stops it.
+
+    Raises: Whatever the cell raises, with the user's frames only; errors of `errors` about the pool.
+    """
+    token = comms.to_replica.set(None)  # what the call sets is its own
+    try:
+        while True:
+            try:
+                reply: CellReply = remote.blocking(target, _wishes(target.cell), (), {})
+                return reply
+            except Exception as error:
+                if not _again(target.cell, target.attempt, error):
+                    raise
+            target.attempt += 1
+    finally:
+        comms.to_replica.reset(token)
+        _let_go(target)
+
+
+async def run_async(target: CellTarget) -> CellReply:
+    """The same for an event loop."""
+    while True:
+        try:
+            reply: CellReply = await remote.awaiting(target, _wishes(target.cell), (), {})
+            return reply
+        except Exception as error:
+            if not _again(target.cell, target.attempt, error):
+                raise
+        target.attempt += 1
+
+
+def start(target: CellTarget, screen: outputs.Screen) -> Future[CellReply]:
+    """Run a cell in the background. Cancelling the future stops the cell."""
+    import asyncio
+
+    from .executor import background
+
+    with outputs.shown_on(screen):
+        future = asyncio.run_coroutine_threadsafe(run_async(target), background())
+    future.add_done_callback(lambda _: _let_go(target))
+    return future
+
+
+def _let_go(target: CellTarget) -> None:
+    """A slot that was held for a cell, whether it has come to use it or not."""
+    if target.pinned is not None:
+        target.pinned.group.drop(target.pinned)
+
+
+# --- pools
+
+
+class AttachedPool(PoolHandle):
+    """A pool that somebody else has declared, and that still runs: all but its declaration is known from a view."""
+
+    def __init__(self, view: PoolView) -> None:
+        self._view_name = view.name
+        self.key = view.key
+        self.scaling = self._policy = view.scaling
+        self._loaders = {}
+        self.start_timeout = 0.0
+        self._declaration = None
+
+    @property
+    def name(self) -> str:
+        return self._view_name
+
+    def declaration(self) -> p.Declaration:
+        return cast("p.Declaration", None)  # what no connection has been told of, either
+
+    def connection(self) -> broker.Connection:
+        return broker.connect()
+
+
+def fresh_pool(pool: PoolHandle) -> PoolHandle:
+    """A pool like this one whose replicas serve one call each: a cold start, and nothing of an earlier cell."""
+    made = PoolHandle(pool.spec.model_copy(update={"single_use": True}), SINGLE_USE_SCALING)
+    made._loaders = pool._loaders
+    made.set_preimport(pool._preimport)
+    made.start_timeout = pool.start_timeout
+    return made
+
+
+# --- a certain replica
+
+
+class _Pinned:
+    """The part of a lease group that `remote` needs, for one slot that was chosen before."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+
+    def take(self) -> Lease:
+        return self._lease
+
+    def give_back(self, lease: Lease) -> None:
+        lease.group.drop(lease)
+
+    drop = give_back
+
+
+def leases_on(pool: PoolHandle, name: str, number: int | None = None) -> list[Lease]:
+    """A slot on the replica of that number, or one on each replica that is there.
+
+    Waits until they are free. Never asks for more slots than are: the pool must not grow for it.
+
+    Raises:
+        NoSuchPool, PoolFailed: As for a call.
+        ValueError: There is no replica of that number.
+    """
+    connection = pool.connection()
+    group = LeaseGroup(connection, pool.key, None, "local")
+    while True:
+        view = pool.status()
+        there = [] if view is None else [each for each in view.replicas if each.state in ("ready", "busy")]
+        wanted = [each.name for each in there if number is None or each.index == number]
+        if view is not None and there and not wanted:
+            raise ValueError(f"there is no replica {number} of {pool.name}: {', '.join(each.name for each in there)}")
+        free = {} if view is None else {each.name: view.scaling.concurrency - len(each.leases) for each in there}
+        if not wanted:  # nothing runs: one call's slot starts it
+            waiter = group.ask(name)
+            try:
+                group.drop(waiter.future.result())
+            except KeyboardInterrupt:
+                waiter.withdraw()
+                raise
+        elif all(free[each] > 0 for each in wanted):
+            chosen = _choose(group, name, wanted, sum(max(count, 0) for count in free.values()))
+            if chosen:
+                return chosen
+        time.sleep(RETRY_S)
+
+
+def _choose(group: LeaseGroup, name: str, wanted: list[str], slots: int) -> list[Lease]:
+    """One slot of each wanted replica out of those that are free; [] if somebody else was faster."""
+    waiters = [group.ask(name) for _ in range(slots)]
+    deadline = time.monotonic() + GRANTED_S
+    chosen: dict[str, Lease] = {}
+    others = []
+    try:
+        for waiter in waiters:
+            with suppress(TimeoutError):
+                lease = waiter.future.result(max(0.0, deadline - time.monotonic()))
+                if lease.name in wanted and lease.name not in chosen:
+                    chosen[lease.name] = lease
+                else:
+                    others.append(lease)
+            if len(chosen) == len(wanted):
+                break
+    finally:
+        complete = len(chosen) == len(wanted)
+        for lease in others if complete else [*others, *chosen.values()]:
+            group.drop(lease)
+        for waiter in waiters:
+            if not waiter.future.done():
+                waiter.withdraw()
+            elif waiter.future.exception() is None and waiter.future.result() not in [*others, *chosen.values()]:
+                group.drop(waiter.future.result())
+    return [chosen[each] for each in wanted] if complete else []
+
+
+# --- sessions
+
+
+class SessionGroup(LeaseGroup):
+    """One slot that its session keeps between cells, so that they all run on one replica and find their names."""
+
+    def recalled(self, lease: str) -> None:
+        """Others wait for it, and have to: the names in it cannot be made again elsewhere."""
+
+    def replica(self) -> str:
+        """Where it runs: "gpu[0]"; "" if it has no slot now."""
+        with self._lock:
+            return next((lease.name for lease in self._held.values()), "")
+
+    def drop(self, lease: Lease) -> None:
+        super().drop(lease)
+        with self._lock:
+            request = self._request(self._waiting[0].task) if self._waiting else None
+        if request is not None:
+            self._send_request(*request)
+
+    def _request(self, task: str) -> tuple[str, str] | None:
+        # One at a time: a second slot could be on another replica.
+        return None if self._held or self._requests else super()._request(task)
+
+    def _let_go(self) -> None:
+        now = time.monotonic()
+        with self._lock:
+            old = [lease for lease in self._idle if now - lease.idle_since >= SESSION_IDLE_S]
+            self._idle = [lease for lease in self._idle if lease not in old]
+            self._timer = bool(self._idle)
+            if self._timer:
+                self.connection.call_later(SESSION_IDLE_S / 10, self._let_go)
+        for lease in old:
+            self.drop(lease)
+
+
+_sessions: dict[tuple[str, str], SessionGroup] = {}
+
+
+def session_group(pool: PoolHandle, session: str) -> SessionGroup:
+    """The slot of a session, kept until `end_session`, for half an hour without a cell, or for this process's life."""
+    connection = pool.connection()
+    group = _sessions.get((pool.key, session))
+    if group is None or group.connection is not connection:
+        group = _sessions[pool.key, session] = SessionGroup(connection, pool.key, None, "local")
+    return group
+
+
+def end_session(pool: PoolHandle, session: str) -> str:
+    """Give its replica back; which one that was, or ""."""
+    group = _sessions.pop((pool.key, session), None)
+    if group is None:
+        return ""
+    replica = group.replica()
+    group.close()
+    return replica
+
+
+def end_sessions() -> None:
+    """Give back what all sessions hold."""
+    while _sessions:
+        _sessions.popitem()[1].close()
+
+
+# --- names, for completion
+
+_names: dict[tuple[str, str, str], tuple[float, list[str]]] = {}
+
+
+def names(pool: PoolHandle, scope: str, session: str) -> list[str]:
+    """The names that a cell would find on a replica; [] if that cannot be told at once. Nothing is started for it."""
+    key = (pool.key, scope, session)
+    known = _names.get(key)
+    if known is None or time.monotonic() - known[0] > NAMES_FRESH_S:
+        asking = threading.Thread(target=copy_context().run, args=(_ask_names, pool, key), daemon=True)
+        asking.start()
+        asking.join(NAMES_S)
+    return _names.get(key, (0.0, []))[1]
+
+
+def _ask_names(pool: PoolHandle, key: tuple[str, str, str]) -> None:
+    outputs.mute()
+    deadline = time.monotonic() + NAMES_S
+    if broker.current() is None:
+        return
+    with suppress(errors.BaseRuntimeError, ChannelLost, OSError, TimeoutError):
+        view = pool.status()
+        session = _sessions.get((key[0], key[2])) if key[1] == "session" else None
+        group = session or Target(_no_function, "names", pool).group()
+        lease = group.take()
+        if lease is None:
+            if session is not None or view is None or view.waiting or not any(map(_is_free, view.replicas)):
+                return
+            waiter = group.ask("names")
+            try:
+                lease = waiter.future.result(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                waiter.withdraw()
+                return
+        answered = False
+        try:
+            pickled = payload.dump_arguments(((key[1], key[2]), {}), home_module())
+            number, pieces = Outgoing(b'[[], "names", "names"]', (), pickled, 0).on(lease.channel())
+            frame = drive(lease.channel(), Conversation(number, ()), pieces, deadline)
+            answered = True
+        finally:
+            if answered:
+                group.give_back(lease)
+            else:
+                group.drop(lease)
+        if frame.flags == Status.OK:
+            _names[key] = (time.monotonic(), list(payload.load(frame.body, frame.buffers, find_here, b"notebook_")))
+
+
+def _is_free(replica: Any) -> bool:
+    return replica.state == "ready" and not replica.leases
+
+
+def forget_names() -> None:
+    """A cell may have made others."""
+    _names.clear()
+
+
+# --- where a cell waits
+
+
+def waiting_line(pool: PoolHandle, snapped: p.Snapped, name: str) -> str:
+    """Why a cell has no replica yet, for people: "gpu: 2nd in the queue · replica 0 busy 0:12 (cell #3, a.ipynb)"."""
+    from . import text
+
+    now = time.time() - snapped.epoch_offset
+    view = next((each for each in snapped.snapshot.pools if each.key == pool.key), None)
+    if view is None:
+        return f"{pool.name}: starting"
+    label = describe_client().label
+    ours = (request for request in view.queue if request.task == name and request.client == label)
+    place = next((request.position for request in ours), None)
+    words = []
+    if place is not None and view.waiting > 1:
+        words.append("next in the queue" if place == 0 else f"{_ordinal(place + 1)} in the queue")
+    for replica in view.replicas:
+        if replica.state in ("starting", "loading"):
+            words.append(f"{replica.name} {replica.state} {text.countdown(now - replica.started_at)}")
+        elif replica.leases:
+            lease = replica.leases[0]
+            words.append(f"{replica.name} busy {text.countdown(now - lease.since)} ({lease.task}, {lease.client})")
+    if view.failure is not None and view.failure.cause.strip():
+        words.append(f"last start failed: {view.failure.cause.strip().splitlines()[-1]}")
+    if view.waits_for:
+        words.append(f"waits for {view.waits_for}")
+    return text.visible(f"Waiting for {view.name}: {' · '.join(words[:4]) or text.pool_state(view)}")
+
+
+def _ordinal(number: int) -> str:
+    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"
+
+
+def footer(pool: PoolHandle, times: Times) -> str:
+    """One line about a cell that has run: "gpu[1] · GPU 0 · 0.8 s run · 0.0 s wait"; "" if it reached no replica."""
+    if times.began_at is None or times.ended_at is None:
+        return ""
+    words = [times.replica]
+    connection = broker.current()
+    if connection is not None and not isinstance(pool, AttachedPool) and pool.spec.devices.count:
+        with suppress(errors.BaseRuntimeError):
+            devices = connection.snapshot().snapshot.devices
+            held = [str(device.index) for device in devices if device.replica == times.replica_id]
+            words += [f"GPU {', '.join(held)}"] if held else []
+    words.append(f"{times.ended_at - times.began_at:.1f} s run")
+    words.append(f"{times.began_at - times.asked_at:.1f} s wait")
+    return " · ".join(words)

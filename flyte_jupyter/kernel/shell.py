@@ -1,0 +1,162 @@
+"""The replica's IPython shell. There is one, and many calls at once: its names are those of the call that looks.
+
+A cell's names are a `Layer`. A context variable says which one is meant, so concurrent cells do not see each other's,
+and `%magics`, `get_ipython().user_ns` and `__main__` mean the right ones everywhere, also in a cell's threads.
+"""
+
+from __future__ import annotations
+
+import builtins
+import weakref
+from contextvars import ContextVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+from ipykernel.zmqshell import ZMQInteractiveShell
+from traitlets import Type
+
+from ..core.cells import PARENT
+from ..core.context import current
+from ..core.frames import Output
+from .outputs import OutputSink, Router, TaskDisplayHook, TaskDisplayPublisher, formatting_result
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Layer:
+    """The names of a cell, or of the cells of a session; `module` is their `__main__`."""
+
+    __slots__ = ("__weakref__", "_shown", "flags", "module", "names")
+
+    def __init__(self, module: ModuleType, names: Mapping[str, Any]) -> None:
+        self.module = module
+        self.names: dict[str, Any] = vars(module)
+        self.flags = 0  # the `from __future__` that its cells have imported
+        self._shown: tuple[Any, Any, Any] = ("", "", "")
+        self.names.update(zip(_SHOWN, self._shown, strict=True))
+        self.names.update(names)
+
+    def enter(self) -> None:
+        """What runs in this context, and what it starts, looks here. Whoever calls this keeps the layer alive."""
+        # Weak: a library's thread that a cell happens to start lives on, and must not keep the cell's tensors.
+        _layer.set(weakref.ref(self))
+
+    def remember(self, value: object) -> None:
+        """Set `_`, `__` and `___`, unless they are the user's own. Source: IPython's display hook."""
+        mine = all(self.names.get(name, shown) is shown for name, shown in zip(_SHOWN, self._shown, strict=True))
+        if mine and "_" not in vars(builtins):  # gettext puts its own there
+            self._shown = (value, *self._shown[:2])
+            self.names.update(zip(_SHOWN, self._shown, strict=True))
+
+
+_SHOWN: Final = ("_", "__", "___")
+_layer: Final[ContextVar[weakref.ref[Layer] | None]] = ContextVar("flyte_jupyter_layer", default=None)
+
+
+def here() -> Layer | None:
+    """The layer of the cell that runs in this context; None elsewhere, and once the cell is over."""
+    reference = _layer.get()
+    return None if reference is None else reference()
+
+
+def route_main(plain: ModuleType) -> ModuleType:
+    """A `__main__` that is the running cell's own, so that its classes can be pickled; `plain` where none runs."""
+
+    def module() -> ModuleType:
+        layer = here()
+        return plain if layer is None else layer.module
+
+    class MainModule(ModuleType):
+        def __getattribute__(self, name: str) -> Any:
+            return getattr(module(), name)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            setattr(module(), name, value)
+
+        def __delattr__(self, name: str) -> None:
+            delattr(module(), name)
+
+        def __dir__(self) -> list[str]:
+            return dir(module())
+
+    return MainModule(plain.__name__)
+
+
+class ReplicaShell(ZMQInteractiveShell):
+    """The kernel's shell, which knows whose names, displays and errors it handles."""
+
+    display_pub_class = Type(TaskDisplayPublisher)
+    displayhook_class = Type(TaskDisplayHook)
+    router: Router | None = None
+
+    @property
+    def user_ns(self) -> dict[str, Any]:
+        layer = here()
+        return self._user_ns if layer is None else layer.names
+
+    @user_ns.setter
+    def user_ns(self, names: dict[str, Any]) -> None:
+        self._user_ns = names
+
+    @property
+    def user_module(self) -> ModuleType:
+        layer = here()
+        return self._user_module if layer is None else layer.module
+
+    @user_module.setter
+    def user_module(self, module: ModuleType) -> None:
+        self._user_module = module
+
+    def remember(self, value: object) -> None:
+        """A cell has shown this value."""
+        layer = here()
+        if layer is not None:
+            layer.remember(value)
+
+    def raw_layer(self) -> Layer:
+        """The shell's own names: those of a console that is attached by hand."""
+        return Layer(self._user_module, {})
+
+    def get_parent(self) -> Any:
+        # An Output widget asks for the message that its front end is running; only the client knows.
+        return super().get_parent() if self._sink() is None else {"header": {"msg_id": PARENT}}
+
+    def set_parent(self, parent: Any) -> None:
+        if self._sink() is None:
+            super().set_parent(parent)
+
+    def ask_exit(self) -> None:
+        """`exit` ends a cell, and not the replica."""
+        if self._sink() is not None:
+            raise SystemExit
+        super().ask_exit()
+
+    def payloadpage_page(self, strg: Any, start: int = 0, screen_lines: int = 0, pager_cmd: str | None = None) -> None:
+        """`name?` shows its text below the cell: no pager is open where the call came from."""
+        if self._sink() is None:
+            super().payloadpage_page(strg, start, screen_lines, pager_cmd)
+        else:
+            self.display_pub.publish(strg if isinstance(strg, dict) else {"text/plain": strg})
+
+    def set_next_input(self, text: str, replace: bool = False) -> None:
+        """`%load` shows what it would put into a cell."""
+        sink = self._sink()
+        if sink is None:
+            super().set_next_input(text, replace)
+        else:
+            sink.write(Output.STDOUT, text)
+
+    def _showtraceback(self, etype: Any, evalue: Any, stb: list[str]) -> None:
+        sink = self._sink()
+        if sink is None:
+            super()._showtraceback(etype, evalue, stb)
+        elif formatting_result.get():
+            raise evalue
+        else:  # of a hook, a formatter or a magic: the cell itself goes on
+            sink.write(Output.STDERR, "\n".join(stb) + "\n")
+
+    def _sink(self) -> OutputSink | None:
+        if self.router is None or current.get() is None:
+            return None
+        return self.router.sink()

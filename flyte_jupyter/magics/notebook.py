@@ -1,0 +1,160 @@
+"""What the magics of one notebook share: its settings, its pools, and the cells that have run."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Final
+
+from IPython.core.error import UsageError
+
+from .. import errors
+from ..client import cells, outputs
+from ..client.source import is_ipython
+from ..core import failure
+from ..core.cells import CellReply
+from .jobs import Job
+from .pools import Pools
+from .present import presentable, stand_in
+from .settings import Settings
+
+KEPT: Final = 50
+"""Cells whose job, or whose cut-off output, can still be asked for."""
+
+
+@dataclass(slots=True)
+class Ran:
+    """A cell that has been started."""
+
+    name: str
+    guard: outputs.Guard
+    job: Job | None = None
+
+
+class Notebook:
+    """One shell with the extension loaded."""
+
+    def __init__(self, shell: Any) -> None:
+        self.shell = shell
+        self.settings = Settings()
+        self.pools = Pools(shell, self.settings)
+        self.ran: OrderedDict[str, Ran] = OrderedDict()
+
+    # --- cells that have run
+
+    def remember(self, number: str, ran: Ran) -> None:
+        self.ran[number] = ran
+        while len(self.ran) > KEPT:
+            _, old = self.ran.popitem(last=False)
+            if old.guard.spool is not None:
+                old.guard.spool.close()
+
+    def number(self, count: int) -> str:
+        """What a cell is called in magics: its number, with another one if it starts several."""
+        found = str(count)
+        again = 0
+        while found in self.ran:
+            again += 1
+            found = f"{count}.{again}"
+        return found
+
+    def find(self, task: str) -> Ran:
+        """A cell by its number, or by the variable of its job. Raises UsageError."""
+        value = self.shell.user_ns.get(task)
+        if isinstance(value, Job):
+            return next((ran for ran in self.ran.values() if ran.job is value), Ran(value.name, _no_guard(), value))
+        found = self.ran.get(task.removeprefix("#"))
+        if found is None:
+            known = ", ".join(self.ran) or "none"
+            raise UsageError(
+                f"{task!r} is no task cell of this notebook. By number: {known}. Or write a job's variable."
+            )
+        return found
+
+    def jobs(self) -> list[Job]:
+        """The background cells that are not over."""
+        return [ran.job for ran in self.ran.values() if ran.job is not None and not ran.job.done()]
+
+    # --- what crosses
+
+    def values(self, names: list[str]) -> dict[str, Any]:
+        """The notebook's variables of these names. Raises UsageError before anything is sent."""
+        there = self.shell.user_ns
+        for name in names:
+            if name not in there:
+                close = difflib.get_close_matches(name, [each for each in there if not each.startswith("_")], 1, 0.75)
+                meant = f" Did you mean {close[0]}?" if close else ""
+                raise UsageError(f"-i {name}: there is no variable {name} in this notebook.{meant}")
+        return {name: there[name] for name in names}
+
+    def assign(self, reply: CellReply, pulls: list[tuple[str, str]]) -> Any:
+        """Put what came back among the notebook's names, and return it; one value, or a dict of several.
+
+        Args:
+            pulls: What it is called there and here; "" is only returned.
+
+        Raises: NameError for what the cell has not made.
+        """
+        taken = {here: reply.pulled[there] for there, here in pulls if there in reply.pulled}
+        self.shell.push({name: value for name, value in taken.items() if name})
+        if reply.missing:
+            names = ", ".join(reply.missing)
+            error = stand_in("NameError", f"-o {names}: not defined when the cell ends")
+            raise presentable(self.shell, error, None)
+        if not pulls:
+            return None
+        return taken[""] if "" in taken else next(iter(taken.values())) if len(taken) == 1 else taken
+
+    # --- errors
+
+    def explained(self, error: BaseException, target: cells.CellTarget) -> BaseException:
+        """The error of a cell as it is shown, with what can be done about it in a notebook."""
+        if isinstance(error, NameError):
+            _explain_name(error, target, self.shell.user_ns)
+        elif isinstance(error, errors.MaxRuntimeExceededError):
+            error.add_note("Raise `--timeout`, or use `--bg` for long work.")
+        elif cells.RETRY_REASONS["oom"](error):
+            again = f"If that does not help: `%flyte_pool restart {target.pool.name}`."
+            error.add_note(f"Run it again, use a smaller batch, or `--retry-on oom`. {again}")
+        elif isinstance(error, errors.ReplicaDied):
+            tried = target.attempt + 1
+            was = "The cell was not repeated" if tried == 1 else f"The cell was run {tried} times, not once more"
+            error.__notes__ = [
+                note.replace("The task was not repeated", was).replace("`retries=1` to the task", "`--retries 1`")
+                for note in getattr(error, "__notes__", ())
+                if tried == 1 or not note.startswith("Run it again")
+            ]
+        return presentable(self.shell, error, failure.remote_frames(error))
+
+
+def _explain_name(error: NameError, target: cells.CellTarget, names: dict[str, Any]) -> None:
+    found = re.match(r"(?:FJ401 )?(?:The )?name ['\"](\w+)['\"] is not defined", str(error))
+    name = getattr(error, "name", None) or (found[1] if found else None)
+    if name is None or name not in names or is_ipython(name, names[name]):
+        return
+    there = [each for each in cells.names(target.pool, target.cell.scope, target.cell.session) if each not in _ALWAYS]
+    shown = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") or "(none)"
+    where = target.times.replica or target.pool.name
+    error.add_note(
+        f'FJ401 "{name}" exists in your notebook; task cells run on {where} and see only the preload names: {shown}.'
+    )
+    error.add_note(
+        f"Send it with `-i {name}`{_size(names[name])}, or create it in `%%flyte_preload {target.pool.name}`."
+    )
+
+
+_ALWAYS: Final = frozenset(("In", "Out", "exit", "quit", "open", "get_ipython", "preload_cell"))
+
+
+def _size(value: object) -> str:
+    count = getattr(value, "nbytes", None)
+    if not isinstance(count, int):
+        count = sys.getsizeof(value) if isinstance(value, str | bytes | bytearray) else 0
+    return f" ({count / 1e6:.0f} MB)" if count >= 1e6 else ""
+
+
+def _no_guard() -> outputs.Guard:
+    return outputs.Guard(outputs.Screen(), 0, "")

@@ -1,0 +1,28 @@
+"""A shell with the extension loaded; no kernel, no broker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from flyte_jupyter import magics, runtime
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv(runtime.VARIABLE, str(tmp_path / "r"))
+    monkeypatch.chdir(tmp_path)
+    InteractiveShell.clear_instance()
+    made = InteractiveShell.instance()
+    made.history_manager.enabled = False
+    magics.load(made)
+    yield made
+    magics.unload(made)
+    made.restore_sys_module_state()
+    InteractiveShell.clear_instance()
