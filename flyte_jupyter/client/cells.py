@@ -191,6 +191,7 @@ class _Noted(Outgoing):
 
     def __init__(self, plain: Outgoing, times: Times) -> None:
         self.closures = plain.closures
+        self.nbytes = plain.nbytes
         self._plain = plain
         self._times = times
 
@@ -329,10 +330,14 @@ def fresh_pool(pool: PoolHandle) -> PoolHandle:
 
 
 class _Pinned:
-    """The part of a lease group that `remote` needs, for one slot that was chosen before."""
+    """The part of a lease group that a call needs, for one slot that was chosen before."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
+        self.pipelines: dict[object, object] = {}
+
+    def contended(self, owner: object) -> bool:
+        return False
 
     def take(self) -> Lease:
         return self._lease

@@ -440,10 +440,7 @@ class Stream:
                 if self._calls and (call.target is not self._calls[-1].target or outgoing.nbytes > AHEAD_BYTES):
                     break
                 waiting.popleft()
-                if outgoing.nbytes <= AHEAD_BYTES:
-                    call.number, more = outgoing.on(self._channel)
-                else:  # it may have a part that calls of its context share
-                    call.number, more = call.context.run(outgoing.on, self._channel)
+                call.number, more = call.context.run(outgoing.on, self._channel)
             except Exception as error:
                 if waiting and waiting[0] is call:
                     waiting.popleft()

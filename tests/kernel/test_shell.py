@@ -81,7 +81,8 @@ def test_a_context_that_lives_on_does_not_keep_the_names() -> None:
     assert kept.run(here) is None
 
 
-def test_the_users_own_underscore_is_left_alone() -> None:
+def test_the_users_own_underscore_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("builtins._", raising=False)  # which a doctest leaves, and which is not ours either
     one = layer()
     for value in (1, 2, 3, 4):
         one.remember(value)
