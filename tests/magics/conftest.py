@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 from flyte_jupyter import magics, runtime
 
@@ -19,8 +20,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv(runtime.VARIABLE, str(tmp_path / "r"))
     monkeypatch.chdir(tmp_path)
     InteractiveShell.clear_instance()
-    made = InteractiveShell.instance()
-    made.history_manager.enabled = False
+    made = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
     magics.load(made)
     yield made
     magics.unload(made)
