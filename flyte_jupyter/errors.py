@@ -31,6 +31,7 @@ __all__ = [
     "NameNotOnReplica",
     "NoRoom",
     "NoSuchPool",
+    "NoSuchReplica",
     "NoUsableGPU",
     "NonRecoverableError",
     "NotInTaskContextError",
@@ -41,6 +42,7 @@ __all__ = [
     "PrimaryContainerNotFoundError",
     "ProtocolError",
     "ReplicaDied",
+    "ReplicaSilent",
     "ResultNotSerializable",
     "RetriesExhaustedError",
     "RuntimeDataValidationError",
@@ -455,6 +457,29 @@ class NoSuchPool(PoolError, RuntimeUserError):
         self.pools = known
 
 
+class NoSuchReplica(PoolError, RuntimeUserError):
+    """A warm kernel was asked for, to look into it or to attach to it, and there is none.
+
+    Args:
+        wanted: What was asked for: `"gpu[1]"`, `"gpu"`, or `""` for any.
+        pools: Every pool there is, and its state, as in `NoSuchPool`.
+    """
+
+    fj_code = "FJ106"
+
+    def __init__(self, wanted: str, pools: Mapping[str, str] | None = None) -> None:
+        listed = ", ".join(f"{name} ({state})" for name, state in (pools or {}).items())
+        pool = wanted.partition("[")[0] or next(iter(pools or {}), "POOL")
+        self._explain(
+            "user",
+            f"There is no warm kernel {wanted}." if wanted else "There is no warm kernel.",
+            f"Existing pools: {listed}." if listed else "No pool exists yet.",
+            f"Call one of its tasks, or run `flyte-jupyter warm {pool}`, then try again.",
+        )
+        self.wanted = wanted
+        self.pools = dict(pools or {})
+
+
 class VersionMismatch(PoolError, RuntimeSystemError):
     """Two processes that talk to each other run different versions of this package.
 
@@ -846,6 +871,27 @@ class TaskCancelled(PoolError, ActionAbortedError):
         self.forced = forced
         self.replica = replica
         self.by = by
+
+
+class ReplicaSilent(PoolError, RuntimeSystemError):
+    """A replica lives, and does not answer in time when somebody wants to look into it.
+
+    Args:
+        replica: Its name, such as `"gpu[0]"`.
+        waited_s: How long it was given, in seconds.
+    """
+
+    fj_code = "FJ505"
+
+    def __init__(self, replica: str, waited_s: float) -> None:
+        self._explain(
+            "system",
+            f"{replica} does not answer within {waited_s:g} s.",
+            "Something in it holds Python's global lock, as C code can that runs for long.",
+            "Try again, or look from outside: `py-spy dump --pid` with its process number from `flyte-jupyter status`.",
+            worker=replica,
+        )
+        self.replica = replica
 
 
 class StarvationError(PoolError, RuntimeUserError):

@@ -62,6 +62,22 @@ OURS = [
         ],
     ),
     (
+        errors.NoSuchReplica("gpu[1]", {"gpu": "1 ready"}),
+        [
+            "FJ106 There is no warm kernel gpu[1].",
+            "Existing pools: gpu (1 ready).",
+            "Call one of its tasks, or run `flyte-jupyter warm gpu`, then try again.",
+        ],
+    ),
+    (
+        errors.ReplicaSilent("gpu[0]", 2),
+        [
+            "FJ505 gpu[0] does not answer within 2 s.",
+            "Something in it holds Python's global lock, as C code can that runs for long.",
+            "Try again, or look from outside: `py-spy dump --pid` with its process number from `flyte-jupyter status`.",
+        ],
+    ),
+    (
         errors.VersionMismatch("1.2", "1.0", "server"),
         [
             "FJ103 This notebook and the Jupyter server use different flyte_jupyter versions (kernel 1.2, server 1.0).",

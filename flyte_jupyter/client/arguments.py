@@ -39,6 +39,19 @@ def parse_replicas(value: str) -> tuple[int, int]:
     return lowest, highest
 
 
+def parse_replica(value: str) -> tuple[str, int | None]:
+    """A pool and the number of one of its replicas in "gpu" or "gpu[1]".
+
+    Example:
+        >>> parse_replica("gpu[1]"), parse_replica("gpu")
+        (('gpu', 1), ('gpu', None))
+    """
+    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d+)\])?", value.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{value!r} is not NAME or NAME[1]")
+    return match[1], None if match[2] is None else int(match[2])
+
+
 def parse_count(least: int) -> Callable[[str], int]:
     """What parses a whole number of at least `least`."""
 
