@@ -139,9 +139,15 @@ class Cells:
             found = self._sessions[key] = self._new_layer()
         return found
 
+    def show_preload(self) -> None:
+        """The preload has run: a console that is attached by hand finds its names, too."""
+        self._raw.names.update(self._preloaded())
+
     def _new_layer(self) -> Layer:
-        preloaded = {name: value for name, value in self._namespaces.preload.names.items() if name[:2] != "__"}
-        return Layer(ModuleType("__main__"), {"__builtins__": builtins, **self._always, **preloaded})
+        return Layer(ModuleType("__main__"), {"__builtins__": builtins, **self._always, **self._preloaded()})
+
+    def _preloaded(self) -> dict[str, Any]:
+        return {name: value for name, value in self._namespaces.preload.names.items() if name[:2] != "__"}
 
     def _drop(self, request: CellRequest, layer: Layer) -> None:
         """After a cell: nothing of it may hold memory, unless it is meant to."""

@@ -58,6 +58,8 @@ class CallerHello:
     replica: str
     files: Exchange | None
     """Where big buffers come and go."""
+    session: str = ""
+    """Of a front end that is attached to the Jupyter channels: its routing id there. It makes no calls here."""
 
 
 def _hung_up(connection: socket.socket) -> bool:
@@ -416,6 +418,7 @@ class Listener:
                 run=hello["run"],
                 replica=hello["replica"],
                 files=files,
+                session=hello.get("session", ""),
             )
             connection.setblocking(True)
             self._replica.runner.loop.call_soon_threadsafe(self._replica.attach, connection, reader, caller)
@@ -577,6 +580,8 @@ class Replica:
         self._by_fd: dict[int, CallChannel] = {}
         self._early_cancels: dict[str, set[int]] = {}
         self._listener: Listener | None = None
+        self.front_end_left: Callable[[str], None] = lambda session: None
+        """What a front end that was attached by hand leaves behind is the kernel's to end; on the control thread."""
 
     def _note_control_thread(self) -> None:
         self._control_thread = threading.get_ident()
@@ -655,6 +660,8 @@ class Replica:
         with self._lock:
             channel = self._by_fd.get(fd)
             call = None if channel is None else channel.running
+        if channel is not None and channel.hello.session:
+            self.front_end_left(channel.hello.session)
         if call is not None:
             self.runner.cancel(call)
 

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import types
 from typing import Any
 
@@ -34,10 +35,15 @@ from . import comms, descriptors, logs, outputs, shell
 from .cells import Cells
 from .channel import Replica
 from .namespace import Namespaces
+from .peek import PEEK
 from .runner import Runner
 
 IOPUB_MARK = 100_000
 """Messages that a console attached by hand may lag behind before the printing code waits."""
+
+PEEK_S = 30.0
+"""A subshell that somebody made to look in, and did not delete, goes after this long."""
+BUSY_S = 0.5
 
 
 class FlyteKernel(IPythonKernel):
@@ -46,6 +52,17 @@ class FlyteKernel(IPythonKernel):
     shell_class = Type(shell.ReplicaShell)
     # Else traitlets looks for the class that the module above does not have, and no replica starts.
     debugger_class = None  # type: ignore[assignment]
+
+    def __init__(self, **kwargs: Any) -> None:
+        self._latest = b""
+        self._subshells: dict[str, bytes] = {}  # and the routing id of who made it
+        super().__init__(**kwargs)
+
+    def set_parent(self, ident: Any, parent: Any, channel: str = "shell") -> None:
+        """As in ipykernel; and it is known whose request the main thread last began."""
+        super().set_parent(ident, parent, channel)
+        if channel == "shell" and threading.current_thread() is threading.main_thread():
+            self._latest = bytes(ident[0]) if ident else b""
 
     async def do_debug_request(self, msg: Any) -> Any:
         return None
@@ -56,6 +73,53 @@ class FlyteKernel(IPythonKernel):
 
     def getpass(self, prompt: str = "Password: ", stream: Any = None, **options: Any) -> str:
         return super().getpass(prompt, stream, **options) if current.get() is None else outputs.ask(str(prompt), True)
+
+    # --- front ends that come and go
+
+    async def interrupt_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """As in ipykernel; and a cell that only waits in its loop hears of it, too."""
+        await super().interrupt_request(stream, ident, parent)
+        ReplicaApp.instance().wake()
+
+    async def create_subshell_request(self, socket: Any, ident: Any, parent: Any) -> None:
+        """As in ipykernel; and it is known whose it is, so that it goes with them."""
+        manager = self.shell_channel_thread.manager
+        before = set(manager.list_subshell())
+        await super().create_subshell_request(socket, ident, parent)
+        for made in set(manager.list_subshell()) - before:
+            self._subshells[made] = bytes(ident[0])
+            if self._subshells[made].startswith(PEEK):
+                asyncio.get_running_loop().call_later(PEEK_S, self._delete_subshell, made)
+
+    async def delete_subshell_request(self, socket: Any, ident: Any, parent: Any) -> None:
+        """As in ipykernel; but one that is busy goes later: this thread must not wait for it."""
+        subshell = parent["content"].get("subshell_id")
+        if self.session and subshell in self.shell_channel_thread.manager.list_subshell():
+            self._delete_subshell(subshell)
+            self.session.send(socket, "delete_subshell_reply", {"status": "ok"}, parent, ident)
+        else:
+            await super().delete_subshell_request(socket, ident, parent)
+
+    def front_end_left(self, session: str) -> None:
+        """Stop what it was running, and delete its subshells. On the control thread."""
+        owner = session.encode()
+        if self._latest == owner:
+            # Nothing but a request of a front end can be hit: tasks have a handler that knows its call.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            ReplicaApp.instance().wake()
+        for subshell in [each for each, whose in self._subshells.items() if whose == owner]:
+            self._delete_subshell(subshell)
+
+    def _delete_subshell(self, subshell: str) -> None:
+        manager = self.shell_channel_thread.manager
+        if subshell not in manager.list_subshell():
+            self._subshells.pop(subshell, None)
+        elif manager.get_subshell_asyncio_lock(subshell).locked():
+            asyncio.get_running_loop().call_later(BUSY_S, self._delete_subshell, subshell)
+        else:
+            self._subshells.pop(subshell, None)
+            manager.control_to_shell_channel.from_socket.send_json({"type": "delete", "subshell_id": subshell})
+            manager.control_to_shell_channel.from_socket.recv_json()
 
     async def do_shutdown(self, restart: bool) -> dict[str, Any]:
         reply = await super().do_shutdown(restart)
@@ -118,7 +182,13 @@ class ReplicaApp(IPKernelApp):
         namespaces = Namespaces()
         replica = Replica(self.runner, namespaces, Cells(own, namespaces, loop), comms.install(router), control)
         signal.signal(signal.SIGTERM, lambda *_: self.leave())
+        replica.front_end_left = self.kernel.front_end_left
         replica.listen(listening)
+
+    def wake(self) -> None:
+        """Let the main thread's loop look at what a signal handler has left it."""
+        if self.runner is not None:
+            self.runner.loop.call_soon_threadsafe(lambda: None)
 
     def leave(self) -> None:
         """End the process once the main thread is free."""

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from ipykernel.displayhook import ZMQShellDisplayHook
 from ipykernel.jsonutil import encode_images, json_clean
+from ipykernel.subshell import SubshellThread
 from ipykernel.zmqshell import ZMQDisplayPublisher
 from IPython.core.error import StdinNotImplementedError
 
@@ -139,8 +140,9 @@ class Router:
         context = current.get()
         if context is None and len(self.running) == 1:
             # A thread starts with an empty context. With one call in the replica there is no doubt whose it is,
-            # unless the main thread itself is between calls.
-            if threading.current_thread() is threading.main_thread():
+            # unless the main thread itself is between calls, or a front end uses a subshell meanwhile.
+            thread = threading.current_thread()
+            if thread is threading.main_thread() or isinstance(thread, SubshellThread):
                 return None
             context = next(iter(self.running.values()), None)
         if context is None or context.sink is None or context.sink.closed:

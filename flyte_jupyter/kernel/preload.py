@@ -40,6 +40,7 @@ def _read(payload: bytes) -> tuple[str, list[str], list[tuple[str, Closure]]]:
 
 def _next(replica: Replica, loaders: deque[PreloadFunction]) -> None:
     if not loaders:
+        replica.cells.show_preload()
         replica.report("ready")
         return
     loader = loaders.popleft()
