@@ -32,6 +32,7 @@ from . import _version, errors
 from .client import broker, text
 from .client.attached import Attachment, find_replica, jupyter_channels
 from .client.identity import present_as
+from .runtime import broker_socket, private_folder
 
 WANTED: Final = "FLYTE_JUPYTER_ATTACH"
 SHARED: Final = "FLYTE_JUPYTER_ATTACH_SHARED"
@@ -146,7 +147,9 @@ class Proxy:
         for channel in CHANNELS:
             self._front.open(self._context, channel, zmq.ROUTER).bind(self._front.url(channel))
         self._front.open(self._context, "hb", zmq.ROUTER).bind(self._front.url("hb"))
-        self._front.open(self._context, "iopub", zmq.XPUB).bind(self._front.url("iopub"))
+        published = self._front.open(self._context, "iopub", zmq.XPUB)
+        published.setsockopt(zmq.XPUB_VERBOSE, 1)  # each client is welcomed
+        published.bind(self._front.url("iopub"))
         self._publish("status", {"execution_state": "starting"}, {})
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGINT, self._on_sigint)
@@ -228,7 +231,7 @@ class Proxy:
                 attachment.complete()
         except (errors.BaseRuntimeError, ValueError, argparse.ArgumentTypeError) as problem_met:
             error: BaseException = problem_met
-            if isinstance(error, errors.BrokerUnavailable) and "no broker runs" in str(error):
+            if isinstance(error, errors.BrokerUnavailable) and not broker_socket(private_folder()).exists():
                 error = errors.NoSuchReplica(self._wanted)
             problem = "\n".join([str(error), *getattr(error, "__notes__", [])])
             failed = attachment

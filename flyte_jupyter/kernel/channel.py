@@ -627,6 +627,8 @@ class Replica:
         with self._lock:
             self._channels.pop(channel.hello.lease, None)
             self._by_fd.pop(channel.connection.fileno(), None)
+        if channel.hello.session:
+            self._control_loop.call_soon_threadsafe(self.front_end_left, channel.hello.session)
 
     def set_up(self, body: bytes) -> None:
         from .preload import run_preload

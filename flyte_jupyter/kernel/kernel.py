@@ -104,6 +104,7 @@ class FlyteKernel(IPythonKernel):
         """Stop what it was running, and delete its subshells. On the control thread."""
         owner = session.encode()
         if self._latest == owner:
+            self._latest = b""
             # Nothing but a request of a front end can be hit: tasks have a handler that knows its call.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             ReplicaApp.instance().wake()
@@ -156,6 +157,8 @@ class ReplicaApp(IPKernelApp):
     def init_iopub(self, context: zmq.Context[Any]) -> None:
         self.iopub_socket = context.socket(zmq.XPUB)
         self.iopub_socket.linger = 1000
+        if hasattr(zmq, "XPUB_VERBOSE"):
+            self.iopub_socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # else only the first front end is welcomed
         # Wait instead of dropping: a subscriber that is slow must not lose lines from the middle.
         self.iopub_socket.setsockopt(zmq.SNDHWM, IOPUB_MARK)
         if hasattr(zmq, "XPUB_NODROP"):

@@ -1,0 +1,315 @@
+"""A front end opens a warm replica through the kernelspec, and leaves it as warm as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import KernelManager
+from support import START_S, OwnBroker, alive, assert_quiet, pids, ready, view_of, wait_until, within
+
+import flyte_jupyter as flyte
+from flyte_jupyter import runtime
+
+pytestmark = pytest.mark.kernel
+
+SPEC = json.loads((Path(__file__).parents[2] / "share/jupyter/kernels/flyte-attach/kernel.json").read_text())
+
+pool = flyte.TaskEnvironment("attached", reusable=flyte.ReusePolicy(replicas=1, concurrency=2))
+
+
+def model() -> dict[str, int]:
+    return {"weights": 42}
+
+
+@pool.task
+async def works() -> bool:
+    return True
+
+
+class FrontEnd:
+    """What Jupyter does with a kernelspec: starts its command, and talks to the channels."""
+
+    def __init__(self, *, wanted: str = "attached", shared: bool = False, **variables: str) -> None:
+        self.manager = KernelManager()
+        self.manager._kernel_spec = KernelSpec(**SPEC)
+        environment = {**os.environ, "FLYTE_JUPYTER_ATTACH": wanted, **variables}
+        if shared:
+            environment["FLYTE_JUPYTER_ATTACH_SHARED"] = "1"
+        self.manager.start_kernel(env=environment)
+        self.client: BlockingKernelClient = self.manager.client()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=START_S)
+
+    @property
+    def pid(self) -> int:
+        assert self.manager.provisioner is not None
+        return int(self.manager.provisioner.process.pid)  # type: ignore[attr-defined]
+
+    def run(self, code: str, *, answer: str | None = None, timeout: float = START_S) -> Ran:
+        ran = Ran()
+        options: dict[str, Any] = {}
+        if answer is not None:
+            options = {"allow_stdin": True, "stdin_hook": lambda message: self.client.input(answer)}
+        reply = self.client.execute_interactive(code, timeout=timeout, output_hook=ran.take, **options)
+        ran.status = reply["content"]["status"]
+        return ran
+
+    def begin(self, code: str) -> str:
+        """Wait only until it prints."""
+        asked = self.client.execute(code)
+        while True:
+            message = self.client.get_iopub_msg(timeout=START_S)
+            if message["msg_type"] != "stream" or message["parent_header"].get("msg_id") != asked:
+                continue
+            if not message["content"]["text"].startswith(("attached", "again")):
+                return str(asked)
+
+    def restart(self) -> None:
+        self.manager.restart_kernel()
+        self.client.wait_for_ready(timeout=START_S)
+
+    def close(self) -> None:
+        self.client.stop_channels()
+        if self.manager.has_kernel:
+            self.manager.shutdown_kernel()
+
+
+class Ran:
+    """What a cell showed, and how it ended."""
+
+    def __init__(self) -> None:
+        self.status = ""
+        self.text = ""
+        self.result = ""
+        self.error = ""
+
+    def take(self, message: dict[str, Any]) -> None:
+        content = message["content"]
+        match message["msg_type"]:
+            case "stream":
+                self.text += content["text"]
+            case "execute_result":
+                self.result = content["data"]["text/plain"]
+            case "error":
+                self.error = f"{content['ename']}: {content['evalue']}"
+
+
+@contextmanager
+def front_end(**options: Any) -> Iterator[FrontEnd]:
+    opened = FrontEnd(**options)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _preload(shared_broker: Path) -> None:
+    global model  # noqa: PLW0603
+    model = flyte.pool(pool).preload(model)
+
+
+@pytest.fixture(autouse=True)
+def _warm(shared_broker: Path) -> Iterator[None]:
+    flyte.pool(pool).warm(timeout=START_S)
+    before = pids(pool)
+    yield
+    assert_quiet(pool)
+    assert pids(pool) == before, "the replica did not survive"
+    assert subshells() == 0
+
+
+def subshells() -> int:
+    """Threads of the replica that somebody opened to look in."""
+
+    @pool.task
+    async def count() -> int:
+        return sum(thread.name.startswith("subshell-") for thread in threading.enumerate())
+
+    return int(run(count))
+
+
+def run(task: Callable[..., Any], *args: Any) -> Any:
+    import asyncio
+
+    async def call() -> Any:
+        return await task(*args)
+
+    return asyncio.run(call())
+
+
+def holders() -> list[str]:
+    return [lease.task for replica in view_of(pool).replicas for lease in replica.leases]
+
+
+def test_a_console_reads_what_the_preload_made() -> None:
+    with within(2), front_end() as console:
+        ran = console.run("import sys; (model(), model() is sys.modules['flyte_preload'].model())")
+        assert ran.text.startswith("attached to attached[0] (pid "), vars(ran)
+        assert ran.result == "({'weights': 42}, True)"
+
+
+def test_the_replica_is_out_of_rotation_meanwhile_and_every_view_says_why() -> None:
+    with front_end() as console:
+        console.run("1")
+        wait_until(lambda: holders() == ["attached console"] * 2)
+        (client,) = {lease.client for lease in ready(pool)[0].leases}
+        assert client == "console"
+    wait_until(lambda: holders() == [])
+
+
+def test_restart_and_shutdown_leave_process_and_names() -> None:
+    (pid,) = pids(pool)
+    with front_end() as console:
+        console.run("kept = model(); kept['seen'] = True")
+        console.restart()
+        ran = console.run("import os; (os.getpid(), kept is model(), model()['seen'])")
+        assert ran.result == f"({pid}, True, True)"
+        assert ran.text.startswith("again attached to attached[0]")
+        console.run("del kept, model()['seen']")
+        with within(1):
+            console.manager.shutdown_kernel()
+    assert alive(pid)
+
+
+@pytest.mark.parametrize("waits", ["import time; print('in'); time.sleep(60)",
+                                   "import asyncio; print('in'); await asyncio.sleep(60)"])  # fmt: skip
+def test_an_interrupt_stops_the_cell(waits: str) -> None:
+    with front_end() as console:
+        asked = console.begin(waits)
+        with within(1):
+            console.manager.interrupt_kernel()
+            reply = console.client.get_shell_msg(timeout=START_S)
+            while reply["parent_header"].get("msg_id") != asked:
+                reply = console.client.get_shell_msg(timeout=START_S)
+        assert reply["content"]["status"] == "error"
+        assert reply["content"]["ename"] in ("KeyboardInterrupt", "CancelledError")
+        assert console.run("model()['weights']").result == "42"
+
+
+def test_an_interrupt_request_on_the_control_channel_does_the_same() -> None:
+    with front_end() as console:
+        console.begin("import time; print('in'); time.sleep(60)")
+        client = console.client
+        with within(1):
+            client.control_channel.send(client.session.msg("interrupt_request"))
+            assert client.get_control_msg(timeout=START_S)["content"]["status"] == "ok"
+            assert client.get_shell_msg(timeout=START_S)["content"]["status"] == "error"
+
+
+def test_input_reaches_the_one_who_asked() -> None:
+    with front_end() as console:
+        assert console.run("input('name? ') + '!'", answer="Ann").result == "'Ann!'"
+
+
+def test_a_killed_front_end_gives_its_slots_back_and_its_cell_stops() -> None:
+    with front_end() as console:
+        console.begin("import time; print('in')\nfor _ in range(600): time.sleep(0.1)")
+        assert holders() == ["attached console"] * 2
+        with within(3):
+            psutil.Process(console.pid).kill()
+            wait_until(lambda: holders() == [])
+            assert run(works)
+
+
+def test_leaving_stops_the_cell_that_still_runs() -> None:
+    with front_end() as console:
+        console.begin("import time; print('in'); time.sleep(60)")
+        with within(3):
+            console.manager.shutdown_kernel()
+            assert run(works)
+
+
+def test_without_a_warm_kernel_the_first_cell_says_so(own_broker: OwnBroker) -> None:
+    with front_end(wanted="", FLYTE_JUPYTER_RUNTIME_DIR=str(own_broker.folder)) as console:
+        ran = console.run("1 + 1")
+        assert ran.status == "error"
+        assert "FJ106 There is no warm kernel." in ran.error
+        assert "flyte-jupyter warm" in ran.error
+
+
+def test_an_unknown_pool_or_replica_is_named() -> None:
+    with front_end(wanted="atached") as console:
+        error = console.run("1").error
+        assert 'FJ102 There is no pool named "atached".' in error
+        assert "Did you mean `attached`?" in error
+    with front_end(wanted="attached[7]") as console:
+        assert "FJ106 There is no warm kernel attached[7]." in console.run("1").error
+
+
+def test_two_front_ends_share_a_replica_with_each_other_and_with_tasks() -> None:
+    with front_end(shared=True) as one, front_end(shared=True) as two:
+        assert one.run("mine = 1; id(model())").result == two.run("id(model())").result
+        assert two.run("mine").result == "1"
+        assert one.run("input()", answer="one").result == "'one'"
+        assert two.run("input()", answer="two").result == "'two'"
+        assert run(works)
+        one.run("del mine")
+
+
+def test_an_exclusive_front_end_waits_for_another_and_says_so() -> None:
+    with front_end() as one:
+        one.run("1")
+        wait_until(lambda: len(holders()) == 2)
+        two = FrontEnd()
+        try:
+            asked = two.begin("7 * 6")
+            one.manager.shutdown_kernel()
+            reply = two.client.get_shell_msg(timeout=START_S)
+            while reply["parent_header"].get("msg_id") != asked:
+                reply = two.client.get_shell_msg(timeout=START_S)
+            assert reply["content"]["status"] == "ok"
+        finally:
+            two.close()
+
+
+def test_a_replica_that_dies_is_reported_and_the_kernel_ends(own_broker: OwnBroker) -> None:
+    own_broker.start(
+        """
+        env = flyte.TaskEnvironment("mortal", reusable=flyte.ReusePolicy(1))
+        flyte.pool(env).warm()
+        say("warm")
+        time.sleep(60)
+        """,
+        name="owner",
+    )
+    own_broker.wait_said("owner")
+    with front_end(wanted="mortal", FLYTE_JUPYTER_RUNTIME_DIR=str(own_broker.folder)) as console:
+        ran = console.run("import os; os.kill(os.getpid(), 9)")
+        assert ran.status == "error"
+        assert "mortal[0] ended: signal SIGKILL" in ran.error
+        wait_until(lambda: not console.manager.is_alive())
+
+
+def test_nothing_of_a_front_end_is_left() -> None:
+    (pid,) = pids(pool)
+    threads = psutil.Process(pid).num_threads()
+    opened = psutil.Process(pid).num_fds()
+    before = sorted(os.listdir(runtime.runtime_folder()))
+    with front_end() as console:
+        client = console.client
+        client.control_channel.send(client.session.msg("create_subshell_request"))
+        assert client.get_control_msg(timeout=START_S)["content"]["status"] == "ok"
+        proxy = console.pid
+    wait_until(lambda: not alive(proxy))
+    wait_until(lambda: psutil.Process(pid).num_threads() <= threads, what="threads")
+    wait_until(lambda: psutil.Process(pid).num_fds() <= opened, what="descriptors")
+    assert sorted(os.listdir(runtime.runtime_folder())) == before
+
+
+def test_the_import_of_the_proxy_needs_no_kernel() -> None:
+    code = "import sys, flyte_jupyter.attach; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"ipykernel", "IPython", "torch", "anyio"} & set(loaded) == set()
