@@ -11,10 +11,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hmac
+import importlib.util
 import json
 import os
 import queue
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -28,11 +31,10 @@ from typing import Any, Final, Literal
 import zmq
 from jupyter_client.session import DELIM, Session
 
-from . import _version, errors
+from . import _version, errors, runtime
 from .client import broker, text
 from .client.attached import Attachment, find_replica, jupyter_channels
 from .client.identity import present_as
-from .runtime import broker_socket, private_folder
 
 WANTED: Final = "FLYTE_JUPYTER_ATTACH"
 SHARED: Final = "FLYTE_JUPYTER_ATTACH_SHARED"
@@ -113,9 +115,11 @@ class Proxy:
         path: Its connection file.
         wanted: "gpu[1]", "gpu", or "" for the pool that was last used.
         shared: Leave the replica in rotation.
+        foreground: Ctrl-C ends it, instead of interrupting what runs.
     """
 
-    def __init__(self, path: Path, wanted: str, shared: bool) -> None:
+    def __init__(self, path: Path, wanted: str, shared: bool, *, foreground: bool = False) -> None:
+        self._foreground = foreground
         self._path = path
         self._wanted = wanted
         self._shared = shared
@@ -231,7 +235,10 @@ class Proxy:
                 attachment.complete()
         except (errors.BaseRuntimeError, ValueError, argparse.ArgumentTypeError) as problem_met:
             error: BaseException = problem_met
-            if isinstance(error, errors.BrokerUnavailable) and not broker_socket(private_folder()).exists():
+            if (
+                isinstance(error, errors.BrokerUnavailable)
+                and not runtime.broker_socket(runtime.private_folder()).exists()
+            ):
                 error = errors.NoSuchReplica(self._wanted)
             problem = "\n".join([str(error), *getattr(error, "__notes__", [])])
             failed = attachment
@@ -346,7 +353,7 @@ class Proxy:
         self._back.pass_on(request.channel, request.idents, request.parts)
 
     def _on_sigint(self, number: int, frame: FrameType | None) -> None:
-        self._calls.put(self._interrupt)
+        self._calls.put((lambda: self._leave(restart=False)) if self._foreground else self._interrupt)
 
     def _interrupt(self) -> None:
         if self._back is not None and self._running:  # else it would hit somebody else's
@@ -469,6 +476,54 @@ def _kernel_info() -> dict[str, Any]:
         "help_links": [],
         "supported_features": [],
     }
+
+
+def console(wanted: str, *, shared: bool, file: Path | None, say: Callable[[str], None]) -> int:
+    """A console on a warm kernel in this terminal, or its channels for any other client; the exit code.
+
+    Args:
+        wanted: "gpu[1]" or "gpu".
+        file: Serve this connection file until Ctrl-C; it is written if it is not there.
+        say: Prints a line.
+    """
+    with contextlib.ExitStack() as clean:
+        path = file
+        if path is None:
+            folder = runtime.private_folder() / f"a{os.getpid()}"
+            folder.mkdir(mode=0o700)
+            clean.callback(shutil.rmtree, folder, ignore_errors=True)
+            path = folder / "kernel.json"
+        if not path.exists():
+            _write_connection(path.absolute())
+            clean.callback(path.unlink, missing_ok=True)
+        if file is None and importlib.util.find_spec("jupyter_console") is not None:
+            return _console(path, wanted, shared)
+        if file is None:
+            say("There is no jupyter_console here (pip install jupyter_console); any other Jupyter client will do:")
+        say(f"  jupyter console --existing {path}")
+        say("Ctrl-C detaches; the kernel stays warm.")
+        return Proxy(path, wanted, shared, foreground=True).run()
+
+
+def _write_connection(path: Path) -> None:
+    """Unix sockets beside the file, where only this user comes."""
+    ports = {f"{channel}_port": number for number, channel in enumerate((*CHANNELS, "iopub", "hb"), 1)}
+    info = {"transport": "ipc", "ip": str(path.with_suffix("")), "key": uuid.uuid4().hex, **ports,
+            "signature_scheme": "hmac-sha256", "kernel_name": "flyte-attach"}  # fmt: skip
+    with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
+        json.dump(info, out)
+
+
+def _console(path: Path, wanted: str, shared: bool) -> int:
+    # Both are in the terminal's foreground, and Ctrl-C reaches the proxy, which interrupts.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    options = ["--shared"] if shared else []
+    command = [sys.executable, "-m", "flyte_jupyter.attach", "-f", str(path), "--replica", wanted, *options]
+    with subprocess.Popen(command) as proxy:
+        try:
+            return subprocess.call([sys.executable, "-m", "jupyter_console", "--existing", str(path)])
+        finally:
+            proxy.terminate()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -28,7 +28,7 @@ from . import _version, errors, runtime
 from .client import text
 from .client.arguments import parse_count, parse_duration, parse_replicas
 from .core import protocol as p
-from .core.snapshot import PoolView
+from .core.snapshot import PoolView, ReplicaView
 
 OK: Final = 0
 FAILED: Final = 1
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = errors.BrokerGone() if isinstance(failure, Closed) else failure
         for part in (str(problem), *getattr(problem, "__notes__", ())):
             print(text.visible(part, keep="\n\t"), file=sys.stderr)
-        return UNKNOWN if isinstance(problem, errors.NoSuchPool) else FAILED
+        return UNKNOWN if isinstance(problem, errors.NoSuchPool | errors.NoSuchReplica) else FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `| head` has seen enough
@@ -673,6 +673,47 @@ def _logs(options: argparse.Namespace) -> int:
     return OK
 
 
+# --- attach, peek
+
+
+def _attach(options: argparse.Namespace) -> int:
+    from .client.identity import present_as
+
+    _find_replica(options.replica)
+    from .attach import console
+
+    present_as("console", "attached")
+    code = console(options.replica, shared=options.shared, file=options.existing_file, say=_say)
+    return OK if code == 0 else FAILED
+
+
+def _peek(options: argparse.Namespace) -> int:
+    from .client.peek import peek
+
+    replica, now = _find_replica(options.replica, busy=True)
+    stack = options.stack or not (options.expressions or options.gpu)
+    peeked = peek(replica, options.expressions, stack=stack, gpu=options.gpu, timeout=options.timeout)
+    if options.json:
+        _say_json(asdict(peeked) | {"replica": replica.name, "pid": replica.pid})
+    else:
+        _say(*peeked.lines(now, stack=stack))
+    return OK
+
+
+def _find_replica(wanted: str, *, busy: bool = False) -> tuple[ReplicaView, float]:
+    from .client.attached import find_replica
+
+    with _talk() as broker:
+        if broker is None:
+            raise errors.NoSuchReplica(wanted)
+        snapped = broker.snapshot()
+        try:
+            return find_replica(snapped.snapshot, wanted, busy=busy)[1], _clock(snapped)
+        except argparse.ArgumentTypeError as problem:
+            _complain(str(problem))
+            raise SystemExit(UNKNOWN) from None
+
+
 def _seek_tail(file: Any, lines: int) -> None:
     """Move to the start of the last `lines` lines."""
     end = position = file.seek(0, os.SEEK_END)
@@ -1032,6 +1073,36 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--broker", action="store_true", help="the broker's own log")
     logs.add_argument("--tail", type=parse_count(0), default=100, metavar="N", help="the last N lines (100)")
     logs.add_argument("--follow", "-f", action="store_true", help="go on as it grows; Ctrl-C ends")
+
+    attach = add(
+        "attach",
+        _attach,
+        "open a console on a warm kernel, which stays as warm as it was",
+        "flyte-jupyter attach 'gpu[1]'",
+        "0 detached, 1 the kernel ended, 2 no such pool or replica",
+    )
+    attach.add_argument("replica", metavar="POOL|NAME[i]")
+    attach.add_argument("--shared", action="store_true", help="tasks may still run there meanwhile")
+    attach.add_argument(
+        "--existing-file",
+        type=Path,
+        metavar="PATH",
+        help="serve this connection file for another client (`jupyter console --existing PATH`); written if not there",
+    )
+
+    peek = add(
+        "peek",
+        _peek,
+        "show what a replica does now, and values in it, without disturbing it",
+        "flyte-jupyter peek 'gpu[1]' step 'loss.shape'",
+        "0 shown, 1 it does not answer, 2 no such pool or replica",
+    )
+    peek.add_argument("replica", metavar="POOL|NAME[i]")
+    peek.add_argument("expressions", nargs="*", metavar="EXPR", help="with the names of the code that runs")
+    peek.add_argument("--stack", action="store_true", help="where it is; also shown when nothing else is asked for")
+    peek.add_argument("--gpu", action="store_true", help="the GPU memory that its torch holds")
+    peek.add_argument("--timeout", type=parse_duration, default=2.0, metavar="T", help="wait this long (2s)")
+    peek.add_argument("--json", action="store_true")
 
     scale = add(
         "scale",

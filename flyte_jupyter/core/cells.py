@@ -12,6 +12,9 @@ PARENT: Final = "flyte_jupyter:parent"
 """In place of the id of the message that the client's front end is running, which only the client knows: the
 `msg_id` that an Output widget of a replica asks for."""
 
+PEEK: Final = b"peek-"
+"""How the routing id of a client begins that only looks into a replica."""
+
 
 @dataclass(frozen=True, slots=True)
 class CellRequest:

@@ -30,18 +30,18 @@ from tornado.ioloop import IOLoop
 from traitlets import Type
 from traitlets.config import Config
 
+from ..core.cells import PEEK
 from ..core.context import current
 from . import comms, descriptors, logs, outputs, shell
 from .cells import Cells
 from .channel import Replica
 from .namespace import Namespaces
-from .peek import PEEK
 from .runner import Runner
 
 IOPUB_MARK = 100_000
 """Messages that a console attached by hand may lag behind before the printing code waits."""
 
-PEEK_S = 30.0
+PEEK_S = 5.0
 """A subshell that somebody made to look in, and did not delete, goes after this long."""
 BUSY_S = 0.5
 

@@ -12,8 +12,6 @@ import types
 from pathlib import Path
 from typing import Any, Final
 
-PEEK: Final = b"peek-"
-"""How the routing id of a client that only looks in begins."""
 LONGEST: Final = 2000
 FRAMES: Final = 40
 _OWN: Final = str(Path(__file__).parent.parent)
@@ -93,7 +91,7 @@ def _describe(frame: types.FrameType, line: int) -> dict[str, Any]:
     return {
         "file": code.co_filename,
         "line": line,
-        "function": code.co_qualname if sys.version_info >= (3, 11) else code.co_name,
+        "function": code.co_qualname,
         "source": linecache.getline(code.co_filename, line, frame.f_globals).strip(),
         "user": _is_users(frame),
     }

@@ -16,7 +16,7 @@ from .notebook import Notebook
 
 _VARIABLES = ("-i", "--in", "-o", "--out")
 _VALUES = {"--scope": ("fresh", "session", "replica"), "--retry-on": tuple(cells.RETRY_REASONS)}
-_POOL_FIRST = ("flyte_task", "flyte_preload", "flyte_status", "flyte_logs")
+_POOL_FIRST = ("flyte_task", "flyte_preload", "flyte_status", "flyte_logs", "flyte_attach", "flyte_peek")
 
 
 def make_matcher(notebook: Notebook) -> Any:

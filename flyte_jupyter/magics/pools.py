@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 import time
@@ -15,13 +16,15 @@ from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 from .. import errors
 from ..client import broker, text
 from ..client import handle as handles
+from ..client.attached import find_replica
 from ..client.cells import AttachedPool
 from ..client.environment import TaskEnvironment
 from ..client.handle import PoolHandle
 from ..client.leases import LINGER_S
+from ..client.peek import peek
 from ..core.policy import ReusePolicy
 from ..core.resources import Resources
-from ..core.snapshot import LeaseView, PoolView
+from ..core.snapshot import LeaseView, PoolView, ReplicaView
 from .options import (
     argument,
     magic_arguments,
@@ -35,6 +38,9 @@ from .settings import Settings
 
 READY_S: Final = 600.0
 SHOWN_S: Final = 1.0
+ATTACH_KERNEL: Final = "flyte-attach"
+ATTACH_NAME: Final = "Flyte: attach to a warm kernel"
+ATTACH_VARIABLE: Final = "FLYTE_JUPYTER_ATTACH"
 
 
 class Pools:
@@ -334,6 +340,60 @@ class PoolMagics(Magics):
         arguments = ["logs", *([what] if what else []), "--tail", str(options.tail)]
         arguments += ["--follow"] if options.follow else []
         command(*arguments, only=options.grep or "")
+
+    @no_var_expand
+    @line_magic
+    @magic_arguments()
+    @argument("what", nargs="?", default="", metavar="NAME[i]", help="a pool or one of its replicas; default: the last")
+    @argument("--shared", action="store_true", help="tasks may still run there meanwhile")
+    def flyte_attach(self, line: str) -> None:
+        """Say how to open a warm kernel: as a notebook's kernel, or in a terminal."""
+        options = parse(self.shell, self.flyte_attach, line)
+        with tidy(self.shell):
+            replica, _ = self._replica(options.what)
+            name = shlex.quote(replica.name)
+            shared = " --shared" if options.shared else ""
+            variables = f"{ATTACH_VARIABLE}={name}{f' {ATTACH_VARIABLE}_SHARED=1' if options.shared else ''}"
+            lines = (
+                f"{replica.name} is {replica.state} (pid {replica.pid}). It stays warm when what you open closes.",
+                f"terminal  flyte-jupyter attach {name}{shared}",
+                f'notebook  choose the kernel "{ATTACH_NAME}" ({ATTACH_KERNEL}); it opens what {ATTACH_VARIABLE}',
+                f"          names ({variables} jupyter lab), else the pool that was last used",
+            )
+            print(text.visible("\n".join(lines), keep="\n"))
+
+    @no_var_expand
+    @line_magic
+    @magic_arguments()
+    @argument("what", metavar="NAME[i]", help="a pool (then a replica that is busy), or one of its replicas")
+    @argument("expressions", nargs="*", metavar="EXPR", help="evaluated with the names of the code that runs")
+    @argument("--stack", action="store_true", help="where it is; also shown when nothing else is asked for")
+    @argument("--gpu", action="store_true", help="the GPU memory that its torch holds")
+    def flyte_peek(self, line: str) -> None:
+        """Look into a replica while it works, without disturbing it.
+
+        Example: %flyte_peek gpu[1] step loss.item() --stack
+        """
+        options = parse(self.shell, self.flyte_peek, line)
+        stack = options.stack or not (options.expressions or options.gpu)
+        with tidy(self.shell):
+            replica, now = self._replica(options.what, busy=True)
+            peeked = peek(replica, options.expressions, stack=stack, gpu=options.gpu)
+            print(text.visible("\n".join(peeked.lines(now, stack=stack)), keep="\n\t"))
+
+    def _replica(self, what: str, *, busy: bool = False) -> tuple[ReplicaView, float]:
+        """By name, by the variable of its environment, or that of the last pool; and now, on the snapshot's clock."""
+        name, bracket, number = what.partition("[")
+        known = self.pools.known(name)
+        wanted = f"{name if known is None else known.name}{bracket}{number}"
+        try:
+            snapped = (broker.current() or broker.connect(start=False)).snapshot()
+            replica = find_replica(snapped.snapshot, wanted, busy=busy)[1]
+        except errors.BrokerUnavailable:
+            raise errors.NoSuchReplica(wanted) from None
+        except argparse.ArgumentTypeError as problem:
+            raise UsageError(str(problem)) from None
+        return replica, time.time() - snapped.epoch_offset
 
     @no_var_expand
     @line_magic

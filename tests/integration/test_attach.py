@@ -76,6 +76,14 @@ class FrontEnd:
             if not message["content"]["text"].startswith(("attached", "again")):
                 return str(asked)
 
+    def reply(self, asked: str) -> dict[str, Any]:
+        """The content of the reply to that request; to others there may be some before it."""
+        while True:
+            message = self.client.get_shell_msg(timeout=START_S)
+            if message["parent_header"].get("msg_id") == asked:
+                content: dict[str, Any] = message["content"]
+                return content
+
     def restart(self) -> None:
         self.manager.restart_kernel()
         self.client.wait_for_ready(timeout=START_S)
@@ -191,22 +199,20 @@ def test_an_interrupt_stops_the_cell(waits: str) -> None:
         asked = console.begin(waits)
         with within(1):
             console.manager.interrupt_kernel()
-            reply = console.client.get_shell_msg(timeout=START_S)
-            while reply["parent_header"].get("msg_id") != asked:
-                reply = console.client.get_shell_msg(timeout=START_S)
-        assert reply["content"]["status"] == "error"
-        assert reply["content"]["ename"] in ("KeyboardInterrupt", "CancelledError")
+            reply = console.reply(asked)
+        assert reply["status"] == "error"
+        assert reply["ename"] in ("KeyboardInterrupt", "CancelledError")
         assert console.run("model()['weights']").result == "42"
 
 
 def test_an_interrupt_request_on_the_control_channel_does_the_same() -> None:
     with front_end() as console:
-        console.begin("import time; print('in'); time.sleep(60)")
+        asked = console.begin("import time; print('in'); time.sleep(60)")
         client = console.client
         with within(1):
             client.control_channel.send(client.session.msg("interrupt_request"))
             assert client.get_control_msg(timeout=START_S)["content"]["status"] == "ok"
-            assert client.get_shell_msg(timeout=START_S)["content"]["status"] == "error"
+            assert console.reply(asked)["status"] == "error"
 
 
 def test_input_reaches_the_one_who_asked() -> None:
@@ -267,10 +273,7 @@ def test_an_exclusive_front_end_waits_for_another_and_says_so() -> None:
         try:
             asked = two.begin("7 * 6")
             one.manager.shutdown_kernel()
-            reply = two.client.get_shell_msg(timeout=START_S)
-            while reply["parent_header"].get("msg_id") != asked:
-                reply = two.client.get_shell_msg(timeout=START_S)
-            assert reply["content"]["status"] == "ok"
+            assert two.reply(asked)["status"] == "ok"
         finally:
             two.close()
 
