@@ -478,13 +478,12 @@ def _kernel_info() -> dict[str, Any]:
     }
 
 
-def console(wanted: str, *, shared: bool, file: Path | None, say: Callable[[str], None]) -> int:
+def terminal(wanted: str, *, shared: bool, file: Path | None) -> int:
     """A console on a warm kernel in this terminal, or its channels for any other client; the exit code.
 
     Args:
         wanted: "gpu[1]" or "gpu".
         file: Serve this connection file until Ctrl-C; it is written if it is not there.
-        say: Prints a line.
     """
     with contextlib.ExitStack() as clean:
         path = file
@@ -494,24 +493,29 @@ def console(wanted: str, *, shared: bool, file: Path | None, say: Callable[[str]
             clean.callback(shutil.rmtree, folder, ignore_errors=True)
             path = folder / "kernel.json"
         if not path.exists():
-            _write_connection(path.absolute())
-            clean.callback(path.unlink, missing_ok=True)
+            for made in _write_connection(path.absolute()):
+                clean.callback(made.unlink, missing_ok=True)
         if file is None and importlib.util.find_spec("jupyter_console") is not None:
             return _console(path, wanted, shared)
         if file is None:
-            say("There is no jupyter_console here (pip install jupyter_console); any other Jupyter client will do:")
-        say(f"  jupyter console --existing {path}")
-        say("Ctrl-C detaches; the kernel stays warm.")
+            _say("There is no jupyter_console here (pip install jupyter_console); any other Jupyter client will do:")
+        _say(f"  jupyter console --existing {path}")
+        _say("Ctrl-C detaches; the kernel stays warm.")
         return Proxy(path, wanted, shared, foreground=True).run()
 
 
-def _write_connection(path: Path) -> None:
-    """Unix sockets beside the file, where only this user comes."""
+def _say(line: str) -> None:
+    print(text.visible(line), flush=True)
+
+
+def _write_connection(path: Path) -> list[Path]:
+    """Unix sockets beside the file; all that has to be removed in the end."""
     ports = {f"{channel}_port": number for number, channel in enumerate((*CHANNELS, "iopub", "hb"), 1)}
     info = {"transport": "ipc", "ip": str(path.with_suffix("")), "key": uuid.uuid4().hex, **ports,
             "signature_scheme": "hmac-sha256", "kernel_name": "flyte-attach"}  # fmt: skip
     with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
         json.dump(info, out)
+    return [path, *(Path(f"{info['ip']}-{port}") for port in ports.values())]
 
 
 def _console(path: Path, wanted: str, shared: bool) -> int:
@@ -529,12 +533,17 @@ def _console(path: Path, wanted: str, shared: bool) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Be the kernel of one front end; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m flyte_jupyter.attach", description=__doc__)
-    parser.add_argument("-f", dest="file", type=Path, required=True, metavar="CONNECTION_FILE")
+    parser.add_argument("-f", dest="file", type=Path, metavar="CONNECTION_FILE")
+    parser.add_argument("--terminal", action="store_true", help="a console here; with -f only the channels")
     parser.add_argument("--replica", default=os.environ.get(WANTED, ""), metavar="NAME[1]")
     parser.add_argument("--shared", action="store_true", default=os.environ.get(SHARED, "") not in ("", "0"))
     options = parser.parse_args(arguments)
     os.umask(0o077)
     present_as(_notebook() or "console", "attached")
+    if options.terminal:
+        return terminal(options.replica, shared=options.shared, file=options.file)
+    if options.file is None:
+        parser.error("-f CONNECTION_FILE is missing")
     return Proxy(options.file, options.replica, options.shared).run()
 
 

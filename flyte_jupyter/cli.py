@@ -677,14 +677,15 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _attach(options: argparse.Namespace) -> int:
-    from .client.identity import present_as
+    import signal
+    import subprocess
 
-    _find_replica(options.replica)
-    from .attach import console
-
-    present_as("console", "attached")
-    code = console(options.replica, shared=options.shared, file=options.existing_file, say=_say)
-    return OK if code == 0 else FAILED
+    _find_replica(options.replica)  # what is not there is said here
+    command = [sys.executable, "-m", "flyte_jupyter.attach", "--terminal", "--replica", options.replica]
+    command += ["--shared"] if options.shared else []
+    command += ["-f", str(options.existing_file)] if options.existing_file is not None else []
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for the console
+    return OK if subprocess.call(command) == 0 else FAILED
 
 
 def _peek(options: argparse.Namespace) -> int:

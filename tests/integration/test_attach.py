@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from jupyter_client.manager import KernelManager
 from support import START_S, OwnBroker, alive, assert_quiet, pids, ready, view_of, wait_until, within
 
 import flyte_jupyter as flyte
-from flyte_jupyter import runtime
+from flyte_jupyter import cli, runtime
 
 pytestmark = pytest.mark.kernel
 
@@ -316,3 +317,30 @@ def test_the_import_of_the_proxy_needs_no_kernel() -> None:
     code = "import sys, flyte_jupyter.attach; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"ipykernel", "IPython", "torch", "anyio"} & set(loaded) == set()
+
+
+def test_the_command_serves_a_connection_file_until_it_is_told_to_end(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.json"
+    command = [sys.executable, "-m", "flyte_jupyter.cli", "attach", "attached[0]", "--existing-file", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == f"jupyter console --existing {path}"
+        assert path.stat().st_mode & 0o077 == 0
+        client = BlockingKernelClient(connection_file=str(path))
+        client.load_connection_file()
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=START_S)
+            ran = Ran()
+            client.execute_interactive("model()", output_hook=ran.take, timeout=START_S)
+            assert ran.result == "{'weights': 42}"
+        finally:
+            client.stop_channels()
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(START_S) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_names_what_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["attach", "nowhere"]) == 2
+    assert "FJ102" in capfd.readouterr().err
