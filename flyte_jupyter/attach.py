@@ -233,7 +233,7 @@ class Proxy:
             self._later(lambda: self._open(taken, info))
             if not self._shared:
                 attachment.complete()
-        except (errors.BaseRuntimeError, ValueError, argparse.ArgumentTypeError) as problem_met:
+        except (errors.BaseRuntimeError, OSError, ValueError, argparse.ArgumentTypeError) as problem_met:
             error: BaseException = problem_met
             if (
                 isinstance(error, errors.BrokerUnavailable)

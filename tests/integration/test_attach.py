@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,16 @@ def model() -> dict[str, int]:
 
 @pool.task
 async def works() -> bool:
+    return True
+
+
+@pool.task
+async def until_told() -> bool:
+    from IPython import get_ipython
+
+    print("begun")
+    while not get_ipython().user_ns["go"]:
+        await asyncio.sleep(0.01)
     return True
 
 
@@ -151,8 +164,6 @@ def subshells() -> int:
 
 
 def run(task: Callable[..., Any], *args: Any) -> Any:
-    import asyncio
-
     async def call() -> Any:
         return await task(*args)
 
@@ -295,6 +306,49 @@ def test_a_replica_that_dies_is_reported_and_the_kernel_ends(own_broker: OwnBrok
         assert ran.status == "error"
         assert "mortal[0] ended: signal SIGKILL" in ran.error
         wait_until(lambda: not console.manager.is_alive())
+
+
+def test_a_front_end_whose_server_dies_detaches(tmp_path: Path) -> None:
+    script = """
+        import sys, time
+        sys.path.insert(0, sys.argv[1])
+        from test_attach import FrontEnd
+        opened = FrontEnd()
+        opened.run("1")
+        print(opened.pid, flush=True)
+        time.sleep(60)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(Path(__file__).parent)]
+    tests = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        assert server.stdout is not None
+        proxy = int(server.stdout.readline())
+        assert holders() == ["attached console"] * 2
+        server.kill()
+        with within(2):
+            wait_until(lambda: not alive(proxy) and holders() == [])
+
+
+def test_what_a_subshell_prints_while_a_task_runs_is_not_the_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    with front_end(shared=True) as console, ThreadPoolExecutor(1) as executor:
+        console.run("go = False")
+        client = console.client
+        client.control_channel.send(client.session.msg("create_subshell_request"))
+        subshell = client.get_control_msg(timeout=START_S)["content"]["subshell_id"]
+        task = executor.submit(run, until_told)
+        wait_until(lambda: "begun" in capsys.readouterr().out)
+        asked = client.session.msg("execute_request", {"code": "print('from beside'); go = True", "silent": False})
+        asked["header"]["subshell_id"] = subshell
+        client.shell_channel.send(asked)
+        printed = ""
+        while "from beside" not in printed:
+            message = client.get_iopub_msg(timeout=START_S)
+            if message["parent_header"].get("msg_id") == asked["header"]["msg_id"]:
+                printed += message["content"].get("text", "")
+        assert task.result(START_S)
+        console.run("del go")
+    assert "from beside" not in capsys.readouterr().out
 
 
 def test_nothing_of_a_front_end_is_left() -> None:
