@@ -43,6 +43,9 @@ class Conversation:
 
     def receive(self, frame: Frame) -> list[Buffer] | None:
         """Take one frame; what to send back, if anything."""
+        if frame.kind == Kind.WITHDRAWN and frame.call <= self._number < frame.call + frame.flags:
+            self.outcome = frame  # it will not begin, and nothing else will come of it
+            return None
         if frame.call != self._number:
             return None  # of a call before, which was given up
         self.answered = True
@@ -61,7 +64,7 @@ class Conversation:
 
 
 class Conversations(Conversation):
-    """Several calls of one channel; over when the last one is, as they run one after the other."""
+    """Several calls of one channel; over when all of them are."""
 
     __slots__ = ("_talks",)
 
@@ -70,12 +73,12 @@ class Conversations(Conversation):
         self._talks = talks
 
     def receive(self, frame: Frame) -> list[Buffer] | None:
+        reply = None
         for talk in self._talks:
-            if talk._number == frame.call:
-                reply = talk.receive(frame)
-                self.outcome = self._talks[-1].outcome
-                return reply
-        return None
+            reply = talk.receive(frame) or reply
+        if all(talk.outcome is not None for talk in self._talks):
+            self.outcome = self._talks[-1].outcome
+        return reply
 
 
 def drive(channel: Channel, talk: Conversation, pieces: list[Buffer], until: float | None) -> Frame:
