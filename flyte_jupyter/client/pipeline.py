@@ -67,6 +67,7 @@ class Call:
         self.error: BaseException | None = None
         self.over = False
         self.number = 0
+        self.end = 0  # where it ends among all bytes of its stream
         self.abandoned = False  # sent, and nobody waits for its outcome any more
         self.outgoing: Outgoing | None = None
         self.stream: Stream | None = None
@@ -402,7 +403,10 @@ class Stream:
         self._channel = lease.channel()
         self._calls: deque[Call] = deque()
         self._unsent: list[Buffer] = []
+        self._queued = 0  # bytes, sent or not
+        self._sent = 0
         self._writing = False
+        self._cut = False  # nothing can be written any more; what came before is still to be read
         self._closed = False
         self._resting = False
         self._taking_back = False
@@ -422,7 +426,7 @@ class Stream:
 
     def fill(self, count: int = AHEAD_CALLS) -> None:
         """Send as many of the waiting calls as may be under way here, at most `count`."""
-        if self._closed or self._taking_back or self.lease.recalled:
+        if self._closed or self._cut or self._taking_back or self.lease.recalled:
             return
         waiting = self._pipeline.waiting
         room = ahead(waiting[0].target) if waiting else 0
@@ -451,6 +455,7 @@ class Stream:
             self._calls.append(call)
             call.sent(self)
             pieces += more
+            call.end = self._queued = self._queued + sum(memoryview(piece).nbytes for piece in more)
         if pieces:
             self._write(pieces)
         if len(self._calls) > 1 and self._timer is None:
@@ -458,13 +463,15 @@ class Stream:
 
     def _write(self, pieces: list[Buffer]) -> None:
         self._unsent += join_small(pieces) if len(pieces) > 1 else pieces
-        self._on_writable()
+        if not self._cut:
+            self._on_writable()
 
     def _on_writable(self) -> None:
         try:
             while self._unsent:
                 piece = self._unsent[0]
                 count = self._channel.socket.send(piece, socket.MSG_DONTWAIT)
+                self._sent += count
                 if count == memoryview(piece).nbytes:
                     self._unsent.pop(0)
                 else:
@@ -475,8 +482,7 @@ class Stream:
                 self._loop.add_writer(self._channel.socket, self._on_writable)
             return
         except OSError:
-            self._loop.call_soon(self._lost, True)  # not now: who writes has its own plans with the calls
-            return
+            self._cut = True  # the reader will see it, too, after the outcomes that have come
         if self._writing:
             self._writing = False
             self._loop.remove_writer(self._channel.socket)
@@ -531,6 +537,7 @@ class Stream:
                     call.give_up(problem)
                     return
                 if reply is not None:
+                    self._queued += sum(memoryview(piece).nbytes for piece in reply)
                     self._write(reply)
                 return
 
@@ -641,7 +648,8 @@ class Stream:
             head = calls.pop(0)
             answered = head.talk is not None and head.talk.answered
             # Reset: it was closed with bytes unread. If nothing else was sent, those are of a call that had not begun.
-            began = answered or not (self._unsent or reset) or bool(calls)
+            unread = reset and self._sent <= head.end
+            began = answered or (self._sent >= head.end and not unread)
             if head.abandoned:
                 pass
             elif began:
