@@ -286,14 +286,14 @@ class LeaseGroup:
             if held is None:
                 return
             held.recalled = True
-            idle = held in self._idle
+            idle = self._unlist(held)
         if idle:
             self.drop(held)
 
     def lost(self, message: p.Lost) -> None:
         with self._lock:
             lease = self._held.get(message.lease)
-            idle = lease in self._idle
+            idle = lease is not None and self._unlist(lease)
         if lease is not None:
             _tell(lease, message)
             if idle:
@@ -315,6 +315,13 @@ class LeaseGroup:
             _fail(waiter, error)
 
     # --- with the lock held
+
+    def _unlist(self, lease: Lease) -> bool:
+        """Let nobody take it any more; False if somebody has."""
+        if lease not in self._idle:
+            return False
+        self._idle.remove(lease)
+        return True
 
     def _request(self, task: str) -> tuple[str, str] | None:
         if len(self._requests) >= min(len(self._waiting), MAX_REQUESTS):
