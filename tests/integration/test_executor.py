@@ -28,7 +28,7 @@ from support import START_S, Counter, assert_quiet, mark, wait_until, within
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
-from flyte_jupyter.client.executor import BrokenPool, PoolExecutor
+from flyte_jupyter.client.executor import BrokenPool, Line, LineCall, PoolExecutor
 
 pytestmark = pytest.mark.kernel
 
@@ -387,3 +387,39 @@ def test_output_goes_to_the_cell_that_asked_for_it(tmp_path: Path) -> None:
     assert cells[second] == "2\n"
     assert sorted(cells[third].splitlines()) == ["item 0", "item 1", "item 2"]
     assert cells[fourth] == "item 0\nitem 1\n"
+
+
+def test_a_future_cancelled_just_when_its_turn_comes_does_not_hold_up_the_shutdown(
+    tmp_path: Path, one_slot: PoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Counter(tmp_path / "runs")
+    first = one_slot.submit(nap, runs.path, 0.3)
+    runs.wait()
+    late = one_slot.submit(nap, runs.path, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(late, "_invoke_callbacks", lambda: None)  # this thread gets no further for a moment
+        assert late.cancel()
+        assert one_slot.submit(double, 2).result(START_S) == 4  # its turn came before this one's
+    late._invoke_callbacks()  # type: ignore[attr-defined]
+    first.result(START_S)
+    thread = threading.Thread(target=one_slot.shutdown, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_calls_may_be_added_while_others_are_aborted() -> None:
+    loop = asyncio.new_event_loop()
+    line = Line(loop)
+
+    class Call(LineCall):
+        over = True
+
+        @property
+        def index(self) -> int:  # as another thread may at any time
+            line.outstanding[len(line.outstanding)] = self
+            return 1
+
+    line.outstanding[0] = Call.__new__(Call)
+    line._abort()
+    loop.close()
