@@ -37,6 +37,8 @@ AHEAD_BYTES: Final = 64 * 1024
 """A call with more to send is not sent ahead."""
 STALL_S: Final = 0.02
 """A call that runs this long gets the calls behind it taken back."""
+LOOP_CHECK_S: Final = 1.0
+"""How often a pipeline with leases looks whether its loop was closed."""
 PACE_WEIGHT: Final = 0.3
 """How quickly the estimate of a task's duration follows what is measured."""
 
@@ -287,6 +289,7 @@ class Pipeline:
         self._streams: list[Stream] = []
         self._waiters: dict[Waiter, None] = {}
         self._full = False  # nothing can be sent until something has ended
+        self._watched = False
 
     def add(self, call: Call) -> None:
         self.waiting.append(call)
@@ -342,6 +345,7 @@ class Pipeline:
             return
         stream = Stream(self, lease)
         self._streams.append(stream)
+        self._watch()
         stream.fill(1)
         stream.rest()
 
@@ -361,14 +365,32 @@ class Pipeline:
             waiter = call.context.run(self.group.ask, call.target.name, self)
             self._waiters[waiter] = None
             waiter.future.add_done_callback(partial(self._answered, waiter))
+            self._watch()
 
     def _answered(self, waiter: Waiter, future: Future[Lease]) -> None:
-        """On any thread."""
+        """On any thread, with the group's lock held."""
         try:
             self.loop.call_soon_threadsafe(self._granted, waiter)
         except RuntimeError:  # the loop was closed meanwhile
             if not future.cancelled() and future.exception() is None:
-                self.group.give_back(future.result())
+                self.group.connection.call_later(0, partial(self.group.give_back, future.result()))
+
+    def _watch(self) -> None:
+        if not self._watched:
+            self._watched = True
+            self.group.connection.call_later(LOOP_CHECK_S, self._look_at_loop)
+
+    def _look_at_loop(self) -> None:
+        """On the connection's thread: a loop that was closed with calls under way takes nobody's slot for ever."""
+        if self.loop.is_closed():
+            for call in list(self.waiting):
+                call.cancel()
+            for stream in list(self._streams):
+                stream.orphaned()
+            return
+        self._watched = False
+        if self._streams or self._waiters:
+            self._watch()
 
     def _granted(self, waiter: Waiter) -> None:
         future = waiter.future
@@ -428,6 +450,8 @@ class Stream:
         """Send as many of the waiting calls as may be under way here, at most `count`."""
         if self._closed or self._cut or self._taking_back or self.lease.recalled:
             return
+        if self._calls and time.monotonic() - self._moved_at >= STALL_S:
+            return  # behind one that takes long they would only be taken back again
         waiting = self._pipeline.waiting
         room = ahead(waiting[0].target) if waiting else 0
         if room > 1 and self._pipeline.group.contended(self._pipeline):
@@ -503,6 +527,7 @@ class Stream:
             return
         ended = 0
         first = self._calls[0].target if self._calls else None
+        since, now = self._moved_at, time.monotonic()
         try:
             reader.buffer_updated(count)
             while not self._closed and (frame := reader.next_frame()) is not None:
@@ -518,7 +543,10 @@ class Stream:
             self._broken(problem)
             return
         if ended:
-            self._note_pace(first, ended)
+            if first is not None:
+                each = (now - since) / ended
+                first.pace = each if first.pace is None else first.pace + PACE_WEIGHT * (each - first.pace)
+            self._moved_at = max(now, self._moved_at)
             if self._closed:
                 return
             if not self._pipeline.group.contended(self._pipeline):
@@ -540,13 +568,6 @@ class Stream:
                     self._queued += sum(memoryview(piece).nbytes for piece in reply)
                     self._write(reply)
                 return
-
-    def _note_pace(self, target: Target | None, ended: int) -> None:
-        now = time.monotonic()
-        each = (now - self._moved_at) / ended
-        self._moved_at = now
-        if target is not None:
-            target.pace = each if target.pace is None else target.pace + PACE_WEIGHT * (each - target.pace)
 
     # --- calls that take longer than thought
 
@@ -598,6 +619,14 @@ class Stream:
             self._pipeline.group.give_back(self.lease)
             if self._pipeline.waiting:
                 self._pipeline.pump()
+
+    def orphaned(self) -> None:
+        """Its loop was closed: nobody will hear of its calls."""
+        if not self._calls:
+            self._leave()
+            self._pipeline.group.give_back(self.lease)
+        for call in list(self._calls):
+            call.cancel()
 
     def abandon(self, call: Call) -> None:
         """Stop that call. Its outcome is waited for, so that the slot is known to be free."""

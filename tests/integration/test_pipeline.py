@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import os
 import signal
 import threading
@@ -17,6 +19,8 @@ from support import START_S, Counter, OwnBroker, assert_quiet, mark, pids, wait_
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
 from flyte_jupyter.client import broker
+from flyte_jupyter.client.pipeline import Stream
+from flyte_jupyter.client.target import target_of
 
 pytestmark = pytest.mark.kernel
 
@@ -172,8 +176,6 @@ def test_calls_sent_to_a_dead_replica_go_elsewhere(tmp_path: Path) -> None:
 
 
 def _at(task: flyte.Task[..., int], path: str, where: int) -> object:
-    import functools
-
     return functools.partial(task, path, where=where)
 
 
@@ -221,8 +223,6 @@ def test_output_of_calls_sent_ahead_stays_in_order(capsys: pytest.CaptureFixture
 
 
 def test_a_generator_without_end_is_read_as_needed() -> None:
-    import itertools
-
     read = itertools.count()
     results = flyte.map(echo, read)
     with within(10.0):
@@ -338,3 +338,48 @@ def test_a_call_that_is_taken_back_need_not_be_known_to_its_replica(own_broker: 
         name="client",
     )
     assert said == [str([1] * 6)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("running", [1, 3])
+def test_a_loop_that_is_closed_under_its_calls_keeps_no_slot(tmp_path: Path, running: int) -> None:
+    runs = Counter(tmp_path / "runs")
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    calls = [loop.create_task(naps.aio(runs.path, 0.2)) for _ in range(running)]
+    while len(runs) == 0:
+        loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
+    asyncio.set_event_loop(None)
+    wait_until(lambda: not _busy(one), 4.0, "leases given back")
+    with within(4.0):
+        assert who()
+    for call in calls:
+        call._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+def test_a_map_with_a_limit_knows_how_long_its_calls_take() -> None:
+    rows = itertools.repeat(0.03, 6)
+    list(flyte.map(functools.partial(naps, os.devnull), rows, concurrency=1))
+    pace = target_of(naps).pace
+    assert pace is not None
+    assert pace > 0.01
+
+
+def test_short_calls_are_not_sent_behind_one_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken_back: list[int] = []
+    original = Stream._taken_back
+
+    def note(self: Stream, first: int, count: int) -> None:
+        taken_back.append(count)
+        original(self, first, count)
+
+    async def some() -> None:
+        await asyncio.gather(*(long_at.aio(os.devnull, x, -1) for x in range(300)))
+        long = asyncio.ensure_future(long_at.aio(os.devnull, 0, 0))
+        while not long.done():
+            await asyncio.gather(*(long_at.aio(os.devnull, x, 0) for x in range(1, 6)))
+
+    monkeypatch.setattr(Stream, "_taken_back", note)
+    asyncio.run(some())
+    assert len(taken_back) < 5
