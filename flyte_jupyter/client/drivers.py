@@ -86,13 +86,13 @@ def drive(channel: Channel, talk: Conversation, pieces: list[Buffer], until: flo
     stream, reader = channel.socket, channel.reader
     sent = False
     try:
-        send_all(stream, pieces)
+        channel.send(pieces)
         sent = True
         while True:
             while (frame := reader.next_frame()) is not None:
                 reply = talk.receive(frame)
                 if reply is not None:
-                    send_all(stream, reply)
+                    channel.send(reply)
             if talk.outcome is not None:
                 return talk.outcome
             if until is not None:
@@ -104,11 +104,6 @@ def drive(channel: Channel, talk: Conversation, pieces: list[Buffer], until: flo
     except (ConnectionResetError, BrokenPipeError):
         # Reset: it was closed with our bytes unread. So the call had not begun, unless it has spoken already.
         raise ChannelLost(started=sent and talk.answered) from None
-
-
-def send_all(stream: socket.socket, pieces: list[Buffer]) -> None:
-    for piece in pieces:
-        stream.sendall(piece)
 
 
 def _wait_readable(stream: socket.socket, until: float) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from .. import errors
 from ..core import protocol as p
 from ..core.context import current
-from ..core.frames import FrameReader, Kind, encode
+from ..core.frames import Buffer, FrameReader, Kind, encode
 from ..memory import Exchange, exchange_pair
 from ..runtime import peer_uid
 from .broker import Connection
@@ -43,7 +43,7 @@ LOST_S: Final = 2.0
 class Channel:
     """The client's end of a lease's connection. The drivers in `remote` move the bytes."""
 
-    __slots__ = ("calls", "files", "reader", "socket")
+    __slots__ = ("calls", "cut", "files", "reader", "socket")
 
     def __init__(self, address: str, hello: bytes) -> None:
         self.files: Exchange | None = None
@@ -58,6 +58,14 @@ class Channel:
             raise
         self.reader = FrameReader(None if self.files is None else self.files.map)
         self.calls = 0
+        self.cut = False  # in the middle of a frame: what followed would not be understood
+
+    def send(self, pieces: list[Buffer]) -> None:
+        """All of it; an interrupt may come in between."""
+        self.cut = True
+        for piece in pieces:
+            self.socket.sendall(piece)
+        self.cut = False
 
     def _say_hello(self, data: bytes) -> None:
         """Along with the first byte goes the replica's end of the socket for memory files."""

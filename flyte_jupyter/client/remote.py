@@ -119,6 +119,8 @@ def _attempt(target: Target, outgoing: Outgoing, limits: Limits | None, attempt:
             stop_late(target, lease, channel, talk)
             raise limits.exceeded(True) from None
         except KeyboardInterrupt:
+            if channel.cut:
+                raise  # half a call: it has not begun
             done = True  # the lease is seen to below
             stop_interrupted(target, lease, channel, talk)
             raise

@@ -24,11 +24,13 @@ from concurrent.futures import (
 from pathlib import Path
 
 import pytest
-from support import START_S, Counter, assert_quiet, mark, wait_until, within
+from support import START_S, Counter, assert_quiet, mark, pids, wait_until, within
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
 from flyte_jupyter.client.executor import BrokenPool, Line, LineCall, PoolExecutor
+from flyte_jupyter.client.remote import blocking
+from flyte_jupyter.client.target import target_of
 
 pytestmark = pytest.mark.kernel
 
@@ -423,3 +425,22 @@ def test_calls_may_be_added_while_others_are_aborted() -> None:
     line.outstanding[0] = Call.__new__(Call)
     line._abort()
     loop.close()
+
+
+@wide.task
+async def weigh(data: bytes) -> int:
+    return len(data)
+
+
+def test_an_interrupt_while_a_call_is_written_does_not_end_a_busy_replica(tmp_path: Path) -> None:
+    runs = Counter(tmp_path / "runs")
+    before = pids(wide)
+    with flyte.pool(wide).executor() as executor:
+        naps = [executor.submit(nap, runs.path, 6.5) for _ in range(2)]  # each blocks its replica's loop
+        runs.wait(2)
+        timer = threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            blocking(target_of(weigh), weigh, (os.urandom(900_000),), {})
+        assert [each.result() for each in naps] == [runs.path] * 2
+    assert pids(wide) == before
