@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from ..core.definitions import Closure
 from ..core.frames import Buffer, Frame, Kind, encode
@@ -111,12 +111,6 @@ def _wait_readable(stream: socket.socket, until: float) -> None:
     poller.register(stream, select.POLLIN)
     if not poller.poll(max(0.0, until - time.monotonic()) * 1000):
         raise TimeoutError
-
-
-def seen(future: asyncio.Future[Any]) -> None:
-    """Whoever waited may be gone: asyncio need not report, at some later time, that nobody took the exception."""
-    if not future.cancelled():
-        future.exception()
 
 
 class interruptible:

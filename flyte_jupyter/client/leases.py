@@ -41,7 +41,7 @@ LOST_S: Final = 2.0
 
 
 class Channel:
-    """The client's end of a lease's connection. The drivers in `remote` move the bytes."""
+    """The client's end of a lease's connection. `drivers` and the `pipeline` move the bytes."""
 
     __slots__ = ("calls", "cut", "files", "reader", "socket")
 

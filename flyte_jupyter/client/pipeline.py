@@ -107,7 +107,7 @@ class Call:
         return 0 if self._attempts is None else self._attempts.number
 
     def encode(self) -> Outgoing:
-        """The call as bytes; its arguments are read now."""
+        """The call as bytes. Arguments are read now, but for big buffers, which are read when it is sent."""
         if self.outgoing is None:
             self.outgoing = self.context.run(self.target.encode, self.args, self.kwargs, self.attempt)
         return self.outgoing

@@ -155,7 +155,7 @@ def _wait(waiter: Waiter, limits: Limits | None) -> Lease:
 async def awaiting(target: Target, task: Task[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     __tracebackhide__ = True
     call = AwaitedCall(asyncio.get_running_loop(), target, task, args, kwargs)
-    call.encode()  # now: what the caller changes later is not sent, and what cannot be sent is told here
+    call.encode()  # now: what cannot be sent is told here, and small arguments are sent as they are now
     with interruptible():
         call.start()
         try:
