@@ -198,6 +198,9 @@ class Call:
     def _enter(self) -> None:
         if self.over:
             return
+        if self._limits is not None and self._limits.over():
+            self.failed(self._limits.exceeded(False))
+            return
         try:
             group = self.context.run(self.target.group)
         except Exception as error:
@@ -213,7 +216,7 @@ class Call:
         self.outgoing = None
         self.talk = None
         self.pipeline = None
-        self._timer = self.loop.call_later(delay, self._enter)
+        self._timer = self.loop.call_later(self._limits.pause(delay) if self._limits else delay, self._enter)
 
     def _tries(self) -> Attempts:
         if self._attempts is None:

@@ -98,7 +98,9 @@ def blocking(target: Target, task: Task[..., Any] | None, args: tuple[Any, ...],
             delay = attempts.delay(error)
             if delay is None:
                 raise
-            time.sleep(delay)
+            time.sleep(delay if limits is None else limits.pause(delay))
+            if limits is not None and limits.over():
+                raise limits.exceeded(False) from None
 
 
 def _attempt(target: Target, outgoing: Outgoing, limits: Limits | None, attempt: int) -> Any:

@@ -11,10 +11,11 @@ import threading
 import time
 from collections import Counter as Count
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support import START_S, Counter, OwnBroker, assert_quiet, mark, pids, wait_dead, wait_until, within
+from support import START_S, Counter, OwnBroker, assert_quiet, attempt, mark, pids, wait_dead, wait_until, within
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
@@ -97,6 +98,14 @@ def falls_at(path: str, x: int, where: int) -> int:
     if x == where:
         os.kill(os.getpid(), signal.SIGKILL)
     return x
+
+
+@one.task(
+    retries=flyte.RetryStrategy(count=3, backoff=flyte.Backoff(base=timedelta(seconds=30))),
+    timeout=flyte.Timeout(deadline=1),
+)
+def fails_in_time() -> None:
+    raise ValueError
 
 
 @one.task
@@ -383,3 +392,10 @@ def test_short_calls_are_not_sent_behind_one_that_takes_long(monkeypatch: pytest
     monkeypatch.setattr(Stream, "_taken_back", note)
     asyncio.run(some())
     assert len(taken_back) < 5
+
+
+def test_a_deadline_passes_while_the_next_attempt_is_waited_for() -> None:
+    with within(4.0):
+        assert isinstance(attempt(fails_in_time), errors.DeadlineExceededError)
+    with within(4.0):
+        assert isinstance(attempt(lambda: asyncio.run(fails_in_time.aio())), errors.DeadlineExceededError)
