@@ -34,8 +34,16 @@ class Limits:
     def while_running(self) -> float | None:
         return _earlier(None if self.max_runtime is None else time.monotonic() + self.max_runtime, self.deadline)
 
+    def pause(self, delay: float) -> float:
+        """What the deadline leaves of the pause before another attempt."""
+        return delay if self.deadline is None else min(delay, max(0.0, self.deadline - time.monotonic()))
+
+    def over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
     def exceeded(self, running: bool) -> errors.TaskTimeoutError:
-        if self.deadline is not None and time.monotonic() >= self.deadline:
+        if self.over():
             return errors.DeadlineExceededError(f"Task {self.name} passed its deadline and was stopped.")
         if running:
             return errors.MaxRuntimeExceededError(

@@ -333,6 +333,7 @@ class _Pinned:
     """The part of a lease group that a call needs, for one slot that was chosen before."""
 
     def __init__(self, lease: Lease) -> None:
+        self.connection = lease.group.connection
         self._lease = lease
         self.pipelines: dict[object, object] = {}
 
