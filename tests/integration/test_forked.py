@@ -278,7 +278,9 @@ def a_forest() -> int:
     from sklearn.ensemble import RandomForestClassifier
 
     points = numpy.arange(40.0).reshape(20, 2)
-    return int(RandomForestClassifier(10, n_jobs=2, random_state=0).fit(points, points[:, 0] > 20).predict(points).sum())
+    return int(
+        RandomForestClassifier(10, n_jobs=2, random_state=0).fit(points, points[:, 0] > 20).predict(points).sum()
+    )
 
 
 @pytest.mark.parametrize(
