@@ -34,6 +34,8 @@ class Screen:
 
     interactive = True
     """Whether a call may ask its user for input."""
+    _wrote = ""
+    """The stream that was written last. A kernel gathers each for itself: what came first would be shown second."""
 
     def take(self, output: int, body: Buffer) -> None:
         """Show one OUTPUT frame."""
@@ -44,15 +46,23 @@ class Screen:
         elif output == Output.RESULT:
             self.result(pickle.loads(body))
         elif output == Output.COMM:
+            self._settle("")
             comms.publish(pickle.loads(body))
         elif output == Output.CLEAR:
             self.clear(wait=bytes(body) == b"\x01")
 
     def text(self, stream: str, text: str) -> None:
         file = sys.stdout if stream == "stdout" else sys.stderr
+        self._settle(stream)
         file.write(text)
         if ipython() is None:
             file.flush()  # live, also into a pipe; a kernel's streams flush themselves
+
+    def _settle(self, stream: str) -> None:
+        """Have the front end see what was written, before something follows that is not of this stream."""
+        before, self._wrote = self._wrote, stream
+        if before and before != stream:
+            (sys.stdout if before == "stdout" else sys.stderr).flush()
 
     def display(self, content: dict[str, Any]) -> None:
         shell = ipython()
