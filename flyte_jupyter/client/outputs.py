@@ -76,10 +76,13 @@ class Screen:
     def result(self, content: dict[str, Any]) -> None:
         """The value of a cell's last expression: `Out[n]`, as that of a local one."""
         shown = RemoteValue(content["data"], content["metadata"])
-        if ipython() is None:
+        shell = ipython()
+        if shell is None:
             print(shown, flush=True)
+        elif sys.displayhook is not shell.displayhook:
+            sys.displayhook(shown)  # %%capture has put its own in its place
         else:
-            sys.displayhook(shown)  # not the shell's own: %%capture puts another in its place
+            _display_result(shell.displayhook, shown)
 
     def clear(self, *, wait: bool) -> None:
         shell = ipython()
@@ -106,6 +109,33 @@ class RemoteValue:
         self, include: object = None, exclude: object = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         return self.data, self.metadata
+
+
+def _display_result(hook: Any, value: RemoteValue) -> None:
+    """What the shell's display hook does, less what its replica has done: to format it, and to look for a `;`."""
+    hook.check_for_underscore()
+    hook.start_displayhook()
+    hook.write_output_prompt()
+    hook.update_user_ns(value)
+    hook.fill_exec_result(value)
+    hook.write_format_data(value.data, value.metadata)
+    hook.log_output(value.data)
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "_flush_pending", True):
+            break
+    else:
+        if _send_result(hook):
+            return
+    hook.finish_displayhook()
+
+
+def _send_result(hook: Any) -> bool:
+    """What a kernel's hook does in the end, if nothing was written that it would have to wait for; half the time."""
+    if getattr(hook, "_hooks", True) or not getattr(hook, "session", None) or not getattr(hook, "msg", None):
+        return False
+    hook.session.send(hook.pub_socket, hook.msg, ident=hook.topic)
+    hook.msg = None
+    return True
 
 
 # --- the screen of this context
