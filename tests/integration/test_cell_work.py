@@ -186,6 +186,18 @@ def test_stop_withdraws_a_cell_that_waits(notebook: Notebook) -> None:
     assert notebook.run("os.path.exists('never')").value is False, "it never ran"
 
 
+def test_a_cell_that_waits_says_which_place_it_has(notebook: Notebook) -> None:
+    hog = notebook.start("%%flyte_task one --bg --as hog\nimport time\nprint('on')\ntime.sleep(60)")
+    settled(notebook, hog, "\non")
+    notebook.wait(notebook.start("%%flyte_task one --bg --as before\n1"))
+    asked = notebook.start("%%flyte_task one --progress-after 0.1\n'mine'")
+    line = r"Waiting for one: 2nd in the queue · one\[\d+\] busy 0:\d\d \(cell #\d+, work\.ipynb\)"
+    wait_until(lambda: notebook._take(START_S) or re.fullmatch(line, final(Cell(notebook._seen[asked]))), START_S, line)
+    assert notebook.interrupt(asked).error == "KeyboardInterrupt"
+    assert len(notebook.run("%flyte_cancel --mine").text().splitlines()) == 2
+    settled(notebook, hog, "cancelled")
+
+
 STUBBORN = {
     "swallows": "import time\nprint('on', flush=True)\nwhile True:\n"
     "    try: time.sleep(60)\n    except KeyboardInterrupt: pass",
