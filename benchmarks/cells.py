@@ -3,7 +3,8 @@
 In turns, in one run, so that all of them meet the same machine:
 
 - `%%flyte_task --quiet` above `1+1`, run by `run_cell_magic` in a real kernel, from the call to its return
-- the same `1+1` sent to an ordinary kernel by `execute_request`, until that is idle again
+- the same above `x = 1+1`, which has nothing to display
+- `1+1` sent to an ordinary kernel by `execute_request`, until that is idle again
 - Z: one byte to another process and back over ZeroMQ, which no kernel can be quicker than
 """
 
@@ -36,11 +37,11 @@ SETUP = """
 %flyte_pool create bench
 %flyte_pool warm bench
 import json, time
-def cells(count):
+def cells(count, code):
     run, clock, took = get_ipython().run_cell_magic, time.perf_counter, []
     for _ in range(count):
         began = clock()
-        run("flyte_task", "bench --quiet", "1+1\\n")
+        run("flyte_task", "bench --quiet", code)
         took.append(clock() - began)
     print("TIMES" + json.dumps(took))
 """
@@ -107,15 +108,20 @@ def measure(folder: Path, rounds: int, count: int) -> dict[str, list[float]]:
         socket.send(b"p")
         socket.recv()
 
-    def cells() -> list[float]:
-        took: list[float] = json.loads(ours.run_unseen(f"cells({count})").partition("TIMES")[2])
+    def cells(code: str) -> list[float]:
+        took: list[float] = json.loads(ours.run_unseen(f"cells({count}, {code!r})").partition("TIMES")[2])
         return took
 
-    found: dict[str, list[float]] = {"cell": [], "execute": [], "zmq": []}
+    found: dict[str, list[float]] = {"cell": [], "silent": [], "execute": [], "zmq": []}
     try:
         ours.run(SETUP)
         for number in range(rounds + 1):
-            now = {"cell": cells(), "execute": timed(lambda: plain.run("1+1"), count), "zmq": timed(ping, count)}
+            now = {
+                "cell": cells("1+1\n"),
+                "silent": cells("x = 1+1\n"),
+                "execute": timed(lambda: plain.run("1+1"), count),
+                "zmq": timed(ping, count),
+            }
             if number:  # the first one warms up
                 for name, took in now.items():
                     found[name] += took
@@ -135,6 +141,7 @@ def table(found: dict[str, list[float]]) -> str:
     lines = ["| what | p10 | median | p99 | Z | times |", "|---|---|---|---|---|---|"]
     names = {
         "cell": "**`%%flyte_task --quiet`**, `1+1`",
+        "silent": "`%%flyte_task --quiet`, `x = 1+1`",
         "execute": "`execute_request` to an ordinary kernel, `1+1`",
         "zmq": "Z: raw ZeroMQ ping-pong",
     }
