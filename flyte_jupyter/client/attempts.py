@@ -42,13 +42,19 @@ class Limits:
         """Whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() >= self.deadline
 
-    def exceeded(self, running: bool) -> errors.TaskTimeoutError:
+    def exceeded(self, running: bool, *notes: str) -> errors.TaskTimeoutError:
+        """The error; `notes` say what became of the replica."""
         if self.over():
-            return errors.DeadlineExceededError(f"Task {self.name} passed its deadline and was stopped.")
-        if running:
-            return errors.MaxRuntimeExceededError(
-                f"Task {self.name} reached its limit of {self.max_runtime:g} s and was stopped."
+            late: errors.TaskTimeoutError = errors.DeadlineExceededError(
+                f"Task {self.name} passed its deadline and was stopped."
             )
+            return errors.with_notes(late, *notes)
+        if running:
+            limit = f"{self.max_runtime:g} s"
+            late = errors.MaxRuntimeExceededError(
+                f"FJ503 Task {self.name} reached its limit of {limit} and was stopped."
+            )
+            return errors.with_notes(late, *notes)
         return errors.MaxQueuedTimeExceededError(f"Task {self.name} waited {self.max_queued:g} s for a slot.")
 
 

@@ -43,9 +43,10 @@ LOST_S: Final = 2.0
 class Channel:
     """The client's end of a lease's connection. `drivers` and the `pipeline` move the bytes."""
 
-    __slots__ = ("calls", "cut", "files", "reader", "socket")
+    __slots__ = ("address", "calls", "cut", "files", "reader", "socket")
 
     def __init__(self, address: str, hello: bytes) -> None:
+        self.address = address
         self.files: Exchange | None = None
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:

@@ -649,9 +649,10 @@ class Stream:
         talk = call.talk or Conversation(call.number, call.encode().closures)
         stopped = self._loop.run_in_executor(None, stopping.stop_late, call.target, self.lease, self._channel, talk)
 
-        def failed(_: object) -> None:
+        def failed(stopped: asyncio.Future[str]) -> None:
             self._pipeline.group.drop(self.lease)
-            call.failed(limits.exceeded(True))
+            unsaid = stopped.cancelled() or stopped.exception() is not None
+            call.failed(limits.exceeded(True, *([] if unsaid else [stopped.result()])))
 
         stopped.add_done_callback(failed)
 

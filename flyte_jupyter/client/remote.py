@@ -118,8 +118,8 @@ def _attempt(target: Target, outgoing: Outgoing, limits: Limits | None, attempt:
             frame = drive(channel, talk, pieces, until)
         except TimeoutError:
             assert limits is not None
-            stop_late(target, lease, channel, talk)
-            raise limits.exceeded(True) from None
+            became = stop_late(target, lease, channel, talk)
+            raise limits.exceeded(True, became) from None
         except KeyboardInterrupt:
             if channel.cut:
                 raise  # half a call: it has not begun
