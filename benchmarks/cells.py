@@ -4,6 +4,7 @@ In turns, in one run, so that all of them meet the same machine:
 
 - `%%flyte_task --quiet` above `1+1`, run by `run_cell_magic` in a real kernel, from the call to its return
 - the same above `x = 1+1`, which has nothing to display
+- `1+1` by `run_cell` in that kernel itself: what a local cell costs without Jupyter's messages
 - `1+1` sent to an ordinary kernel by `execute_request`, until that is idle again
 - Z: one byte to another process and back over ZeroMQ, which no kernel can be quicker than
 """
@@ -42,6 +43,13 @@ def cells(count, code):
     for _ in range(count):
         began = clock()
         run("flyte_task", "bench --quiet", code)
+        took.append(clock() - began)
+    print("TIMES" + json.dumps(took))
+def local(count, code):
+    run, clock, took = get_ipython().run_cell, time.perf_counter, []
+    for _ in range(count):
+        began = clock()
+        run(code, store_history=False)
         took.append(clock() - began)
     print("TIMES" + json.dumps(took))
 """
@@ -108,17 +116,18 @@ def measure(folder: Path, rounds: int, count: int) -> dict[str, list[float]]:
         socket.send(b"p")
         socket.recv()
 
-    def cells(code: str) -> list[float]:
-        took: list[float] = json.loads(ours.run_unseen(f"cells({count}, {code!r})").partition("TIMES")[2])
+    def inside(function: str, code: str) -> list[float]:
+        took: list[float] = json.loads(ours.run_unseen(f"{function}({count}, {code!r})").partition("TIMES")[2])
         return took
 
-    found: dict[str, list[float]] = {"cell": [], "silent": [], "execute": [], "zmq": []}
+    found: dict[str, list[float]] = {"cell": [], "silent": [], "local": [], "execute": [], "zmq": []}
     try:
         ours.run(SETUP)
         for number in range(rounds + 1):
             now = {
-                "cell": cells("1+1\n"),
-                "silent": cells("x = 1+1\n"),
+                "cell": inside("cells", "1+1\n"),
+                "silent": inside("cells", "x = 1+1\n"),
+                "local": inside("local", "1+1\n"),
                 "execute": timed(lambda: plain.run("1+1"), count),
                 "zmq": timed(ping, count),
             }
@@ -142,6 +151,7 @@ def table(found: dict[str, list[float]]) -> str:
     names = {
         "cell": "**`%%flyte_task --quiet`**, `1+1`",
         "silent": "`%%flyte_task --quiet`, `x = 1+1`",
+        "local": "`run_cell` in the notebook's own kernel, `1+1`",
         "execute": "`execute_request` to an ordinary kernel, `1+1`",
         "zmq": "Z: raw ZeroMQ ping-pong",
     }
