@@ -46,6 +46,15 @@ __all__ = [
 ]
 
 
+def _view(pool: PoolHandle) -> dict[str, _Any]:
+    from .widgets import view
+
+    return view(pool)
+
+
+PoolHandle.view = staticmethod(_view)
+
+
 def load_ipython_extension(shell: _Any) -> None:
     """`%load_ext flyte_jupyter`: the magics."""
     from .magics import load

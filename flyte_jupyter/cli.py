@@ -908,6 +908,9 @@ def _check_broker() -> Iterable[Finding]:
                 "Run `flyte-jupyter stop` when nothing runs; the next call starts this version.",
             )
         for view in snapped.snapshot.pools:
+            if not view.single_use:
+                how = snapped.spawned.get(view.key, "forked from a warm process") if view.replicas else "none now"
+                yield Finding("ok", f"pool {view.name}", f"replicas: {text.visible(how)}")
             if view.failure is not None:
                 said = view.failure.cause.strip().splitlines() or ["unknown"]
                 where = view.failure.replica

@@ -216,6 +216,8 @@ class TaskTimeoutError(RuntimeUserError):
 class MaxRuntimeExceededError(TaskTimeoutError):
     """One attempt ran longer than `Timeout.max_runtime`. Source: flyte.errors, same name."""
 
+    fj_code: ClassVar[str] = "FJ503"
+
     def __init__(self, message: str) -> None:
         super().__init__(message, code="MaxRuntimeExceededError")
 

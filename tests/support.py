@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -129,6 +130,14 @@ def leftovers(folder: Path) -> list[str]:
 
 def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and not orphans._is_zombie(pid)
+
+
+def wait_dead(pidfd: int) -> None:
+    """Until all threads of that process have ended, so that its sockets are closed."""
+    try:
+        assert select.select([pidfd], [], [], 5 * TIME_SCALE)[0]
+    finally:
+        os.close(pidfd)
 
 
 def open_files(pid: int) -> int:

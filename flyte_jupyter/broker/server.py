@@ -155,7 +155,7 @@ class _Reader:
     send: p.Send
     behind: Callable[[], bool]
     tasks: anyio.abc.TaskGroup
-    watching: bool = False
+    watching: anyio.CancelScope | None = None
 
     async def read(self) -> None:
         """Until the client hangs up."""
@@ -195,22 +195,27 @@ class _Reader:
             case p.StopPool(pool=pool, force=force):
                 engine.post(events.PoolStopped(pool, force))
             case p.Watch(once=once):
-                if once or self.watching:
+                if once or self.watching is not None:
                     send(engine.snapped())
                 else:
-                    self.watching = True
-                    self.tasks.start_soon(self._watch)
+                    self.watching = anyio.CancelScope()
+                    self.tasks.start_soon(self._watch, self.watching)
+            case p.Unwatch():
+                if self.watching is not None:
+                    self.watching.cancel()
+                    self.watching = None
             case p.Shutdown():
                 log.info("client %s asked to shut down", self.client)
                 engine.end()
             case p.Hello():
                 send(p.Failed(why="hello was said already"))
 
-    async def _watch(self) -> None:
-        async for snapped in self.engine.watch():
-            self.send(snapped)
-            while self.behind():  # who reads slowly gets fewer snapshots, not a longer queue of old ones
-                await anyio.sleep(WATCH_INTERVAL_S)
+    async def _watch(self, scope: anyio.CancelScope) -> None:
+        with scope:
+            async for snapped in self.engine.watch():
+                self.send(snapped)
+                while self.behind():  # who reads slowly gets fewer snapshots, not a longer queue of old ones
+                    await anyio.sleep(WATCH_INTERVAL_S)
 
 
 def peer_uid(stream: SocketStream) -> int:

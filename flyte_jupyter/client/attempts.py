@@ -34,13 +34,27 @@ class Limits:
     def while_running(self) -> float | None:
         return _earlier(None if self.max_runtime is None else time.monotonic() + self.max_runtime, self.deadline)
 
-    def exceeded(self, running: bool) -> errors.TaskTimeoutError:
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            return errors.DeadlineExceededError(f"Task {self.name} passed its deadline and was stopped.")
-        if running:
-            return errors.MaxRuntimeExceededError(
-                f"Task {self.name} reached its limit of {self.max_runtime:g} s and was stopped."
+    def pause(self, delay: float) -> float:
+        """What the deadline leaves of the pause before another attempt."""
+        return delay if self.deadline is None else min(delay, max(0.0, self.deadline - time.monotonic()))
+
+    def over(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+    def exceeded(self, running: bool, *notes: str) -> errors.TaskTimeoutError:
+        """The error; `notes` say what became of the replica."""
+        if self.over():
+            late: errors.TaskTimeoutError = errors.DeadlineExceededError(
+                f"Task {self.name} passed its deadline and was stopped."
             )
+            return errors.with_notes(late, *notes)
+        if running:
+            limit = f"{self.max_runtime:g} s"
+            late = errors.MaxRuntimeExceededError(
+                f"FJ503 Task {self.name} reached its limit of {limit} and was stopped."
+            )
+            return errors.with_notes(late, *notes)
         return errors.MaxQueuedTimeExceededError(f"Task {self.name} waited {self.max_queued:g} s for a slot.")
 
 

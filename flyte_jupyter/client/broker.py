@@ -55,7 +55,8 @@ class Connection:
         self._lock = threading.Lock()
         self._listeners: dict[str, LeaseListener] = {}
         self._watchers: list[Callable[[p.Snapped | None], None]] = []
-        self._watching = False
+        self._watch_lock = threading.Lock()
+        self._watching = 0
         self._goodbye: str | None = None
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_count = 0
@@ -111,13 +112,18 @@ class Connection:
         with self._lock:
             self._watchers.append(callback)
         try:
-            # Every watcher asks anew, since each wants a first snapshot; further ones come only once.
-            self.send(p.Watch(once=self._watching))
-            self._watching = True
+            with self._watch_lock:
+                # Every watcher asks anew, since each wants a first snapshot; further ones come only once.
+                self.send(p.Watch(once=self._watching > 0))
+                self._watching += 1
             yield
         finally:
             with self._lock:
                 self._watchers.remove(callback)
+            with self._watch_lock, suppress(errors.BrokerGone):
+                self._watching -= 1
+                if not self._watching:
+                    self.send(p.Unwatch())
 
     def snapshot(self) -> p.Snapped:
         """The broker's state now."""

@@ -199,7 +199,7 @@ class _Noted(Outgoing):
         self._times.began_at = time.monotonic()
         if self._times.on_begin is not None:
             self._times.on_begin()
-        comms.to_replica.set(comms.Link(channel.socket.getpeername(), outputs.show))
+        comms.to_replica.set(comms.Link(channel.address, outputs.show))
         return self._plain.on(channel)
 
 
@@ -333,6 +333,7 @@ class _Pinned:
     """The part of a lease group that a call needs, for one slot that was chosen before."""
 
     def __init__(self, lease: Lease) -> None:
+        self.connection = lease.group.connection
         self._lease = lease
         self.pipelines: dict[object, object] = {}
 

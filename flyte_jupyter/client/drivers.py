@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from ..core.definitions import Closure
 from ..core.frames import Buffer, Frame, Kind, encode
@@ -43,6 +43,9 @@ class Conversation:
 
     def receive(self, frame: Frame) -> list[Buffer] | None:
         """Take one frame; what to send back, if anything."""
+        if frame.kind == Kind.WITHDRAWN and frame.call <= self._number < frame.call + frame.flags:
+            self.outcome = frame  # it will not begin, and nothing else will come of it
+            return None
         if frame.call != self._number:
             return None  # of a call before, which was given up
         self.answered = True
@@ -61,7 +64,7 @@ class Conversation:
 
 
 class Conversations(Conversation):
-    """Several calls of one channel; over when the last one is, as they run one after the other."""
+    """Several calls of one channel; over when all of them are."""
 
     __slots__ = ("_talks",)
 
@@ -70,12 +73,12 @@ class Conversations(Conversation):
         self._talks = talks
 
     def receive(self, frame: Frame) -> list[Buffer] | None:
+        reply = None
         for talk in self._talks:
-            if talk._number == frame.call:
-                reply = talk.receive(frame)
-                self.outcome = self._talks[-1].outcome
-                return reply
-        return None
+            reply = talk.receive(frame) or reply
+        if all(talk.outcome is not None for talk in self._talks):
+            self.outcome = self._talks[-1].outcome
+        return reply
 
 
 def drive(channel: Channel, talk: Conversation, pieces: list[Buffer], until: float | None) -> Frame:
@@ -83,13 +86,13 @@ def drive(channel: Channel, talk: Conversation, pieces: list[Buffer], until: flo
     stream, reader = channel.socket, channel.reader
     sent = False
     try:
-        send_all(stream, pieces)
+        channel.send(pieces)
         sent = True
         while True:
             while (frame := reader.next_frame()) is not None:
                 reply = talk.receive(frame)
                 if reply is not None:
-                    send_all(stream, reply)
+                    channel.send(reply)
             if talk.outcome is not None:
                 return talk.outcome
             if until is not None:
@@ -103,22 +106,11 @@ def drive(channel: Channel, talk: Conversation, pieces: list[Buffer], until: flo
         raise ChannelLost(started=sent and talk.answered) from None
 
 
-def send_all(stream: socket.socket, pieces: list[Buffer]) -> None:
-    for piece in pieces:
-        stream.sendall(piece)
-
-
 def _wait_readable(stream: socket.socket, until: float) -> None:
     poller = select.poll()
     poller.register(stream, select.POLLIN)
     if not poller.poll(max(0.0, until - time.monotonic()) * 1000):
         raise TimeoutError
-
-
-def seen(future: asyncio.Future[Any]) -> None:
-    """Whoever waited may be gone: asyncio need not report, at some later time, that nobody took the exception."""
-    if not future.cancelled():
-        future.exception()
 
 
 class interruptible:

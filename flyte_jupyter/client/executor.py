@@ -196,7 +196,7 @@ class Line:
             call.start()
 
     def _abort(self) -> None:
-        for call in [each for each in self.outstanding.values() if each.index > self._last]:
+        for call in [each for each in list(self.outstanding.values()) if each.index > self._last]:
             self._cancel(call)
 
     def _cancel(self, call: LineCall) -> None:
@@ -244,7 +244,8 @@ class Submission(LineCall):
             self.future.set_exception(_broken(plain(self.error)))
 
     def _done(self, future: Future[Any]) -> None:
-        if future.cancelled() and not self._told:
+        # Also if the loop has seen it meanwhile: it only leaves out what was cancelled.
+        if future.cancelled() and not self.over:
             self.line.cancel(self)
 
 

@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast, overload
 
 from pydantic import SecretStr
 
@@ -71,6 +71,9 @@ class PoolHandle:
 
     The pool belongs to the broker, not to this object: it stays when the notebook goes.
     """
+
+    view: ClassVar[Callable[[PoolHandle], Mapping[str, Any]] | None] = None
+    """What a notebook shows beside text; set by the package, as this layer knows no widgets."""
 
     def __init__(self, spec: EnvironmentSpec, scaling: Scaling) -> None:
         self.spec = spec
@@ -290,9 +293,10 @@ class PoolHandle:
     def __repr__(self) -> str:
         return f"<pool {self.name!r}: {text.pool_line(self.status(), self.scaling, now=time.monotonic())}>"
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         plain = text.pool_table(self.name, self.status(), self.scaling, now=time.monotonic())
-        return {"text/plain": plain, "text/html": f"<pre>{html.escape(plain)}</pre>"}
+        bundle: dict[str, Any] = {"text/plain": plain, "text/html": f"<pre>{html.escape(plain)}</pre>"}
+        return bundle if PoolHandle.view is None else {**bundle, **PoolHandle.view(self)}
 
     # --- private
 

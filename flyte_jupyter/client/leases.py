@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 from .. import errors
 from ..core import protocol as p
 from ..core.context import current
-from ..core.frames import FrameReader, Kind, encode
+from ..core.frames import Buffer, FrameReader, Kind, encode
 from ..memory import Exchange, exchange_pair
 from ..runtime import peer_uid
 from .broker import Connection
@@ -41,11 +41,12 @@ LOST_S: Final = 2.0
 
 
 class Channel:
-    """The client's end of a lease's connection. The drivers in `remote` move the bytes."""
+    """The client's end of a lease's connection. `drivers` and the `pipeline` move the bytes."""
 
-    __slots__ = ("calls", "files", "reader", "socket")
+    __slots__ = ("address", "calls", "cut", "files", "reader", "socket")
 
     def __init__(self, address: str, hello: bytes) -> None:
+        self.address = address
         self.files: Exchange | None = None
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -58,6 +59,14 @@ class Channel:
             raise
         self.reader = FrameReader(None if self.files is None else self.files.map)
         self.calls = 0
+        self.cut = False  # in the middle of a frame: what followed would not be understood
+
+    def send(self, pieces: list[Buffer]) -> None:
+        """All of it; an interrupt may come in between."""
+        self.cut = True
+        for piece in pieces:
+            self.socket.sendall(piece)
+        self.cut = False
 
     def _say_hello(self, data: bytes) -> None:
         """Along with the first byte goes the replica's end of the socket for memory files."""
@@ -286,14 +295,14 @@ class LeaseGroup:
             if held is None:
                 return
             held.recalled = True
-            idle = held in self._idle
+            idle = self._unlist(held)
         if idle:
             self.drop(held)
 
     def lost(self, message: p.Lost) -> None:
         with self._lock:
             lease = self._held.get(message.lease)
-            idle = lease in self._idle
+            idle = lease is not None and self._unlist(lease)
         if lease is not None:
             _tell(lease, message)
             if idle:
@@ -315,6 +324,13 @@ class LeaseGroup:
             _fail(waiter, error)
 
     # --- with the lock held
+
+    def _unlist(self, lease: Lease) -> bool:
+        """Let nobody take it any more; False if somebody has."""
+        if lease not in self._idle:
+            return False
+        self._idle.remove(lease)
+        return True
 
     def _request(self, task: str) -> tuple[str, str] | None:
         if len(self._requests) >= min(len(self._waiting), MAX_REQUESTS):

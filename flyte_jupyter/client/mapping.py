@@ -79,7 +79,7 @@ class TaskMap:
         self._args = partial.args
         self._keywords = partial.keywords
         # What repeat() repeats; taking an item might be one too many.
-        self._repeated = [gc.get_referents(each)[0] for each in iterables if isinstance(each, itertools.repeat)]
+        self._repeated = [gc.get_referents(each)[-1] for each in iterables if isinstance(each, itertools.repeat)]
         # No iterables, no calls; zip() of nothing is empty.
         self._items = zip(*iterables)  # noqa: B905 - the shortest wins
         self._group = group_name

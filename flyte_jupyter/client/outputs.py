@@ -34,6 +34,8 @@ class Screen:
 
     interactive = True
     """Whether a call may ask its user for input."""
+    _wrote = ""
+    """The stream that was written last. A kernel gathers each for itself: what came first would be shown second."""
 
     def take(self, output: int, body: Buffer) -> None:
         """Show one OUTPUT frame."""
@@ -44,15 +46,23 @@ class Screen:
         elif output == Output.RESULT:
             self.result(pickle.loads(body))
         elif output == Output.COMM:
+            self._settle("")
             comms.publish(pickle.loads(body))
         elif output == Output.CLEAR:
             self.clear(wait=bytes(body) == b"\x01")
 
     def text(self, stream: str, text: str) -> None:
         file = sys.stdout if stream == "stdout" else sys.stderr
+        self._settle(stream)
         file.write(text)
         if ipython() is None:
             file.flush()  # live, also into a pipe; a kernel's streams flush themselves
+
+    def _settle(self, stream: str) -> None:
+        """Have the front end see what was written, before something follows that is not of this stream."""
+        before, self._wrote = self._wrote, stream
+        if before and before != stream:
+            (sys.stdout if before == "stdout" else sys.stderr).flush()
 
     def display(self, content: dict[str, Any]) -> None:
         shell = ipython()
@@ -66,10 +76,13 @@ class Screen:
     def result(self, content: dict[str, Any]) -> None:
         """The value of a cell's last expression: `Out[n]`, as that of a local one."""
         shown = RemoteValue(content["data"], content["metadata"])
-        if ipython() is None:
+        shell = ipython()
+        if shell is None:
             print(shown, flush=True)
+        elif sys.displayhook is not shell.displayhook:
+            sys.displayhook(shown)  # %%capture has put its own in its place
         else:
-            sys.displayhook(shown)  # not the shell's own: %%capture puts another in its place
+            _display_result(shell.displayhook, shown)
 
     def clear(self, *, wait: bool) -> None:
         shell = ipython()
@@ -96,6 +109,33 @@ class RemoteValue:
         self, include: object = None, exclude: object = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         return self.data, self.metadata
+
+
+def _display_result(hook: Any, value: RemoteValue) -> None:
+    """What the shell's display hook does, less what its replica has done: to format it, and to look for a `;`."""
+    hook.check_for_underscore()
+    hook.start_displayhook()
+    hook.write_output_prompt()
+    hook.update_user_ns(value)
+    hook.fill_exec_result(value)
+    hook.write_format_data(value.data, value.metadata)
+    hook.log_output(value.data)
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "_flush_pending", True):
+            break
+    else:
+        if _send_result(hook):
+            return
+    hook.finish_displayhook()
+
+
+def _send_result(hook: Any) -> bool:
+    """What a kernel's hook does in the end, if nothing was written that it would have to wait for; half the time."""
+    if getattr(hook, "_hooks", True) or not getattr(hook, "session", None) or not getattr(hook, "msg", None):
+        return False
+    hook.session.send(hook.pub_socket, hook.msg, ident=hook.topic)
+    hook.msg = None
+    return True
 
 
 # --- the screen of this context

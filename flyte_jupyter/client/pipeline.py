@@ -37,6 +37,8 @@ AHEAD_BYTES: Final = 64 * 1024
 """A call with more to send is not sent ahead."""
 STALL_S: Final = 0.02
 """A call that runs this long gets the calls behind it taken back."""
+LOOP_CHECK_S: Final = 1.0
+"""How often a pipeline with leases looks whether its loop was closed."""
 PACE_WEIGHT: Final = 0.3
 """How quickly the estimate of a task's duration follows what is measured."""
 
@@ -67,6 +69,7 @@ class Call:
         self.error: BaseException | None = None
         self.over = False
         self.number = 0
+        self.end = 0  # where it ends among all bytes of its stream
         self.abandoned = False  # sent, and nobody waits for its outcome any more
         self.outgoing: Outgoing | None = None
         self.stream: Stream | None = None
@@ -104,7 +107,7 @@ class Call:
         return 0 if self._attempts is None else self._attempts.number
 
     def encode(self) -> Outgoing:
-        """The call as bytes; its arguments are read now."""
+        """The call as bytes. Arguments are read now, but for big buffers, which are read when it is sent."""
         if self.outgoing is None:
             self.outgoing = self.context.run(self.target.encode, self.args, self.kwargs, self.attempt)
         return self.outgoing
@@ -195,6 +198,9 @@ class Call:
     def _enter(self) -> None:
         if self.over:
             return
+        if self._limits is not None and self._limits.over():
+            self.failed(self._limits.exceeded(False))
+            return
         try:
             group = self.context.run(self.target.group)
         except Exception as error:
@@ -210,7 +216,7 @@ class Call:
         self.outgoing = None
         self.talk = None
         self.pipeline = None
-        self._timer = self.loop.call_later(delay, self._enter)
+        self._timer = self.loop.call_later(self._limits.pause(delay) if self._limits else delay, self._enter)
 
     def _tries(self) -> Attempts:
         if self._attempts is None:
@@ -286,6 +292,7 @@ class Pipeline:
         self._streams: list[Stream] = []
         self._waiters: dict[Waiter, None] = {}
         self._full = False  # nothing can be sent until something has ended
+        self._watched = False
 
     def add(self, call: Call) -> None:
         self.waiting.append(call)
@@ -341,6 +348,7 @@ class Pipeline:
             return
         stream = Stream(self, lease)
         self._streams.append(stream)
+        self._watch()
         stream.fill(1)
         stream.rest()
 
@@ -360,14 +368,32 @@ class Pipeline:
             waiter = call.context.run(self.group.ask, call.target.name, self)
             self._waiters[waiter] = None
             waiter.future.add_done_callback(partial(self._answered, waiter))
+            self._watch()
 
     def _answered(self, waiter: Waiter, future: Future[Lease]) -> None:
-        """On any thread."""
+        """On any thread, with the group's lock held."""
         try:
             self.loop.call_soon_threadsafe(self._granted, waiter)
         except RuntimeError:  # the loop was closed meanwhile
             if not future.cancelled() and future.exception() is None:
-                self.group.give_back(future.result())
+                self.group.connection.call_later(0, partial(self.group.give_back, future.result()))
+
+    def _watch(self) -> None:
+        if not self._watched:
+            self._watched = True
+            self.group.connection.call_later(LOOP_CHECK_S, self._look_at_loop)
+
+    def _look_at_loop(self) -> None:
+        """On the connection's thread: a loop that was closed with calls under way takes nobody's slot for ever."""
+        if self.loop.is_closed():
+            for call in list(self.waiting):
+                call.cancel()
+            for stream in list(self._streams):
+                stream.orphaned()
+            return
+        self._watched = False
+        if self._streams or self._waiters:
+            self._watch()
 
     def _granted(self, waiter: Waiter) -> None:
         future = waiter.future
@@ -402,7 +428,10 @@ class Stream:
         self._channel = lease.channel()
         self._calls: deque[Call] = deque()
         self._unsent: list[Buffer] = []
+        self._queued = 0  # bytes, sent or not
+        self._sent = 0
         self._writing = False
+        self._cut = False  # nothing can be written any more; what came before is still to be read
         self._closed = False
         self._resting = False
         self._taking_back = False
@@ -422,8 +451,10 @@ class Stream:
 
     def fill(self, count: int = AHEAD_CALLS) -> None:
         """Send as many of the waiting calls as may be under way here, at most `count`."""
-        if self._closed or self._taking_back or self.lease.recalled:
+        if self._closed or self._cut or self._taking_back or self.lease.recalled:
             return
+        if self._calls and time.monotonic() - self._moved_at >= STALL_S:
+            return  # behind one that takes long they would only be taken back again
         waiting = self._pipeline.waiting
         room = ahead(waiting[0].target) if waiting else 0
         if room > 1 and self._pipeline.group.contended(self._pipeline):
@@ -451,6 +482,7 @@ class Stream:
             self._calls.append(call)
             call.sent(self)
             pieces += more
+            call.end = self._queued = self._queued + sum(memoryview(piece).nbytes for piece in more)
         if pieces:
             self._write(pieces)
         if len(self._calls) > 1 and self._timer is None:
@@ -458,13 +490,15 @@ class Stream:
 
     def _write(self, pieces: list[Buffer]) -> None:
         self._unsent += join_small(pieces) if len(pieces) > 1 else pieces
-        self._on_writable()
+        if not self._cut:
+            self._on_writable()
 
     def _on_writable(self) -> None:
         try:
             while self._unsent:
                 piece = self._unsent[0]
                 count = self._channel.socket.send(piece, socket.MSG_DONTWAIT)
+                self._sent += count
                 if count == memoryview(piece).nbytes:
                     self._unsent.pop(0)
                 else:
@@ -475,8 +509,7 @@ class Stream:
                 self._loop.add_writer(self._channel.socket, self._on_writable)
             return
         except OSError:
-            self._loop.call_soon(self._lost, True)  # not now: who writes has its own plans with the calls
-            return
+            self._cut = True  # the reader will see it, too, after the outcomes that have come
         if self._writing:
             self._writing = False
             self._loop.remove_writer(self._channel.socket)
@@ -497,6 +530,7 @@ class Stream:
             return
         ended = 0
         first = self._calls[0].target if self._calls else None
+        since, now = self._moved_at, time.monotonic()
         try:
             reader.buffer_updated(count)
             while not self._closed and (frame := reader.next_frame()) is not None:
@@ -512,7 +546,10 @@ class Stream:
             self._broken(problem)
             return
         if ended:
-            self._note_pace(first, ended)
+            if first is not None:
+                each = (now - since) / ended
+                first.pace = each if first.pace is None else first.pace + PACE_WEIGHT * (each - first.pace)
+            self._moved_at = max(now, self._moved_at)
             if self._closed:
                 return
             if not self._pipeline.group.contended(self._pipeline):
@@ -531,15 +568,9 @@ class Stream:
                     call.give_up(problem)
                     return
                 if reply is not None:
+                    self._queued += sum(memoryview(piece).nbytes for piece in reply)
                     self._write(reply)
                 return
-
-    def _note_pace(self, target: Target | None, ended: int) -> None:
-        now = time.monotonic()
-        each = (now - self._moved_at) / ended
-        self._moved_at = now
-        if target is not None:
-            target.pace = each if target.pace is None else target.pace + PACE_WEIGHT * (each - target.pace)
 
     # --- calls that take longer than thought
 
@@ -592,6 +623,14 @@ class Stream:
             if self._pipeline.waiting:
                 self._pipeline.pump()
 
+    def orphaned(self) -> None:
+        """Its loop was closed: nobody will hear of its calls."""
+        if not self._calls:
+            self._leave()
+            self._pipeline.group.give_back(self.lease)
+        for call in list(self._calls):
+            call.cancel()
+
     def abandon(self, call: Call) -> None:
         """Stop that call. Its outcome is waited for, so that the slot is known to be free."""
         if self._closed:
@@ -610,9 +649,10 @@ class Stream:
         talk = call.talk or Conversation(call.number, call.encode().closures)
         stopped = self._loop.run_in_executor(None, stopping.stop_late, call.target, self.lease, self._channel, talk)
 
-        def failed(_: object) -> None:
+        def failed(stopped: asyncio.Future[str]) -> None:
             self._pipeline.group.drop(self.lease)
-            call.failed(limits.exceeded(True))
+            unsaid = stopped.cancelled() or stopped.exception() is not None
+            call.failed(limits.exceeded(True, *([] if unsaid else [stopped.result()])))
 
         stopped.add_done_callback(failed)
 
@@ -641,7 +681,8 @@ class Stream:
             head = calls.pop(0)
             answered = head.talk is not None and head.talk.answered
             # Reset: it was closed with bytes unread. If nothing else was sent, those are of a call that had not begun.
-            began = answered or not (self._unsent or reset) or bool(calls)
+            unread = reset and self._sent <= head.end
+            began = answered or (self._sent >= head.end and not unread)
             if head.abandoned:
                 pass
             elif began:

@@ -98,7 +98,9 @@ def blocking(target: Target, task: Task[..., Any] | None, args: tuple[Any, ...],
             delay = attempts.delay(error)
             if delay is None:
                 raise
-            time.sleep(delay)
+            time.sleep(delay if limits is None else limits.pause(delay))
+            if limits is not None and limits.over():
+                raise limits.exceeded(False) from None
 
 
 def _attempt(target: Target, outgoing: Outgoing, limits: Limits | None, attempt: int) -> Any:
@@ -116,9 +118,11 @@ def _attempt(target: Target, outgoing: Outgoing, limits: Limits | None, attempt:
             frame = drive(channel, talk, pieces, until)
         except TimeoutError:
             assert limits is not None
-            stop_late(target, lease, channel, talk)
-            raise limits.exceeded(True) from None
+            became = stop_late(target, lease, channel, talk)
+            raise limits.exceeded(True, became) from None
         except KeyboardInterrupt:
+            if channel.cut:
+                raise  # half a call: it has not begun
             done = True  # the lease is seen to below
             stop_interrupted(target, lease, channel, talk)
             raise
@@ -153,7 +157,7 @@ def _wait(waiter: Waiter, limits: Limits | None) -> Lease:
 async def awaiting(target: Target, task: Task[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     __tracebackhide__ = True
     call = AwaitedCall(asyncio.get_running_loop(), target, task, args, kwargs)
-    call.encode()  # now: what the caller changes later is not sent, and what cannot be sent is told here
+    call.encode()  # now: what cannot be sent is told here, and small arguments are sent as they are now
     with interruptible():
         call.start()
         try:

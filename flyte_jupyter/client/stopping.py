@@ -20,14 +20,19 @@ QUICK_S: Final = 0.4
 """How long an interrupted cell waits to hear that its task has stopped before it comes back."""
 
 
-def stop_late(target: Target, lease: Lease, channel: Channel, talk: Conversation) -> None:
-    """Its time is up: stop it, and kill it if it does not stop. The caller waits, so that the slot is free again."""
+def stop_late(target: Target, lease: Lease, channel: Channel, talk: Conversation) -> str:
+    """Its time is up: stop it, and kill it if it does not stop. The caller waits, so that the slot is free again.
+
+    Returns: What became of the replica, for people.
+    """
     lease.cancel(channel.calls)
     try:
         drive(channel, talk, [], time.monotonic() + GRACE_S)
     except (TimeoutError, ChannelLost, KeyboardInterrupt):
         revoke(lease, f"{target.name} ignored its timeout for {GRACE_S:g} s")
         lease.why_lost(GRACE_S)
+        return f"It did not stop when told, so the kernel {lease.name} was ended; a replacement is loading."
+    return f"{lease.name} is ready again; what it has loaded was kept."
 
 
 def stop_interrupted(target: Target, lease: Lease, channel: Channel, talk: Conversation) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
 from ..core import context, failure, payload
+from ..core.commands import POOL_STOPPED
 from ..core.definitions import Closure, Definition, SourceDefinition, module_at_client, notebook_module_name
 from ..core.frames import Buffer, Frame, Kind, Status, encode
 from . import broker, runs
@@ -111,6 +112,8 @@ class Target:
             return why
         if why is None:
             return errors.ReplicaDied(self.name, lease.name, attempt=attempt)
+        if why.cause == POOL_STOPPED:
+            return errors.PoolStopped(self.pool.name)
         if why.out_of_memory:
             error = errors.OOMError("OOMKilled", f"Replica {lease.name} ran {why.cause} while running {self.name}.")
             error.add_note("A replacement is loading. The task was not repeated.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 RefusalReason = Literal["no-such-pool", "no-gpu", "no-room", "pool-failed", "pool-stopped", "starvation"]
 
@@ -51,6 +51,10 @@ class Recall:
 
     client: str
     lease: str
+
+
+POOL_STOPPED: Final = "the pool was stopped"
+"""The cause of a lease that is lost because somebody stops its pool at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,12 @@ class Watch(Frozen):
     once: bool = False
 
 
+class Unwatch(Frozen):
+    """No more snapshots, until the next Watch."""
+
+    type: Literal["unwatch"] = "unwatch"
+
+
 class Shutdown(Frozen):
     """End the broker and everything it started."""
 
@@ -125,7 +131,7 @@ class Shutdown(Frozen):
 
 
 ToBroker = Annotated[
-    Hello | Declare | Acquire | Release | Revoke | Warm | Scale | Keep | StopPool | Watch | Shutdown,
+    Hello | Declare | Acquire | Release | Revoke | Warm | Scale | Keep | StopPool | Watch | Unwatch | Shutdown,
     Field(discriminator="type"),
 ]
 

@@ -17,6 +17,7 @@ from collections import deque
 from heapq import nsmallest
 
 from .commands import (
+    POOL_STOPPED,
     AskAfter,
     Command,
     ForgetPool,
@@ -315,7 +316,7 @@ class Scheduler:
             case PoolStopped(_, force):
                 pool.active = False
                 pool.killed = force
-                pool.stop_why = "the pool was stopped"
+                pool.stop_why = POOL_STOPPED
         self._touch(pool)
 
     def _touch(self, pool: Pool) -> None:

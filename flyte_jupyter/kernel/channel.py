@@ -94,7 +94,10 @@ class CallChannel:
         self._backlog_bytes = 0
         self._reading = True
         self._loop = replica.runner.loop
-        self._loop.add_reader(connection, self._on_readable)
+
+    def open(self) -> None:
+        """Begin with what came along with the greeting. Cancels and withdrawals can reach it before."""
+        self._loop.add_reader(self.connection, self._on_readable)
         self._take_frames()
 
     def enter_folder(self) -> None:
@@ -129,7 +132,7 @@ class CallChannel:
             else:
                 self._frames.append(frame)
         self._advance()
-        if self._reading and len(self._frames) >= READ_AHEAD:
+        if self._reading and len(self._frames) >= READ_AHEAD and self._undefined is None:
             self._reading = False
             self._loop.remove_reader(self.connection)
 
@@ -142,7 +145,8 @@ class CallChannel:
                 self._on_define(frame, waiting)
             else:
                 self.replica.log(f"lease {self.hello.lease}: unexpected {frame!r}")
-        if not self._reading and not self.closed and len(self._frames) < READ_AHEAD // 2:
+        wanted = len(self._frames) < READ_AHEAD // 2 or self._undefined is not None  # definitions come last
+        if not self._reading and not self.closed and wanted:
             self._reading = True
             self._loop.add_reader(self.connection, self._on_readable)
 
@@ -189,23 +193,35 @@ class CallChannel:
     def _forget_undefined(self) -> None:
         """Go on without definitions that will not come."""
         waiting = self._undefined
-        if waiting is not None and waiting.call in self._withdrawn:
+        if waiting is not None and self._dismissed(waiting.call):
             self._undefined = None
-            self._advance()
-        elif waiting is not None and waiting.call in self.cancelled:
-            self._undefined = None
-            self._on_call(waiting)
             self._advance()
 
-    def cancel_early(self, number: int) -> None:
-        """A cancel of a call that does not run. On the control thread."""
-        self.cancelled.add(number)
+    def cancel(self, number: int) -> RunningCall | None:
+        """That call, if it runs; if not, it will not begin. On the control thread."""
+        with self._begin:
+            call = self.running
+            if call is not None and call.number == number:
+                return call
+            if number > self._begun:
+                self.cancelled.add(number)
         self._loop.call_soon_threadsafe(self._forget_undefined)
+        return None
+
+    def _dismissed(self, number: int) -> bool:
+        """Whether its client has taken it back, or cancelled it. Says so, unless `withdraw` has."""
+        if number in self._withdrawn:
+            self._withdrawn.discard(number)
+            self.cancelled.discard(number)
+            return True
+        if number in self.cancelled:
+            self.cancelled.discard(number)
+            self.send(encode(Kind.OUTCOME, number, flags=Status.CANCELLED))
+            return True
+        return False
 
     def _on_call(self, frame: Frame) -> None:
-        if frame.call in self.cancelled:
-            self.cancelled.discard(frame.call)
-            self.send(encode(Kind.OUTCOME, frame.call, flags=Status.CANCELLED))
+        if self._dismissed(frame.call):
             return
         digests, name, verb = _reference(bytes(frame.body))
         function = None
@@ -231,16 +247,15 @@ class CallChannel:
         self._on_call(waiting)
 
     def _start(self, frame: Frame, name: str, function: Any) -> None:
-        with self._begin:
-            if frame.call in self._withdrawn:
-                self._withdrawn.discard(frame.call)
-                return
-            self._begun = frame.call
         ask = functools.partial(self._ask, frame.call)
         sink = OutputSink(frame.call, self.send_output, self.replica.later, ask)
         context = make_context(frame.call, name, self, frame.flags, sink)
         call = RunningCall(self, frame.call, name, function, frame.buffers, context, sink)
-        self.running = call
+        with self._begin:  # a cancel or withdrawal finds it either before or after this
+            if self._dismissed(frame.call):
+                return
+            self._begun = frame.call
+            self.running = call
         self.replica.runner.start(call)
 
     # --- out
@@ -248,7 +263,6 @@ class CallChannel:
     def finished(self, call: RunningCall, reply: list[Buffer]) -> None:
         """The runner's last word on a call."""
         self.running = None
-        self.cancelled.discard(call.number)
         if self.closed:
             self.replica.abandoned_call_ended(self.hello.lease)
             return
@@ -612,14 +626,13 @@ class Replica:
             self.abandoned_call_ended(hello.lease)
             return
         channel = CallChannel(connection, reader, hello, self)
-        if channel.closed:
-            return
         with self._lock:
             self._channels[hello.lease] = channel
             self._by_fd[connection.fileno()] = channel
             channel.cancelled |= self._early_cancels.pop(hello.lease, set())
         if self._listener is not None:
             self._listener.watch_hangup(connection)
+        channel.open()
 
     def forget(self, channel: CallChannel) -> None:
         if self._listener is not None:
@@ -646,11 +659,9 @@ class Replica:
             if channel is None:
                 self._early_cancels.setdefault(lease, set()).add(number)
                 return
-            call = channel.running
-            if call is None or call.number != number:
-                channel.cancel_early(number)
-                return
-        self.runner.cancel(call)
+        call = channel.cancel(number)
+        if call is not None:
+            self.runner.cancel(call)
 
     def withdraw(self, lease: str, first: int, last: int) -> None:
         with self._lock:

@@ -186,6 +186,7 @@ class ReplicaApp(IPKernelApp):
         replica = Replica(self.runner, namespaces, Cells(own, namespaces, loop), comms.install(router), control)
         signal.signal(signal.SIGTERM, lambda *_: self.leave())
         replica.front_end_left = self.kernel.front_end_left
+        _let_children_end()
         replica.listen(listening)
 
     def wake(self) -> None:
@@ -204,6 +205,24 @@ class ReplicaApp(IPKernelApp):
         assert self.runner is not None
         self.kernel.start()
         self.runner.run()
+
+
+def _let_children_end() -> None:
+    """Give forked children of tasks the default SIGTERM, by which multiprocessing ends its workers.
+
+    Blocked meanwhile: one that comes between the fork and the interpreter's own clean-up after it would be forgotten.
+    """
+    blocked = {signal.SIGTERM}
+
+    def in_child() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+
+    os.register_at_fork(
+        before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, blocked),
+        after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked),
+        after_in_child=in_child,
+    )
 
 
 def die_with_parent(parent: int) -> None:

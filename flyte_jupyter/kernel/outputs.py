@@ -53,6 +53,7 @@ class OutputSink:
         self._size = 0
         self._sent_at = 0.0
         self._timer = False
+        self._held: list[Buffer] = []
         self.closed = False
 
     def write(self, stream: Output, text: str) -> None:
@@ -72,6 +73,8 @@ class OutputSink:
     def flush(self) -> None:
         with self._lock:
             if not self._gathered:
+                if self._held:
+                    self._send(self._take_held())
                 return
             body = "".join(self._gathered).encode("utf-8", "surrogatepass")
             self._gathered.clear()
@@ -84,10 +87,15 @@ class OutputSink:
             self.flush()
             self._put(Output.DISPLAY, pickle.dumps(content, 5))
 
-    def result(self, content: dict[str, Any]) -> None:
+    def result(self, content: dict[str, Any], *, last: bool = False) -> None:
+        """With `last` it travels with the outcome, or with what comes before that after all: one message less."""
         with self._lock:
             self.flush()
-            self._put(Output.RESULT, pickle.dumps(content, 5))
+            if self.closed:
+                return
+            self._held = encode(Kind.OUTPUT, self._number, pickle.dumps(content, 5), flags=Output.RESULT)
+            if not last:
+                self.flush()
 
     def comm(self, content: dict[str, Any]) -> None:
         with self._lock:
@@ -99,15 +107,24 @@ class OutputSink:
             self.flush()
             self._put(Output.CLEAR, b"\x01" if wait else b"\x00")
 
-    def close(self) -> None:
-        """Nothing of this call may follow its outcome: a thread that goes on writing writes to the log."""
+    def close(self) -> list[Buffer]:
+        """Nothing of this call may follow its outcome: a thread that goes on writing writes to the log.
+
+        Returns: What is to be sent just before the outcome.
+        """
         with self._lock:
-            self.flush()
+            if self._gathered:
+                self.flush()
             self.closed = True
+            return self._take_held()
 
     def _put(self, output: Output, body: bytes) -> None:
         if not self.closed:
-            self._send(encode(Kind.OUTPUT, self._number, body, flags=output))
+            self._send([*self._take_held(), *encode(Kind.OUTPUT, self._number, body, flags=output)])
+
+    def _take_held(self) -> list[Buffer]:
+        held, self._held = self._held, []
+        return held
 
     def _on_timer(self) -> None:
         # On the control thread, which must never wait: not for a writer that holds the lock, nor for a slow client.
@@ -311,7 +328,8 @@ class TaskDisplayHook(ZMQShellDisplayHook):
         shell: Any = self.shell
         shell.remember(result)
         if data:  # an `_ipython_display_` has shown itself
-            sink.result({"data": json_clean(encode_images(data)), "metadata": json_clean(metadata)})
+            content = {"data": json_clean(encode_images(data)), "metadata": json_clean(metadata)}
+            sink.result(content, last=shell.ast_node_interactivity.startswith("last_expr"))
 
 
 def install(shell: Any, router: Router, log: Any) -> None:

@@ -245,10 +245,10 @@ class Runner:
 
     def _finish(self, call: RunningCall, reply: list[Buffer]) -> None:
         self.router.settle()
-        call.sink.close()
+        rest = call.sink.close()
         call.ended = True
         self.router.running.pop(id(call), None)
-        call.channel.finished(call, reply)
+        call.channel.finished(call, [*rest, *reply])
 
     # --- cancel; called on the control thread
 

@@ -53,7 +53,7 @@ class JobScreen(outputs.Screen):
             if self._parts and self._parts[-1][1] == "":  # text goes on
                 text = self._parts.pop()[0] + text
             self._parts.append((_overwritten(text), ""))
-        self._draw_soon()
+        self.draw_soon()
 
     def display(self, content: dict[str, Any]) -> None:
         part = _part(content["data"])
@@ -66,14 +66,14 @@ class JobScreen(outputs.Screen):
             else:
                 self._parts.append(part)
                 self._places[name] = len(self._parts) - 1
-        self._draw_soon()
+        self.draw_soon()
 
     def result(self, content: dict[str, Any]) -> None:
         self.value = outputs.RemoteValue(content["data"], content["metadata"])
         with self._lock:
             self._start_anew()
             self._parts.append(_part(content["data"]))
-        self._draw_soon()
+        self.draw_soon()
 
     def clear(self, *, wait: bool) -> None:
         with self._lock:
@@ -98,7 +98,8 @@ class JobScreen(outputs.Screen):
             self._parts.clear()
             self._places.clear()
 
-    def _draw_soon(self) -> None:
+    def draw_soon(self) -> None:
+        """Bring it up to date in a moment, together with what comes until then."""
         with self._lock:
             if self._timer or is_terminal(self._shell):
                 return
@@ -172,6 +173,7 @@ class Job:
         self._began = time.monotonic()
         self._ended: float | None = None
         screen.head = self._head
+        target.times.on_begin = screen.draw_soon  # it says "waiting" until then
         future.add_done_callback(self._over)
 
     def done(self) -> bool:

@@ -115,7 +115,15 @@ class Notebook:
         if isinstance(error, NameError):
             _explain_name(error, target, self.shell.user_ns)
         elif isinstance(error, errors.MaxRuntimeExceededError):
+            error.args = (str(error).replace(f"Task {target.name}", "Your cell"),)
             error.add_note("Raise `--timeout`, or use `--bg` for long work.")
+        elif isinstance(error, errors.StarvationError):
+            error.__notes__ = [
+                _OVERRIDE.sub("or call it from the notebook itself.", note).replace(
+                    "`flyte-jupyter scale", "`%flyte_pool scale"
+                )
+                for note in getattr(error, "__notes__", ())
+            ]
         elif cells.RETRY_REASONS["oom"](error):
             again = f"If that does not help: `%flyte_pool restart {target.pool.name}`."
             error.add_note(f"Run it again, use a smaller batch, or `--retry-on oom`. {again}")
@@ -146,6 +154,7 @@ def _explain_name(error: NameError, target: cells.CellTarget, names: dict[str, A
     )
 
 
+_OVERRIDE: Final = re.compile(r"or make the parent use no replica: `cell .*?`\.")  # which a cell cannot
 _ALWAYS: Final = frozenset(("In", "Out", "exit", "quit", "open", "get_ipython", "preload_cell"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -37,8 +38,14 @@ def parse(shell: Any, magic: Callable[..., Any], line: str) -> argparse.Namespac
         words = arg_split(line)
     except ValueError as problem:  # an open quote
         raise UsageError(f"{line.strip()!r}: {problem}") from None
-    options: argparse.Namespace = magic.parser.parse_args([_value(shell, word) for word in words])  # type: ignore[attr-defined]
-    return options
+    parsed = _parsed(magic.parser, tuple(_value(shell, word) for word in words))  # type: ignore[attr-defined]
+    return argparse.Namespace(**{name: value[:] if isinstance(value, list) else value for name, value in parsed})
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(parser: argparse.ArgumentParser, words: tuple[str, ...]) -> tuple[tuple[str, Any], ...]:
+    """A cell is often run again with the same options, and to parse them takes longer than to send it."""
+    return tuple(vars(parser.parse_args(list(words))).items())
 
 
 def split_expression(line: str) -> tuple[str, str | None]:

@@ -40,9 +40,10 @@ def presentable(shell: Any, error: BaseException, tb: TracebackType | None) -> B
     if isinstance(error, SyntaxError):
         # IPython shows one together with the frames that raised it here, whatever else is said: so it gets another.
         frames = [tuple(frame) for frame in _extract(tb)]
-        plain = SyntaxError(error.msg, (error.filename, error.lineno, error.offset, error.text, *_end(error)))
-        lines = shell.SyntaxTB.structured_traceback(SyntaxError, plain, frames)
-        return _with_lines(stand_in("SyntaxError", str(error)), lines)
+        kind = type(error)  # or an IndentationError
+        plain = kind(error.msg, (error.filename, error.lineno, error.offset, error.text, *_end(error)))
+        lines = shell.SyntaxTB.structured_traceback(kind, plain, frames)
+        return _with_lines(stand_in(kind.__name__, str(error)), lines)
     remote: failure.Failure | None = getattr(error, "_flyte_jupyter_failure", None)
     if isinstance(error, BaseExceptionGroup):
         # IPython leaves one to Python's own traceback, and that begins with our frames.

@@ -316,6 +316,23 @@ def test_a_watcher_that_reads_slowly_gets_fewer_snapshots(play: Play, monkeypatc
     play(conversation)
 
 
+def test_who_watches_no_more_hears_nothing(play: Play) -> None:
+    async def conversation(broker: Broker) -> None:
+        watcher, other = await broker.client(), await broker.client()
+        await watcher.say(p.Watch())
+        await watcher.hear(p.Snapped)
+        await watcher.say(p.Unwatch(), p.Watch(once=True))
+        await watcher.hear(p.Snapped)
+        for name in ("one", "two"):
+            await other.say(p.Declare(declaration=declaration(name)), p.Watch(once=True))
+            await other.hear(p.Snapped)
+            await anyio.sleep(1)
+        await watcher.say(p.Watch(once=True))
+        assert (await watcher.hear(p.Snapped)).snapshot.revision == broker.engine.scheduler.revision
+
+    play(conversation)
+
+
 def test_another_users_connection_is_closed_before_it_is_read(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "peer_uid", lambda stream: os.getuid() + 1)
 

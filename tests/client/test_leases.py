@@ -336,3 +336,17 @@ def test_a_broken_connection_closes_idle_leases(play: Play) -> None:
     play.group.give_back(lease)
     play.group.broken(lease.id, errors.BrokerGone())
     assert play.group.unused()
+
+
+@pytest.mark.parametrize("word", ["recalled", "lost"])
+def test_an_idle_lease_that_goes_is_taken_by_nobody(play: Play, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    lease = play.held()
+    play.group.give_back(lease)
+    taken = []
+    drop = play.group.drop
+    monkeypatch.setattr(play.group, "drop", lambda each: (taken.append(play.group.take()), drop(each)))
+    if word == "lost":
+        play.lose(lease.id)
+    else:
+        play.group.recalled(lease.id)
+    assert taken == [None], "another thread found it between the decision and the deed"

@@ -32,6 +32,7 @@ TO_BROKER = [
     p.Keep(pool="0123", seconds=1.5),
     p.StopPool(pool="0123", force=True),
     p.Watch(once=True),
+    p.Unwatch(),
     p.Shutdown(),
 ]
 FROM_BROKER = [

@@ -24,11 +24,13 @@ from concurrent.futures import (
 from pathlib import Path
 
 import pytest
-from support import START_S, Counter, assert_quiet, mark, wait_until, within
+from support import START_S, Counter, assert_quiet, mark, pids, wait_until, within
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
-from flyte_jupyter.client.executor import BrokenPool, PoolExecutor
+from flyte_jupyter.client.executor import BrokenPool, Line, LineCall, PoolExecutor
+from flyte_jupyter.client.remote import blocking
+from flyte_jupyter.client.target import target_of
 
 pytestmark = pytest.mark.kernel
 
@@ -387,3 +389,58 @@ def test_output_goes_to_the_cell_that_asked_for_it(tmp_path: Path) -> None:
     assert cells[second] == "2\n"
     assert sorted(cells[third].splitlines()) == ["item 0", "item 1", "item 2"]
     assert cells[fourth] == "item 0\nitem 1\n"
+
+
+def test_a_future_cancelled_just_when_its_turn_comes_does_not_hold_up_the_shutdown(
+    tmp_path: Path, one_slot: PoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Counter(tmp_path / "runs")
+    first = one_slot.submit(nap, runs.path, 0.3)
+    runs.wait()
+    late = one_slot.submit(nap, runs.path, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(late, "_invoke_callbacks", lambda: None)  # this thread gets no further for a moment
+        assert late.cancel()
+        assert one_slot.submit(double, 2).result(START_S) == 4  # its turn came before this one's
+    late._invoke_callbacks()  # type: ignore[attr-defined]
+    first.result(START_S)
+    thread = threading.Thread(target=one_slot.shutdown, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_calls_may_be_added_while_others_are_aborted() -> None:
+    loop = asyncio.new_event_loop()
+    line = Line(loop)
+
+    class Call(LineCall):
+        over = True
+
+        @property
+        def index(self) -> int:  # as another thread may at any time
+            line.outstanding[len(line.outstanding)] = self
+            return 1
+
+    line.outstanding[0] = Call.__new__(Call)
+    line._abort()
+    loop.close()
+
+
+@wide.task
+async def weigh(data: bytes) -> int:
+    return len(data)
+
+
+def test_an_interrupt_while_a_call_is_written_does_not_end_a_busy_replica(tmp_path: Path) -> None:
+    runs = Counter(tmp_path / "runs")
+    before = pids(wide)
+    with flyte.pool(wide).executor() as executor:
+        naps = [executor.submit(nap, runs.path, 6.5) for _ in range(2)]  # each blocks its replica's loop
+        runs.wait(2)
+        timer = threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            blocking(target_of(weigh), weigh, (os.urandom(900_000),), {})
+        assert [each.result() for each in naps] == [runs.path] * 2
+    assert pids(wide) == before

@@ -158,6 +158,14 @@ def fork_context() -> list[int]:
         return pool.map(math.factorial, range(6))
 
 
+def a_child_that_is_told_to_end() -> int:
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+    os.kill(pid, signal.SIGTERM)
+    return os.WTERMSIG(os.waitpid(pid, 0)[1])
+
+
 def a_program() -> tuple[str, int]:
     command = ["sh", "-c", "read line; echo $line; exit 3"]
     done = subprocess.run(command, input="hi\n", capture_output=True, text=True, check=False)
@@ -224,6 +232,7 @@ def do(what: Any) -> Any:
         (a_database, 45),
         (a_temporary_file, "True"),
         (a_signal_handler, True),
+        (a_child_that_is_told_to_end, signal.SIGTERM),
     ],
 )
 def test_it_works_in_a_forked_replica(what: Any, value: Any) -> None:
@@ -269,7 +278,9 @@ def a_forest() -> int:
     from sklearn.ensemble import RandomForestClassifier
 
     points = numpy.arange(40.0).reshape(20, 2)
-    return int(RandomForestClassifier(10, n_jobs=2).fit(points, points[:, 0] > 20).predict(points).sum())
+    return int(
+        RandomForestClassifier(10, n_jobs=2, random_state=0).fit(points, points[:, 0] > 20).predict(points).sum()
+    )
 
 
 @pytest.mark.parametrize(

@@ -334,9 +334,11 @@ def test_leaving_the_async_loop_stops_what_runs(tmp_path: Path) -> None:
         await results.aclose()  # type: ignore[attr-defined]
 
     asyncio.run(cell())
-    started = {line.split()[1] for line in runs.lines() if line.startswith("start")}
-    runs.wait(2 * len(started))
-    assert {line.split()[1] for line in runs.lines() if line.startswith("stop")} == started
+    assert_quiet(wide, timeout=START_S)
+    lines = [line.split() for line in runs.lines()]
+    started = {x for what, x in lines if what == "start"}
+    assert started
+    assert {x for what, x in lines if what == "stop"} == started
 
 
 def test_what_mapped_tasks_print_appears_here(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 import os
 import signal
 import threading
 import time
 from collections import Counter as Count
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from support import START_S, Counter, assert_quiet, mark, wait_until, within
+from support import START_S, Counter, OwnBroker, assert_quiet, attempt, mark, pids, wait_dead, wait_until, within
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
+from flyte_jupyter.client import broker
+from flyte_jupyter.client.pipeline import Stream
+from flyte_jupyter.client.target import target_of
 
 pytestmark = pytest.mark.kernel
 
@@ -81,6 +87,28 @@ def quick(path: str, x: int) -> int:
 
 
 @one.task
+def naps(path: str, seconds: float) -> None:
+    mark(path)
+    time.sleep(seconds)
+
+
+@one.task
+def falls_at(path: str, x: int, where: int) -> int:
+    mark(path, str(x))
+    if x == where:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+@one.task(
+    retries=flyte.RetryStrategy(count=3, backoff=flyte.Backoff(base=timedelta(seconds=30))),
+    timeout=flyte.Timeout(deadline=1),
+)
+def fails_in_time() -> None:
+    raise ValueError
+
+
+@one.task
 def who() -> str:
     return flyte.ctx().replica
 
@@ -120,9 +148,43 @@ def test_of_many_calls_on_a_replica_that_dies_one_fails_and_none_runs_twice(tmp_
     assert ran == Count(range(700)), "a call that was behind the one that died ran elsewhere, and ran once"
 
 
-def _at(task: flyte.Task[..., int], path: str, where: int) -> object:
-    import functools
+def test_outcomes_that_came_before_a_death_count_even_if_they_are_read_after_it(tmp_path: Path) -> None:
+    runs = Counter(tmp_path / "runs")
 
+    async def after(death: int) -> int:
+        wait_dead(death)  # and nobody has read an outcome
+        return await falls_at.aio(runs.path, 20, 10)
+
+    async def some() -> list[object]:
+        await asyncio.gather(*(falls_at.aio(os.devnull, x, -1) for x in range(100)))
+        death = os.pidfd_open(pids(one)[0])
+        await who.aio()
+        return await asyncio.gather(
+            *(falls_at.aio(runs.path, x, 10) for x in range(20)), after(death), return_exceptions=True
+        )
+
+    results = asyncio.run(some())
+    assert [x for x, result in enumerate(results) if isinstance(result, errors.ReplicaDied)] == [10]
+    assert Count(map(int, runs.lines())) == Count(range(21))
+
+
+def test_calls_sent_to_a_dead_replica_go_elsewhere(tmp_path: Path) -> None:
+    async def some() -> list[object]:
+        await asyncio.gather(*(quick.aio(os.devnull, x) for x in range(100)))
+        [pid] = pids(one)
+        death = os.pidfd_open(pid)
+        daemon = broker.connect().broker_pid
+        await who.aio()
+        os.kill(daemon, signal.SIGSTOP)  # it would say at once that the lease is gone
+        os.kill(pid, signal.SIGKILL)
+        wait_dead(death)
+        asyncio.get_running_loop().call_later(0.1, os.kill, daemon, signal.SIGCONT)
+        return await asyncio.gather(*(quick.aio(os.devnull, x) for x in range(20)), return_exceptions=True)
+
+    assert asyncio.run(some()) == list(range(20))
+
+
+def _at(task: flyte.Task[..., int], path: str, where: int) -> object:
     return functools.partial(task, path, where=where)
 
 
@@ -170,8 +232,6 @@ def test_output_of_calls_sent_ahead_stays_in_order(capsys: pytest.CaptureFixture
 
 
 def test_a_generator_without_end_is_read_as_needed() -> None:
-    import itertools
-
     read = itertools.count()
     results = flyte.map(echo, read)
     with within(10.0):
@@ -238,3 +298,104 @@ def test_a_call_whose_code_cannot_be_sent_leaves_its_lease_in_order(monkeypatch:
         failed, value = asyncio.run(both())
     assert isinstance(failed, ValueError)
     assert value == 1
+
+
+def test_calls_that_are_cancelled_together_leave_their_replica_alone(tmp_path: Path) -> None:
+    runs = Counter(tmp_path / "runs")
+    before = pids(one)
+
+    async def rounds() -> None:
+        for count in range(40):
+            await asyncio.gather(*(naps.aio(runs.path, 0) for _ in range(30)))  # known as short: sent ahead
+            ended = len(runs)
+            calls = [asyncio.ensure_future(naps.aio(runs.path, 0.3 * (x == 0))) for x in range(12)]
+            while len(runs) == ended:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.001 * (count % 25))
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+    with within(30.0):
+        asyncio.run(rounds())
+        assert_quiet(one, timeout=START_S)
+    assert pids(one) == before
+
+
+def test_a_call_that_is_taken_back_need_not_be_known_to_its_replica(own_broker: OwnBroker) -> None:
+    said = own_broker.run(
+        """
+        one = flyte.TaskEnvironment("one", reusable=flyte.ReusePolicy(replicas=1))
+
+        @one.task
+        def nap(x: object) -> int:
+            time.sleep(x if isinstance(x, float) else 0)
+            return 1
+
+        class Known: pass
+        class OnlyHere: pass
+
+        async def main():
+            await nap.aio(Known())
+            await asyncio.gather(*(nap.aio(x) for x in range(300)))
+            # Sent ahead with classes that the replica lacks, and taken back from behind the first.
+            calls = [nap.aio(x) for x in (0.2, 1, OnlyHere(), 2, 0.2, 3)]
+            return await asyncio.wait_for(asyncio.gather(*calls), 5)
+
+        say(asyncio.run(main()))
+        """,
+        name="client",
+    )
+    assert said == [str([1] * 6)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("running", [1, 3])
+def test_a_loop_that_is_closed_under_its_calls_keeps_no_slot(tmp_path: Path, running: int) -> None:
+    runs = Counter(tmp_path / "runs")
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    calls = [loop.create_task(naps.aio(runs.path, 0.2)) for _ in range(running)]
+    while len(runs) == 0:
+        loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
+    asyncio.set_event_loop(None)
+    wait_until(lambda: not _busy(one), 4.0, "leases given back")
+    with within(4.0):
+        assert who()
+    for call in calls:
+        call._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+def test_a_map_with_a_limit_knows_how_long_its_calls_take() -> None:
+    rows = itertools.repeat(0.03, 6)
+    list(flyte.map(functools.partial(naps, os.devnull), rows, concurrency=1))
+    pace = target_of(naps).pace
+    assert pace is not None
+    assert pace > 0.01
+
+
+def test_short_calls_are_not_sent_behind_one_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken_back: list[int] = []
+    original = Stream._taken_back
+
+    def note(self: Stream, first: int, count: int) -> None:
+        taken_back.append(count)
+        original(self, first, count)
+
+    async def some() -> None:
+        await asyncio.gather(*(long_at.aio(os.devnull, x, -1) for x in range(300)))
+        long = asyncio.ensure_future(long_at.aio(os.devnull, 0, 0))
+        while not long.done():
+            await asyncio.gather(*(long_at.aio(os.devnull, x, 0) for x in range(1, 6)))
+
+    monkeypatch.setattr(Stream, "_taken_back", note)
+    asyncio.run(some())
+    assert len(taken_back) < 5
+
+
+def test_a_deadline_passes_while_the_next_attempt_is_waited_for() -> None:
+    with within(4.0):
+        assert isinstance(attempt(fails_in_time), errors.DeadlineExceededError)
+    with within(4.0):
+        assert isinstance(attempt(lambda: asyncio.run(fails_in_time.aio())), errors.DeadlineExceededError)
