@@ -266,6 +266,10 @@ class Engine:
             case commands.AskAfter(replica, lease):
                 if (asked := self._lives.get(replica)) is not None:
                     asked.ask_after(lease)
+            case commands.Interrupt(replica, lease):
+                if (told := self._lives.get(replica)) is not None:
+                    log.info("interrupt %s (%s): %s", self._names.get(replica), replica, lease or "all that runs")
+                    told.interrupt(lease)
             case commands.ForgetPool(pool):
                 # Its last client left while another was declaring it: that one's declaration is here already.
                 if not self._coming[pool]:

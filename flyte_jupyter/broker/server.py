@@ -194,6 +194,14 @@ class _Reader:
                 engine.post(events.PoolKept(pool, seconds))
             case p.StopPool(pool=pool, force=force):
                 engine.post(events.PoolStopped(pool, force))
+            case p.RestartPool(pool=pool):
+                engine.post(events.PoolRestarted(pool))
+            case p.RestartReplica(replica=replica, force=force):
+                engine.post(events.ReplicaRestarted(replica, force))
+            case p.Interrupt(replica=replica):
+                engine.post(events.ReplicaInterrupted(replica))
+            case p.Cancel(lease=lease):
+                engine.post(events.LeaseCancelled(lease))
             case p.Watch(once=once):
                 if once or self.watching:
                     send(engine.snapped())

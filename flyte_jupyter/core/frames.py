@@ -46,7 +46,8 @@ MapFile = Callable[[int, int], memoryview]
 
 
 class Kind(IntEnum):
-    """What a frame says. From a client: HELLO, CALL, DEFINE, CANCEL, WITHDRAW; from the broker: SETUP, ASK, STOP."""
+    """What a frame says. From a client: HELLO, CALL, DEFINE, CANCEL, WITHDRAW; from the broker: SETUP, ASK, INTERRUPT,
+    STOP."""
 
     HELLO = 1  # who is calling: lease, notebook, folder
     CALL = 2  # run this; body: which function; buffers: arguments
@@ -62,6 +63,7 @@ class Kind(IntEnum):
     ASK = 12  # say ENDED, at once or when it is so
     WITHDRAW = 16  # do not begin these calls; body: lease and last number
     WITHDRAWN = 17  # that many calls, from this one on (flags), will not begin: send them elsewhere
+    INTERRUPT = 18  # stop what runs in that lease; if the body is empty, all that runs
 
 
 _LAST_KIND: Final = max(Kind)

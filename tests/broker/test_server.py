@@ -143,6 +143,10 @@ def test_every_verb_reaches_the_scheduler(play: Play) -> None:
             p.Scale(pool=key, scaling=pool.scaling.model_copy(update={"max_replicas": 7})),
             p.Keep(pool=key, seconds=60),
             p.Revoke(lease="nobody's", why="test"),
+            p.Cancel(lease="nobody's"),
+            p.RestartPool(pool=key),
+            p.RestartReplica(replica="none"),
+            p.Interrupt(replica="none"),
             p.StopPool(pool=key),
             p.Watch(once=True),
         )
@@ -150,6 +154,7 @@ def test_every_verb_reaches_the_scheduler(play: Play) -> None:
             await talk.say(p.Watch(once=True))
         events = {type(event).__name__ for _, event, _ in broker.engine.scheduler.story}
         assert {"PoolWarmed", "PoolScaled", "PoolKept", "LeaseRevoked", "PoolStopped"} <= events
+        assert {"LeaseCancelled", "PoolRestarted", "ReplicaRestarted", "ReplicaInterrupted"} <= events
 
     play(conversation)
 
