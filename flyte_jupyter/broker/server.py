@@ -124,8 +124,11 @@ async def _converse(stream: SocketStream, lines: BufferedByteReceiveStream, engi
             return sender.statistics().current_buffer_used > 0
 
         send(p.Welcome(version=_version.__version__, pid=os.getpid()))
-        engine.connect(client, send, nested=hello.kind == "replica")
-        engine.post(events.ClientConnected(client, hello.label, hello.kind, hello.pid))
+        if hello.kind == "server":
+            engine.look_on(client, send)
+        else:
+            engine.connect(client, send, nested=hello.kind == "replica")
+            engine.post(events.ClientConnected(client, hello.label, hello.kind, hello.pid))
         log.info("client %s: %s %s, pid %d", client, hello.kind, hello.label, hello.pid)
         try:
             tasks.start_soon(_write, stream, outbox, writing)
