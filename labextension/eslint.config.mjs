@@ -15,6 +15,8 @@ export default tseslint.config(
       '@typescript-eslint/no-floating-promises': 'error',
       // A token and the interface of what it stands for share a name, as everywhere in JupyterLab.
       '@typescript-eslint/no-redeclare': 'off',
+      // All of it is needed at once, and small; tabs of text are loaded when opened.
+      'jupyter/prefer-lazy-imports': 'off',
       eqeqeq: 'error'
     }
   }
