@@ -94,6 +94,7 @@ class Lease:
     granted_at: float | None = None
     abandoned: bool = False  # its client is gone; the replica is stopping what runs in it
     over: bool = False  # its replica says that its client has hung up, and that nothing runs in it
+    recalled: bool = False  # its client was asked to give it back after the call that runs
     recalled_for: Share | None = None
     lost_why: str | None = None  # what its client shall hear when the replica exits, if we know better
 

@@ -386,7 +386,7 @@ class Scheduler:
             while found := pool.unfair_lease():
                 lease, share = found
                 pool.claim(lease, share)
-                self._commands.append(Recall(lease.client, lease.id))
+                self._recall(lease)
         pool.shaken = False
 
     def _hopeless(self, pool: Pool) -> tuple[RefusalReason, dict[str, str]] | None:
@@ -591,7 +591,15 @@ class Scheduler:
             return
         replica.why = why
         replica.pool.move(replica, "draining")
+        if not replica.pool.single_use:
+            for lease in replica.leases.values():
+                self._recall(lease)  # its client keeps a lease as long as it has calls for it
         self._touch(replica.pool)
+
+    def _recall(self, lease: Lease) -> None:
+        if not lease.recalled:
+            lease.recalled = True
+            self._commands.append(Recall(lease.client, lease.id))
 
     def _stop(self, replica: Replica, why: str, *, force: bool = False) -> None:
         replica.why = why

@@ -377,7 +377,7 @@ def test_lowering_the_maximum_drains_idle_replicas_first() -> None:
 def test_a_busy_surplus_replica_stops_after_its_task() -> None:
     machine = warm(2, 2)
     machine.ask("a", "b")
-    assert machine.do(PoolScaled("p", scaling(1, 1))) == []
+    assert machine.do(PoolScaled("p", scaling(1, 1))) == [Recall("ada", "b")]
     assert machine.states() == {"p-1": "busy", "p-2": "draining"}
     assert stopped(machine.release("b")) == ["p-2"]
 
@@ -393,14 +393,15 @@ def test_saying_the_same_again_does_not_undo_an_explicit_scale() -> None:
 def test_stopping_refuses_the_queue_stops_the_idle_and_drains_the_busy() -> None:
     machine = warm(2, 2)
     machine.ask("a")
-    assert machine.do(PoolStopped("p")) == [StopReplica("p-2", "the pool was stopped")]
+    assert machine.do(PoolStopped("p")) == [Recall("ada", "a"), StopReplica("p-2", "the pool was stopped")]
     assert stopped(machine.release("a")) == ["p-1"]
 
 
 def test_stopping_refuses_who_waits() -> None:
     machine = warm(1, 1)
     machine.ask("a", "b")
-    assert machine.do(PoolStopped("p")) == [Refuse("ada", "b", "pool-stopped", {"pool": "p"})]
+    refusal = Refuse("ada", "b", "pool-stopped", {"pool": "p"})
+    assert machine.do(PoolStopped("p")) == [refusal, Recall("ada", "a")]
     assert machine.states() == {"p-1": "draining"}
 
 
@@ -439,7 +440,7 @@ def test_a_changed_preload_renews_replicas_one_by_one() -> None:
     assert stopped(commands) == ["p-2"]
     assert started(commands) == ["p-4"]
     assert granted(machine.ask("b")) == [("b", "p-3")]
-    assert machine.ready("p-4") == []
+    assert machine.ready("p-4") == [Recall("ada", "a")]
     assert stopped(machine.release("a")) == ["p-1"]
     assert set(machine.states()) == {"p-1", "p-2", "p-3", "p-4"}
 
@@ -486,7 +487,7 @@ def test_a_restarted_pool_replaces_its_replicas_one_by_one_while_the_old_ones_an
     assert stopped(commands) == ["p-2"]
     assert started(commands) == ["p-4"]
     assert granted(machine.ask("b")) == [("b", "p-3")]
-    assert machine.ready("p-4") == []
+    assert machine.ready("p-4") == [Recall("ada", "a")]
     assert stopped(machine.release("a")) == ["p-1"]
     assert machine.pool().replicas[0].why == THE_POOL
 
@@ -521,7 +522,7 @@ def test_a_restart_without_a_spare_gpu_replaces_what_it_took_away_even_above_the
 def test_a_restarted_replica_takes_no_call_and_is_replaced_after_the_one_it_has() -> None:
     machine = warm(1, 1)
     machine.ask("a")
-    assert machine.do(ReplicaRestarted("p-1")) == []
+    assert machine.do(ReplicaRestarted("p-1")) == [Recall("ada", "a")]
     assert machine.states() == {"p-1": "draining"}
     assert machine.ask("b") == []
     assert machine.release("a") == [StopReplica("p-1", BY_HAND), StartReplica("p-2", "p", "", (), "a call waits")]
