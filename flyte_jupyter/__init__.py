@@ -42,3 +42,7 @@ __all__ = [
     "trace",
     "with_runcontext",
 ]
+
+
+def _jupyter_server_extension_points() -> list[dict[str, str]]:
+    return [{"module": "flyte_jupyter.server"}]
