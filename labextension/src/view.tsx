@@ -411,16 +411,20 @@ function Pool({ pool }: { pool: IPool }): JSX.Element {
       <div id={details} hidden={!open}>
         {failure && <Failure pool={pool} />}
         {pool.waits_for && (
-          <p className="fj-Note">
+          <p className="fj-Note fj-mod-warn">
             {trans.__('waits for a GPU; held now: %1', visible(pool.waits_for, 300))}
           </p>
         )}
         {pool.notes.map(note => (
-          <p key={note} className="fj-Note">
+          <p key={note} className="fj-Note fj-mod-warn">
             {visible(note, 300)}
           </p>
         ))}
-        {spawned && <p className="fj-Note">{visible(spawned, 300)}</p>}
+        {spawned && (
+          <p className="fj-Note">
+            {trans.__('starts slowly, not forked: %1', visible(spawned, 300))}
+          </p>
+        )}
         {pool.replicas.length > 0 && (
           <ul className="fj-Replicas" aria-label={trans.__('Replicas of %1', name)}>
             {pool.replicas.map(replica => (
@@ -447,7 +451,8 @@ export function poolLine(pool: IPool, trans: TranslationBundle): string {
   }
   const { min_replicas: least, max_replicas: most } = pool.scaling;
   words.push(least === most ? trans.__('fixed at %1', most) : trans.__('%1 to %2', least, most));
-  return words.join(' · ');
+  // A line breaks between the parts, not in them.
+  return words.map(word => word.replace(/ /g, '\u00a0')).join(' · ');
 }
 
 function PoolTimer({ pool }: { pool: IPool }): JSX.Element | null {
@@ -456,8 +461,10 @@ function PoolTimer({ pool }: { pool: IPool }): JSX.Element | null {
   const end = poolEnd(pool);
   if (!end) {
     return pool.kept_until ? (
-      <span className="fj-Timer" role="timer" title={trans.__('Kept warm for so long')}>
-        ⏱ {countdown(pool.kept_until - now)}
+      <span className="fj-Timer" role="timer" title={trans.__('kept warm for so long')}>
+        <Clock />
+        <span className="fj-Hidden">{trans.__('kept for')} </span>
+        {countdown(pool.kept_until - now)}
       </span>
     ) : null;
   }
@@ -470,10 +477,20 @@ function PoolTimer({ pool }: { pool: IPool }): JSX.Element | null {
       role="timer"
       title={`${what} ${countdown(left)}`}
     >
-      <span aria-hidden="true">{soon ? '⚠ ' : '⏱ '}</span>
+      {soon ? <span aria-hidden="true">!</span> : <Clock />}
       <span className="fj-Hidden">{what} </span>
       {countdown(left)}
     </span>
+  );
+}
+
+/** Drawn: fonts seldom have the character. */
+function Clock(): JSX.Element {
+  return (
+    <svg viewBox="0 0 16 16" aria-hidden="true">
+      <circle cx="8" cy="8" r="6.5" />
+      <path d="M8 4v4l3 2" />
+    </svg>
   );
 }
 
