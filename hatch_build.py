@@ -75,6 +75,9 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         npm = shutil.which("npm")
         if npm is None:
+            if mode == "dev" and (self.output / "package.json").exists():
+                self.app.display_warning(f"The built side panel is older than its sources. {NO_NODE}")
+                return
             raise RuntimeError(NO_NODE)
         shutil.rmtree(self.output, ignore_errors=True)
         if self._modules_are_stale():
