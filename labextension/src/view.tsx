@@ -750,7 +750,7 @@ function Recent({ recent }: { recent: readonly IRecent[] }): JSX.Element | null 
       <ul className="fj-Recent">
         {recent.map(({ id, kind, what, where, seconds }) => (
           <li key={`${kind}-${id}`} className="fj-Row" data-kind={kind}>
-            <span aria-hidden="true">{{ call: '✓', failure: '✕', stopped: '○' }[kind]}</span>
+            <span aria-hidden="true">{{ call: '•', failure: '✕', stopped: '○' }[kind]}</span>
             <span className="fj-Grow fj-Name" title={visible(where, 300)}>
               {kind === 'call'
                 ? trans.__('%1 on %2', visible(what), visible(where))

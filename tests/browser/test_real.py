@@ -28,9 +28,9 @@ def slow(seconds: float) -> str:
 """
 
 
-def open_pool(lab: Lab, name: str, *more: str, replicas: str = "(1, 3)") -> Any:
+def open_pool(lab: Lab, name: str, call: str = "double(21)") -> Any:
     """A notebook that declares a pool and calls a task; its row in the panel."""
-    lab.open(lab.jupyter.notebook(f"{name}.ipynb", POOL.format(name=name, replicas=replicas), "double(21)", *more))
+    lab.open(lab.jupyter.notebook(f"{name}.ipynb", POOL.format(name=name, replicas="(1, 3)"), call))
     lab.run_cells()
     row = lab.pool(name)
     row.wait_for(timeout=30_000 * TIME_SCALE)
@@ -67,7 +67,7 @@ def test_a_pool_is_listed_within_two_seconds(lab: Lab) -> None:
     shown = lab.page.evaluate("() => window.listed") / 1000
     started = next(pool for pool in lab.snapshot()["pools"] if pool["name"] == "listed")["replicas"][0]["started_at"]
     assert shown - started <= 2 * TIME_SCALE
-    assert lab.page.locator(".jp-OutputArea-output").get_by_text("42").count() == 1
+    lab.page.locator(".jp-OutputArea-output").get_by_text("42").wait_for()
 
 
 def test_the_countdown_of_an_idle_pool_ticks(lab: Lab) -> None:
@@ -148,8 +148,8 @@ def test_the_running_panel_lists_pools_and_asks_before_it_stops_them(lab: Lab, u
     row = open_pool(lab, "listed-too")
     until(lambda: ready(row) == 1, 20)
     lab.execute("running:show-panel")
-    section = lab.page.locator(".jp-RunningSessions-section").filter(has_text="Flyte pools")
-    section.get_by_text("listed-too").wait_for()
+    section = lab.page.locator(".jp-RunningSessions")
+    section.get_by_text("listed-too", exact=True).wait_for()
     section.get_by_text("Stop All Pools").click()
     dialog = lab.dialog()
     assert "loaded" in dialog.inner_text()
