@@ -21,6 +21,7 @@ from flyte_jupyter import errors, runtime
 from flyte_jupyter.client import broker
 from flyte_jupyter.core import protocol as p
 from flyte_jupyter.core.spec import EnvironmentSpec, Scaling
+from flyte_jupyter.server.feed import Feed
 
 pytestmark = pytest.mark.kernel
 
@@ -84,13 +85,14 @@ async def next_state(socket: Any) -> Any:
 
 
 async def test_the_state_is_the_brokers_snapshot_with_times_that_become_unix_time(ask: Ask) -> None:
-    answer = await ask("pools")
-    state, snapped = answer.body, await asyncio.to_thread(broker.connect().snapshot)
-    assert answer.code == 200
+    await until(lambda: view_of(shown).state == "ready")  # the last call's lease lingers
+    state, snapped = (await ask("pools")).body, await asyncio.to_thread(broker.connect().snapshot)
     assert (state["state"], state["message"]) == ("connected", None)
     assert state["versions"] == {"server": flyte.__version__, "broker": flyte.__version__}
     assert state["broker_pid"] == broker.connect().broker_pid
-    assert state["snapshot"] == snapped.snapshot.model_dump(mode="json")
+    theirs = snapped.snapshot.model_dump(mode="json")
+    assert pool_of(state) == pool_of({"snapshot": theirs})
+    assert {**state["snapshot"], "pools": []} == {**theirs, "pools": []}
     [replica] = pool_of(state)["replicas"]
     started = replica["started_at"] + state["epoch_offset"]
     assert 0 < state["now"] - started < 3600
@@ -167,6 +169,21 @@ async def test_two_sockets_hear_of_a_change_at_once_over_one_connection(jp_ws_fe
     for socket in sockets:
         socket.close()
     await until(lambda: servers_there() == 0)
+    await asyncio.to_thread(POOL.keep, 0)
+
+
+async def test_who_reads_slowly_gets_the_newest_state() -> None:
+    feed = Feed()
+    async with feed.watching() as states:
+        await anext(states)
+        for seconds in (100, 200, 300, 400):
+            broker.connect().send(p.Keep(pool=POOL.key, seconds=seconds))
+            await asyncio.sleep(0.15)
+        state = json.loads((await anext(states)).text())
+        assert pool_of(state)["kept_until"] + state["epoch_offset"] - state["now"] > 350
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(states), 0.3)
+    assert (feed._task, feed._state) == (None, None)
     await asyncio.to_thread(POOL.keep, 0)
 
 
