@@ -13,12 +13,15 @@ import { dragCell } from './cells';
 import { addCommands, Commands } from './commands';
 import { poolsIcon } from './icons';
 import { PoolManager } from './manager';
-import { RunningPools } from './running';
+import { RunningPools, watchWhileVisible } from './running';
 import { followSettings } from './settings';
 import { PoolsPanel } from './sidebar';
 import { IPoolManager } from './tokens';
 
 export { IPoolManager };
+
+/** How JupyterLab calls its panel of what runs. */
+const RUNNING_PANEL = 'jp-running-sessions';
 
 const pools: JupyterFrontEndPlugin<IPoolManager> = {
   id: 'flyte-jupyter:pools',
@@ -73,7 +76,15 @@ const panel: JupyterFrontEndPlugin<void> = {
     palette?.addItem({ command: Commands.open, category: trans.__('Flyte') });
     const keepSeconds = (): number => settings().keepSeconds;
     addCommands({ app, manager, trans, palette, tracker, keepSeconds });
-    sessions?.add(new RunningPools(manager, commands, trans));
+    if (sessions) {
+      sessions.add(new RunningPools(manager, commands, trans));
+      void app.restored.then(() => {
+        const list = [...shell.widgets('left')].find(widget => widget.id === RUNNING_PANEL);
+        if (list) {
+          watchWhileVisible(list, manager);
+        }
+      });
+    }
   }
 };
 

@@ -116,6 +116,21 @@ def test_a_hidden_panel_makes_no_request(
     lab.panel.locator(".fj-Hint[data-kind=no-pool]").wait_for()
 
 
+def test_the_running_panel_is_up_to_date_while_it_can_be_seen(lab: Lab, fake: FakeServer) -> None:
+    fake.state = states.rich()
+    lab.open(panel=False)
+    lab.execute("running:show-panel")
+    running = lab.page.locator(".jp-RunningSessions")
+    running.get_by_text("gpu", exact=True).wait_for()
+    fake.send(states.changed(pools=[]))
+    running.get_by_text("gpu", exact=True).wait_for(state="detached")
+    lab.execute("filebrowser:activate")
+    running.wait_for(state="hidden")
+    before = list(fake.requests)
+    lab.page.wait_for_timeout(4000)
+    assert fake.requests == before
+
+
 def test_changes_are_announced_politely_and_seldom(lab: Lab, fake: FakeServer) -> None:
     fake.state = states.rich()
     lab.open()
