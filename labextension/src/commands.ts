@@ -240,7 +240,8 @@ export function addCommands(services: ICommandServices): IDisposable {
         body: trans.__(
           'Its replicas are replaced one by one and load everything again. The old ones answer until then.'
         ),
-        buttons: [Dialog.cancelButton(), Dialog.okButton({ label: trans.__('Restart') })]
+        buttons: [Dialog.cancelButton(), Dialog.okButton({ label: trans.__('Restart') })],
+        defaultButton: 0
       });
       if (button.accept) {
         await manager.act({ on: 'pools', id: pool.key, verb: 'restart' });
@@ -256,7 +257,8 @@ export function addCommands(services: ICommandServices): IDisposable {
         body: trans.__(
           'Each replica stops after the calls that run on it. The next call starts the pool again, and loads everything again.'
         ),
-        buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: trans.__('Drain') })]
+        buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: trans.__('Drain') })],
+        defaultButton: 0
       });
       if (button.accept) {
         await manager.act({ on: 'pools', id: pool.key, verb: 'drain' });
@@ -315,7 +317,8 @@ export function addCommands(services: ICommandServices): IDisposable {
         title: trans.__('Restart replica %1?', visible(name)),
         body: trans.__('A fresh replica takes its place and loads everything again.'),
         checkbox: leases.length ? forceBox(leases.length, trans) : null,
-        buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: trans.__('Restart') })]
+        buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: trans.__('Restart') })],
+        defaultButton: 0
       });
       if (button.accept) {
         const body = { force: isChecked === true };

@@ -385,6 +385,7 @@ function Pool({ pool }: { pool: IPool }): JSX.Element {
             className="fj-Pool-toggle fj-Grow"
             aria-expanded={open}
             aria-controls={details}
+            title={name}
             onClick={() => setOpen(!open)}
           >
             <Caret.react className="fj-Caret" tag="span" width="16px" height="16px" />
@@ -751,9 +752,9 @@ function Recent({ recent }: { recent: readonly IRecent[] }): JSX.Element | null 
         {recent.map(({ id, kind, what, where, seconds }) => (
           <li key={`${kind}-${id}`} className="fj-Row" data-kind={kind}>
             <span aria-hidden="true">{{ call: '•', failure: '✕', stopped: '○' }[kind]}</span>
-            <span className="fj-Grow fj-Name" title={visible(where, 300)}>
+            <span className="fj-Grow fj-Name" title={`${visible(what)} · ${visible(where, 300)}`}>
               {kind === 'call'
-                ? trans.__('%1 on %2', visible(what), visible(where))
+                ? visible(what)
                 : kind === 'failure'
                   ? trans.__('%1 did not start', visible(what))
                   : trans.__('%1 stopped', visible(what))}

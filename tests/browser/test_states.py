@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import states
 from conftest import FakeServer, Lab
 
 AXE = Path(__file__).parents[2] / "labextension" / "node_modules" / "axe-core" / "axe.min.js"
+THEMES = ("JupyterLab Light", "JupyterLab Dark", "JupyterLab Dark High Contrast")
 
 
 def seconds(text: str) -> int:
@@ -200,7 +202,7 @@ def test_the_panel_can_be_used_with_the_keyboard_alone(lab: Lab, fake: FakeServe
     assert not any(request.startswith("POST") for request in fake.requests)
 
 
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark", "JupyterLab Dark High Contrast"])
+@pytest.mark.parametrize("theme", THEMES)
 def test_axe_finds_nothing_serious(lab: Lab, fake: FakeServer, theme: str) -> None:
     if not AXE.exists():
         pytest.skip("no axe-core: run `npm ci` in labextension/")
@@ -219,13 +221,13 @@ def test_axe_finds_nothing_serious(lab: Lab, fake: FakeServer, theme: str) -> No
     assert serious == []
 
 
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+@pytest.mark.parametrize("theme", THEMES)
 def test_a_screenshot_of_everything(lab: Lab, fake: FakeServer, theme: str, tmp_path: Path) -> None:
     fake.state = states.rich()
     lab.open()
     lab.theme(theme)
     lab.pool("gpu").wait_for()
-    path = tmp_path / "panel.png"
+    path = Path(os.environ.get("SCREENSHOTS") or tmp_path) / f"panel, {theme}.png"
     lab.page.screenshot(path=str(path))
     lab.theme("JupyterLab Light")
     assert path.stat().st_size > 10_000
