@@ -46,3 +46,7 @@ __all__ = [
 
 def _jupyter_server_extension_points() -> list[dict[str, str]]:
     return [{"module": "flyte_jupyter.server"}]
+
+
+def _jupyter_labextension_paths() -> list[dict[str, str]]:
+    return [{"src": "labextension", "dest": "flyte-jupyter"}]
