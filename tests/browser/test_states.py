@@ -257,3 +257,36 @@ def test_a_button_inserts_the_same_cell(lab: Lab, fake: FakeServer) -> None:
     lab.page.get_by_role("button", name="Insert a task cell for gpu").click()
     lab.page.locator(".jp-CodeCell").get_by_text("%%flyte_task gpu").wait_for()
     assert lab.page.locator(".jp-CodeCell").count() == 2
+
+
+def test_the_example_goes_into_a_new_notebook_if_none_is_open(lab: Lab, fake: FakeServer) -> None:
+    fake.status, fake.state = states.EMPTY_AND_FAILED["no-broker"]
+    lab.open()
+    lab.panel.get_by_role("button", name="Insert an example", exact=True).click()
+    lab.page.locator(".jp-CodeCell").get_by_text("TaskEnvironment").wait_for(timeout=30_000)
+    assert lab.page.locator(".jp-CodeCell").count() == 1
+
+
+def test_the_palette_asks_which_pool_is_meant(lab: Lab, fake: FakeServer) -> None:
+    fake.state = states.rich()
+    lab.open()
+    lab.pool("gpu").wait_for()
+    lab.execute("apputils:activate-command-palette")
+    lab.page.locator(".lm-CommandPalette-input, .jp-modal-CommandPalette input").first.fill("warm now")
+    lab.page.locator(".lm-CommandPalette-item.lm-mod-active").wait_for()
+    lab.page.keyboard.press("Enter")
+    dialog = lab.dialog()
+    dialog.locator("select").select_option(index=2)
+    with lab.page.expect_request("**/warm*") as request:
+        dialog.locator("button.jp-mod-accept").click()
+    assert states.rich()["snapshot"]["pools"][2]["key"] in request.value.url
+    assert request.value.post_data_json == {"replicas": 1}
+
+
+def test_a_refusal_is_shown(lab: Lab, fake: FakeServer) -> None:
+    fake.state = states.rich()
+    lab.open()
+    lab.pool("gpu").wait_for()
+    fake.status = 503
+    lab.pool("gpu").get_by_role("button", name="Raise the minimum").click()
+    lab.page.locator(".jp-Notification-List, .Toastify__toast, .jp-toastContainer").get_by_text("no").first.wait_for()
