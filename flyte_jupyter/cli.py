@@ -44,7 +44,7 @@ GUARDIAN_S: Final = 6.0
 APPLIED_S: Final = 5.0
 REDRAW_S: Final = 1.0
 BIG_LIBRARIES: Final = ("torch", "tensorflow", "jax", "cupy", "numpy")
-ADVISED: Final = {"tornado": "6.5.7", "jupyter_server": "2.18"}
+ADVISED: Final = {"tornado": "6.5.7"}
 """Floors of packages that we do not require, but that must not be older where they are installed."""
 NETWORK_FILE_SYSTEMS: Final = (
     "nfs",
