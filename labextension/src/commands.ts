@@ -118,7 +118,6 @@ export function addCommands(services: ICommandServices): IDisposable {
       icon?: typeof poolsIcon;
       execute: (args: Args) => Promise<void> | void;
       isEnabled?: (args: Args) => boolean;
-      isToggled?: (args: Args) => boolean;
       args?: string[];
       inPalette?: boolean;
     }
@@ -147,16 +146,20 @@ export function addCommands(services: ICommandServices): IDisposable {
       label: string | ((args: Args) => string);
       caption: string;
       icon?: typeof poolsIcon;
-      isToggled?: (args: Args) => boolean;
       args?: string[];
+      /** There must be something to end. */
+      needsReplicas?: boolean;
       run: (pool: IPool, args: Args) => Promise<void>;
     }
   ): void => {
-    const { run, args, ...rest } = options;
+    const { run, args, needsReplicas, ...rest } = options;
     add(id, {
       ...rest,
       args: ['pool', 'ask', ...(args ?? [])],
-      isEnabled: args_ => !!args_.ask || poolNow(args_) !== null,
+      isEnabled: args_ => {
+        const pool = poolNow(args_);
+        return !!args_.ask || (pool !== null && !(needsReplicas && !pool.replicas.length));
+      },
       execute: async args_ => {
         const pool = await choosePool(args_);
         if (pool) {
@@ -222,7 +225,6 @@ export function addCommands(services: ICommandServices): IDisposable {
         ? trans.__('Stop Keeping')
         : trans.__('Keep for %1', duration(keepSeconds())),
     caption: trans.__('No replica stops for being idle in that time'),
-    isToggled: args => !!poolNow(args)?.kept_until,
     run: pool =>
       manager.act({
         on: 'pools',
@@ -234,6 +236,7 @@ export function addCommands(services: ICommandServices): IDisposable {
   addPoolVerb(Commands.restart, {
     label: trans.__('Restart One by One…'),
     caption: trans.__('Replace all replicas; the old ones answer until the new ones are ready'),
+    needsReplicas: true,
     run: async pool => {
       const { button } = await showDialog({
         title: trans.__('Restart pool %1?', visible(pool.name)),
@@ -251,6 +254,7 @@ export function addCommands(services: ICommandServices): IDisposable {
   addPoolVerb(Commands.drain, {
     label: trans.__('Drain…'),
     caption: trans.__('Stop every replica after the calls that run on it'),
+    needsReplicas: true,
     run: async pool => {
       const { button } = await showDialog({
         title: trans.__('Drain pool %1?', visible(pool.name)),
@@ -269,6 +273,7 @@ export function addCommands(services: ICommandServices): IDisposable {
     label: trans.__('Stop…'),
     caption: trans.__('Stop all replicas of this pool'),
     icon: stopIcon,
+    needsReplicas: true,
     run: async pool => {
       const force = await confirmStop([pool], trans);
       if (force !== null) {
