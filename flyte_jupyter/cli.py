@@ -44,7 +44,7 @@ GUARDIAN_S: Final = 6.0
 APPLIED_S: Final = 5.0
 REDRAW_S: Final = 1.0
 BIG_LIBRARIES: Final = ("torch", "tensorflow", "jax", "cupy", "numpy")
-ADVISED: Final = {"tornado": "6.5.7", "jupyter_server": "2.18"}
+ADVISED: Final = {"tornado": "6.5.7"}
 """Floors of packages that we do not require, but that must not be older where they are installed."""
 NETWORK_FILE_SYSTEMS: Final = (
     "nfs",
@@ -615,6 +615,55 @@ def _warm(options: argparse.Namespace) -> int:
         return code
 
 
+def _restart(options: argparse.Namespace) -> int:
+    name, index = _parted(options.what)
+    if index is not None:
+        with _replica(name, index) as (broker, view, replica):
+            broker.send(p.RestartReplica(replica=replica.id, force=options.force))
+            return _report(broker, view, options, lambda now: _stays(now, {replica.id}) == set())
+    if options.force:
+        _complain(f"--force is for one replica: `flyte-jupyter restart '{name}[0]' --force`.")
+        return UNKNOWN
+    with _pool(name) as (broker, view):
+        before = {replica.id for replica in view.replicas}
+        broker.send(p.RestartPool(pool=view.key))
+        return _report(broker, view, options, lambda now: _stays(now, before) == set())
+
+
+def _interrupt(options: argparse.Namespace) -> int:
+    name, index = _parted(options.what)
+    if index is None:
+        _complain(f"Say which replica: `flyte-jupyter interrupt '{name}[0]'`.")
+        return UNKNOWN
+    with _replica(name, index) as (broker, view, replica):
+        broker.send(p.Interrupt(replica=replica.id))
+        return _report(broker, view, options, lambda _: True)
+
+
+def _parted(what: str) -> tuple[str, int | None]:
+    """A pool's name and a replica's number, if it has one: "gpu[0]"."""
+    found = re.fullmatch(r"(.+)\[([0-9]+)\]", what)
+    return (found[1], int(found[2])) if found else (what, None)
+
+
+@contextlib.contextmanager
+def _replica(name: str, index: int) -> Iterator[tuple[Conversation, PoolView, ReplicaView]]:
+    with _pool(name) as (broker, view):
+        for replica in view.replicas:
+            if replica.index == index and replica.state != "stopping":
+                yield broker, view, replica
+                return
+        there = ", ".join(replica.name for replica in view.replicas) or "none"
+        _complain(f"Pool {view.name} has no replica {index}; there is: {there}.")
+        raise SystemExit(UNKNOWN)
+
+
+def _stays(view: PoolView, replicas: set[str]) -> set[str]:
+    """Those of them that will not be replaced."""
+    ends = ("draining", "stopping")
+    return {each.id for each in view.replicas if each.generation_current and each.state not in ends} & replicas
+
+
 def _report(
     broker: Conversation,
     view: PoolView,
@@ -1142,6 +1191,27 @@ def _parser() -> argparse.ArgumentParser:
     keep.add_argument("pool", metavar="POOL")
     keep.add_argument("duration", type=parse_duration, metavar="DURATION", help="30m, 2h, 1h30m; 0 ends it")
     keep.add_argument("--json", action="store_true")
+
+    restart = add(
+        "restart",
+        _restart,
+        "replace a pool's replicas one by one while the old ones answer, or one replica after its running task",
+        "flyte-jupyter restart 'gpu[0]'",
+        "0 begun, 1 no answer, 2 no such pool or replica",
+    )
+    restart.add_argument("what", metavar="POOL|NAME[i]")
+    restart.add_argument("--force", "--now", action="store_true", help="one replica: do not wait for its running task")
+    restart.add_argument("--json", action="store_true")
+
+    interrupt = add(
+        "interrupt",
+        _interrupt,
+        "stop what runs on a replica; it stays, with what it has loaded",
+        "flyte-jupyter interrupt 'gpu[0]'",
+        "0 told, 1 no answer, 2 no such pool or replica",
+    )
+    interrupt.add_argument("what", metavar="NAME[i]")
+    interrupt.add_argument("--json", action="store_true")
 
     doctor = add(
         "doctor",

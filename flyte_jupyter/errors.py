@@ -851,17 +851,28 @@ class TaskCancelled(PoolError, ActionAbortedError):
         forced: It did not stop when asked, so its replica was ended, with everything that was loaded there.
         replica: Where it ran: `"gpu[0]"`.
         by: Who cancelled it, for people: `"train.ipynb"`.
+        queued: It was still waiting for a replica.
     """
 
     fj_code = "FJ504"
 
-    def __init__(self, task: str, forced: bool = False, replica: str | None = None, by: str | None = None) -> None:
+    def __init__(
+        self,
+        task: str,
+        forced: bool = False,
+        replica: str | None = None,
+        by: str | None = None,
+        *,
+        queued: bool = False,
+    ) -> None:
         where = f"replica {replica}" if replica else "its replica"
         why = (
             f"It did not stop when asked, so {where} was ended; a replacement is loading."
             if forced
             else f"It stopped when asked; {where} is ready again and what it had loaded was kept."
         )
+        if queued:
+            why = "It was still waiting for a replica, and had not begun."
         self._explain(
             "user",
             f"Task {task} was cancelled{f' by {by}' if by else ''}.",

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -141,7 +141,10 @@ def test_without_a_broker_status_and_stop_have_nothing_to_do(folder: Path, run: 
     assert run("stop", "gpu")[0] == 0
 
 
-@pytest.mark.parametrize("verb", [("scale", "gpu", "1:2"), ("warm", "gpu"), ("keep", "gpu", "2h")])
+@pytest.mark.parametrize(
+    "verb",
+    [("scale", "gpu", "1:2"), ("warm", "gpu"), ("keep", "gpu", "2h"), ("restart", "gpu"), ("interrupt", "gpu[0]")],
+)
 def test_a_verb_for_a_pool_that_is_not_there(folder: Path, run: Run, verb: tuple[str, ...]) -> None:
     code, out, err = run(*verb)
     assert (code, out) == (2, "")
@@ -158,7 +161,9 @@ def test_bad_arguments_are_refused(run: Run, line: str) -> None:
     assert err.startswith("usage: flyte-jupyter")
 
 
-@pytest.mark.parametrize("command", ["status", "stop", "logs", "scale", "warm", "keep", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["status", "stop", "logs", "scale", "warm", "keep", "restart", "interrupt", "doctor"]
+)
 def test_help_has_an_example_and_the_exit_codes(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0
@@ -282,6 +287,28 @@ def test_a_pool_that_works_is_stopped_only_by_force(run: Run, holder: subprocess
     assert err.endswith("To end it now: `flyte-jupyter stop gpu --force`.\n")
     assert run("stop", "gpu", "--force", "--json")[:1] == (0,)
     assert set(cli._replica_processes(folder).values()) <= {"zygote"}
+
+
+@pytest.mark.kernel
+def test_replicas_are_interrupted_and_restarted(run: Run, holder: subprocess.Popen[str]) -> None:
+    def replicas() -> list[Any]:
+        return cast("list[Any]", state(run)["pools"][0]["replicas"])
+
+    def renewed(old: Any) -> bool:
+        return [(each["id"] != old["id"], each["state"]) for each in replicas()] == [(True, "ready")]
+
+    busy(run, holder)
+    [first] = replicas()
+    for line in ("interrupt gpu", "restart gpu --force", "restart gpu[7]", "interrupt gpu[7]"):
+        assert run(*line.split())[0] == 2
+    # The first one may come before the call has begun.
+    wait_until(lambda: run("interrupt", "gpu[0]")[0] == 0 and not replicas()[0]["leases"])
+    assert run("restart", "gpu")[0] == 0
+    wait_until(lambda: renewed(first))
+    [second] = replicas()
+    assert second["index"] == 1
+    assert run("restart", "gpu[1]", "--force")[0] == 0
+    wait_until(lambda: renewed(second))
 
 
 @pytest.mark.kernel

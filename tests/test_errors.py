@@ -181,6 +181,7 @@ OTHERS = [
     errors.ReplicaDied("t", "gpu[0]", exit_code=3, attempt=1, log_tail="last words"),
     errors.TaskCancelled("gpu.infer", forced=True, replica="gpu[0]"),
     errors.TaskCancelled("gpu.infer"),
+    errors.TaskCancelled("gpu.infer", queued=True),
     errors.StarvationError("a", "b", "gpu", max_replicas=4, concurrency=1, possible=1),
 ]
 EVERY = [*FLYTE, *(error for error, _ in OURS), *OTHERS]

@@ -27,9 +27,10 @@ ALLOWED = {
     "client": {"errors", "core", "loader", "memory", "runtime", "_version"},
     "broker": {"errors", "core", "runtime", "orphans", "devices", "_version"},
     "kernel": {"errors", "core", "loader", "memory", "runtime", "_version"},
+    "server": {"errors", "core", "runtime", "_version"},
 }
 CALLERS = ALLOWED["client"] | {"client", "orphans", "devices"}
-"""Of magics, widgets, provisioner, server and cli."""
+"""Of magics, widgets, provisioner and cli."""
 
 IMPURE = {"time", "os", "socket", "threading", "asyncio", "anyio", "random", "subprocess", "select", "logging"}
 WARNS_THROUGH_FLYTES_LOGGER = {"policy", "resources"}
@@ -103,6 +104,13 @@ def test_the_import_is_cheap() -> None:
     loaded = fresh("import sys, flyte_jupyter; print(*sys.modules)")
     assert set(EXTRAS) & set(loaded) == set()
     assert [name for name in loaded if name.startswith(("flyte_jupyter.broker", "flyte_jupyter.kernel"))] == []
+
+
+def test_the_server_extension_loads_nothing_that_runs_user_code() -> None:
+    loaded = fresh("import sys, flyte_jupyter.server.handlers; print(*sys.modules)")
+    assert {"cloudpickle", "torch", "numpy", "flyte_jupyter.broker", "flyte_jupyter.kernel"} & set(loaded) == set()
+    names = {name for path in (ROOT / "server").glob("*.py") for name in imports(path)}
+    assert {name for name in names if "pickle" in name or "payload" in name} == set()
 
 
 def test_the_guardian_needs_only_the_standard_library() -> None:

@@ -85,6 +85,7 @@ class Engine:
         self._send_event, self._inbox = create_memory_object_stream[events.Event](math.inf)
         self._clients: dict[str, Callable[[Message], None]] = {}
         self._nested: set[str] = set()
+        self._spectators: dict[str, Callable[[Message], None]] = {}
         self._declarations: dict[str, Declaration] = {}
         self._coming: Counter[str] = Counter()  # pools whose PoolDeclared is still in the inbox
         self._lives: dict[str, Orders] = {}
@@ -110,8 +111,13 @@ class Engine:
         if nested:
             self._nested.add(client)
 
+    def look_on(self, spectator: str, send: Callable[[Message], None]) -> None:
+        """A view of ours: it asks for no lease, nobody counts it, and the broker does not stay for its sake."""
+        self._spectators[spectator] = send
+
     def disconnect(self, client: str) -> None:
         self._nested.discard(client)
+        self._spectators.pop(client, None)
         if self._clients.pop(client, None) is not None:
             self.post(events.ClientGone(client))
 
@@ -266,6 +272,10 @@ class Engine:
             case commands.AskAfter(replica, lease):
                 if (asked := self._lives.get(replica)) is not None:
                     asked.ask_after(lease)
+            case commands.Interrupt(replica, lease):
+                if (told := self._lives.get(replica)) is not None:
+                    log.info("interrupt %s (%s): %s", self._names.get(replica), replica, lease or "all that runs")
+                    told.interrupt(lease)
             case commands.ForgetPool(pool):
                 # Its last client left while another was declaring it: that one's declaration is here already.
                 if not self._coming[pool]:
@@ -323,7 +333,7 @@ class Engine:
 
     async def _stop_everything(self) -> None:
         """Idle replicas end themselves; what still runs after a while is killed."""
-        for send in list(self._clients.values()):
+        for send in (*self._clients.values(), *self._spectators.values()):
             send(Goodbye(why="the broker was stopped"))
         for life in list(self._lives.values()):
             life.stop.set()

@@ -49,13 +49,20 @@ class Orders:
 
     stop: anyio.Event = field(default_factory=anyio.Event)
     kill: anyio.Event = field(default_factory=anyio.Event)
-    ask: anyio.Event = field(default_factory=anyio.Event)
-    leases: deque[str] = field(default_factory=deque)
+    said: anyio.Event = field(default_factory=anyio.Event)
+    words: deque[tuple[Kind, str]] = field(default_factory=deque)
 
     def ask_after(self, lease: str) -> None:
         """Let the replica say when nothing runs in this lease any more."""
-        self.leases.append(lease)
-        self.ask.set()
+        self._say(Kind.ASK, lease)
+
+    def interrupt(self, lease: str | None) -> None:
+        """Stop the call that runs in this lease; without one, all that run."""
+        self._say(Kind.INTERRUPT, lease or "")
+
+    def _say(self, kind: Kind, body: str) -> None:
+        self.words.append((kind, body))
+        self.said.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +356,7 @@ class Launcher:
     ) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._kill_when_told, process, orders)
-            tasks.start_soon(self._ask, supervisor, orders)
+            tasks.start_soon(self._pass_on, supervisor, orders)
             await orders.stop.wait()
             with contextlib.suppress(anyio.BrokenResourceError):
                 for piece in encode(Kind.STOP):
@@ -357,13 +364,14 @@ class Launcher:
             await anyio.sleep(POLITE_S)
             orders.kill.set()
 
-    async def _ask(self, supervisor: anyio.abc.SocketStream, orders: Orders) -> None:
+    async def _pass_on(self, supervisor: anyio.abc.SocketStream, orders: Orders) -> None:
         with contextlib.suppress(anyio.BrokenResourceError):
             while True:
-                await orders.ask.wait()
-                orders.ask = anyio.Event()
-                while orders.leases:
-                    for piece in encode(Kind.ASK, 0, orders.leases.popleft().encode()):
+                await orders.said.wait()
+                orders.said = anyio.Event()
+                while orders.words:
+                    kind, body = orders.words.popleft()
+                    for piece in encode(kind, 0, body.encode()):
                         await supervisor.send(bytes(piece))
 
     async def _kill_when_told(self, process: Child, orders: Orders) -> None:

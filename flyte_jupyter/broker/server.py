@@ -124,8 +124,11 @@ async def _converse(stream: SocketStream, lines: BufferedByteReceiveStream, engi
             return sender.statistics().current_buffer_used > 0
 
         send(p.Welcome(version=_version.__version__, pid=os.getpid()))
-        engine.connect(client, send, nested=hello.kind == "replica")
-        engine.post(events.ClientConnected(client, hello.label, hello.kind, hello.pid))
+        if hello.kind == "server":
+            engine.look_on(client, send)
+        else:
+            engine.connect(client, send, nested=hello.kind == "replica")
+            engine.post(events.ClientConnected(client, hello.label, hello.kind, hello.pid))
         log.info("client %s: %s %s, pid %d", client, hello.kind, hello.label, hello.pid)
         try:
             tasks.start_soon(_write, stream, outbox, writing)
@@ -194,6 +197,14 @@ class _Reader:
                 engine.post(events.PoolKept(pool, seconds))
             case p.StopPool(pool=pool, force=force):
                 engine.post(events.PoolStopped(pool, force))
+            case p.RestartPool(pool=pool):
+                engine.post(events.PoolRestarted(pool))
+            case p.RestartReplica(replica=replica, force=force):
+                engine.post(events.ReplicaRestarted(replica, force))
+            case p.Interrupt(replica=replica):
+                engine.post(events.ReplicaInterrupted(replica))
+            case p.Cancel(lease=lease):
+                engine.post(events.LeaseCancelled(lease))
             case p.Watch(once=once):
                 if once or self.watching is not None:
                     send(engine.snapped())

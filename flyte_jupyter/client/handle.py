@@ -271,6 +271,45 @@ class PoolHandle:
         if not self._wait_until(connection, gone, timeout):
             raise TimeoutError(f"pool {self.name!r} still runs a task after {timeout:g} s; use stop(force=True)")
 
+    def restart(self, replica: int | None = None, *, force: bool = False) -> PoolHandle:
+        """Replace the pool's replicas by fresh ones, which run the preload anew. Returns at once.
+
+        Without a number all of them, one by one: the old ones answer until their successors are ready, where there is
+        room for both. With one, that replica takes no further call, and is replaced after those that it runs.
+
+        Args:
+            replica: A replica's number, the 0 of "gpu[0]".
+            force: Replace that one replica at once; its running tasks raise `ReplicaDied`.
+
+        Raises:
+            LookupError: There is no such replica.
+            ValueError: `force` without a number; that is `stop(force=True)`.
+        """
+        if replica is not None:
+            connection, view = self._replica(replica)
+            connection.send(p.RestartReplica(replica=view.id, force=force))
+        elif force:
+            raise ValueError("restart(force=True) needs the number of one replica; stop(force=True) ends them all")
+        else:
+            self.connection().send(p.RestartPool(pool=self.key))
+        return self
+
+    def interrupt(self, replica: int) -> PoolHandle:
+        """Stop the tasks that run on a replica; they raise `TaskCancelled`. It stays, with what it has loaded.
+
+        A task that catches the interrupt, or is in a C function that does not return, goes on;
+        `restart(replica, force=True)` ends it.
+
+        Args:
+            replica: The replica's number, the 0 of "gpu[0]".
+
+        Raises:
+            LookupError: There is no such replica.
+        """
+        connection, view = self._replica(replica)
+        connection.send(p.Interrupt(replica=view.id))
+        return self
+
     def status(self) -> PoolView | None:
         """What the broker knows about this pool; None if it knows nothing (yet, or any more).
 
@@ -304,6 +343,16 @@ class PoolHandle:
         connection = self.connection()
         connection.send(p.Warm(pool=self.key, replicas=replicas))
         return connection
+
+    def _replica(self, index: int) -> tuple[broker.Connection, ReplicaView]:
+        connection = self.connection()
+        pool = self._find(connection.snapshot())
+        replicas = () if pool is None else pool.replicas
+        for view in replicas:
+            if view.index == index and view.state != "stopping":
+                return connection, view
+        there = ", ".join(str(view.index) for view in replicas) or "none"
+        raise LookupError(f"pool {self.name!r} has no replica {index!r}; there is: {there}")
 
     def _find(self, snapped: p.Snapped) -> PoolView | None:
         return next((view for view in snapped.snapshot.pools if view.key == self.key), None)

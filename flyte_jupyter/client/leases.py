@@ -434,6 +434,8 @@ def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
             )
         case "pool-stopped":
             return errors.PoolStopped(pool)
+        case "cancelled":
+            return errors.TaskCancelled(detail["task"], queued=True)
         case "starvation":
             return errors.StarvationError(
                 detail["parent"],

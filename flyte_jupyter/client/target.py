@@ -122,7 +122,8 @@ class Target:
         number = None if why.signal is None else int(getattr(signals, why.signal, 0)) or None
         hint = None
         if why.signal == "SIGKILL" or why.exit_code == 137:
-            hint = "possibly the system's out-of-memory killer"
+            ours = why.cause not in {"signal SIGKILL", "exit code 137"}  # the broker killed it, and says why
+            hint = why.cause if ours else "possibly the system's out-of-memory killer"
         return errors.ReplicaDied(
             self.name,
             lease.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-RefusalReason = Literal["no-such-pool", "no-gpu", "no-room", "pool-failed", "pool-stopped", "starvation"]
+RefusalReason = Literal["no-such-pool", "no-gpu", "no-room", "pool-failed", "pool-stopped", "starvation", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,18 @@ class AskAfter:
 
 
 @dataclass(frozen=True, slots=True)
+class Interrupt:
+    """The replica shall stop the call that runs in this lease; without one, all that run."""
+
+    replica: str
+    lease: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetPool:
     """Nobody declares the pool any more and nothing of it is left."""
 
     pool: str
 
 
-Command = StartReplica | StopReplica | Grant | Refuse | Recall | Lose | AskAfter | ForgetPool
+Command = StartReplica | StopReplica | Grant | Refuse | Recall | Lose | AskAfter | Interrupt | ForgetPool

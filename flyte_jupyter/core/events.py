@@ -82,6 +82,13 @@ class PoolStopped:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolRestarted:
+    """Replace every replica, one by one, as if its preload had changed; also ends a FAILED verdict."""
+
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseRequested:
     """`parent` is the lease of the task that makes this call, when a task calls a task."""
 
@@ -112,6 +119,28 @@ class LeaseRevoked:
 
     lease: str
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseCancelled:
+    """Somebody else than its client wants it to end: a request is refused, a running call is interrupted."""
+
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaInterrupted:
+    """Somebody wants whatever runs there to stop; the replica stays."""
+
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRestarted:
+    """Replace this replica, after its running tasks or (`force`) at once; also ends a FAILED verdict."""
+
+    replica: str
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +193,14 @@ Event = (
     | PoolScaled
     | PoolKept
     | PoolStopped
+    | PoolRestarted
     | LeaseRequested
     | LeaseReleased
     | LeaseEnded
     | LeaseRevoked
+    | LeaseCancelled
+    | ReplicaInterrupted
+    | ReplicaRestarted
     | ReplicaLoading
     | ReplicaReady
     | ReplicaFailed

@@ -48,7 +48,7 @@ MapFile = Callable[[int, int], memoryview]
 class Kind(IntEnum):
     """What a frame says.
 
-    From a client: HELLO, CALL, DEFINE, CANCEL, WITHDRAW, ANSWER, COMM; from the broker: SETUP, ASK, STOP.
+    From a client: HELLO, CALL, DEFINE, CANCEL, WITHDRAW, ANSWER, COMM; from the broker: SETUP, ASK, INTERRUPT, STOP.
     """
 
     HELLO = 1  # who is calling: lease, notebook, folder
@@ -68,6 +68,7 @@ class Kind(IntEnum):
     COMM = 15  # a message of the user's front end to a widget that lives in the replica
     WITHDRAW = 16  # do not begin these calls; body: lease and last number
     WITHDRAWN = 17  # that many calls, from this one on (flags), will not begin: send them elsewhere
+    INTERRUPT = 18  # stop what runs in that lease; if the body is empty, all that runs
 
 
 class Status(IntEnum):

@@ -94,6 +94,7 @@ class Lease:
     granted_at: float | None = None
     abandoned: bool = False  # its client is gone; the replica is stopping what runs in it
     over: bool = False  # its replica says that its client has hung up, and that nothing runs in it
+    recalled: bool = False  # its client was asked to give it back after the call that runs
     recalled_for: Share | None = None
     lost_why: str | None = None  # what its client shall hear when the replica exits, if we know better
 
@@ -120,7 +121,7 @@ class Replica:
     started_at: float
     why: str
     state: State = "starting"
-    current: bool = True  # it has run the preload of the pool's present generation
+    current: bool = True  # nothing has to replace it: a changed preload, a restart of the pool
     pid: int | None = None
     ready_at: float | None = None
     idle_since: float = 0.0
@@ -185,12 +186,14 @@ class Pool:
     used_at: float = -math.inf  # the last moment at which something ran, waited, became ready or was warmed
     kept_until: float = -math.inf
     warm_goal: int = 0  # PoolWarmed, until carried out
+    owed: int = 0  # replicas that were taken away to be replaced, and are not replaced yet
 
     replicas: dict[str, Replica] = field(default_factory=dict)
     count: dict[State, int] = field(
         default_factory=lambda: {"starting": 0, "loading": 0, "ready": 0, "draining": 0, "stopping": 0}
     )
-    stale: int = 0  # ready replicas of an older generation
+    stale: int = 0  # ready replicas that are not current
+    renewal: str = ""  # why they have to be replaced
     renewing: Replica | None = None  # the one that will replace a stale one
     leaving: list[Replica] = field(default_factory=list)  # may stop now: drained, or outdated before ready
     free: Ranking = field(default_factory=Ranking)  # replicas with a free slot, best first
@@ -310,7 +313,8 @@ class Pool:
         """Rank a replica anew: its state, leases or generation changed, or the pool's concurrency."""
         leases = len(replica.leases)
         if replica.state == "ready" and leases < self.slots:
-            self.free.put(replica.id, not replica.current, leases, replica.index)
+            outdated = replica.generation != self.generation
+            self.free.put(replica.id, outdated, not replica.current, leases, replica.index)
         else:
             self.free.drop(replica.id)
         if replica.state == "ready" and not leases:
@@ -320,12 +324,27 @@ class Pool:
 
     def set_generation(self, generation: str) -> None:
         self.generation = generation
+        self.renewal = "the preload has changed"
         for replica in self.replicas.values():
-            replica.current = replica.generation == generation
-            if not replica.current and replica.state in {"starting", "loading"}:
-                replica.why = "the preload has changed"
-                self.leaving.append(replica)
-            self.place(replica)
+            self._set_current(replica, replica.generation == generation)
+        self._count_stale()
+
+    def outdate(self, why: str) -> None:
+        """Every replica has to be replaced."""
+        self.renewal = why
+        for replica in self.replicas.values():
+            self.owed += replica.state in {"starting", "loading"} and not self.single_use
+            self._set_current(replica, False)
+        self._count_stale()
+
+    def _set_current(self, replica: Replica, current: bool) -> None:
+        replica.current = current
+        if not current and replica.state in {"starting", "loading"}:
+            replica.why = self.renewal
+            self.leaving.append(replica)
+        self.place(replica)
+
+    def _count_stale(self) -> None:
         self.stale = sum(r.state == "ready" and not r.current for r in self.replicas.values())
 
     def free_slot(self) -> Replica | None:
@@ -335,7 +354,7 @@ class Pool:
             return None
         replica = self.replicas[first]
         # What the old preload made must not answer beside what the new one made.
-        return replica if replica.current or self.count["ready"] == self.stale else None
+        return replica if replica.generation == self.generation or self.count["ready"] == self.stale else None
 
     # The queue
 

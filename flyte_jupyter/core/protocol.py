@@ -15,7 +15,7 @@ from .commands import RefusalReason
 from .snapshot import Snapshot
 from .spec import EnvironmentSpec, Frozen, Scaling
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 """A declaration carries the preload's code; nothing else comes near this."""
 
@@ -32,7 +32,7 @@ class Hello(Frozen):
     version: str
     protocol: int = PROTOCOL
     label: str  # for people: "train.ipynb"
-    kind: str  # "notebook", "script", "terminal", "replica", "cli"
+    kind: str  # "notebook", "script", "terminal", "replica", "cli", "server"
     pid: int
 
 
@@ -111,6 +111,35 @@ class StopPool(Frozen):
     force: bool = False
 
 
+class RestartPool(Frozen):
+    """Replace every replica, one by one."""
+
+    type: Literal["restart-pool"] = "restart-pool"
+    pool: str
+
+
+class RestartReplica(Frozen):
+    """Replace one replica, after its running tasks or (`force`) at once."""
+
+    type: Literal["restart-replica"] = "restart-replica"
+    replica: str
+    force: bool = False
+
+
+class Interrupt(Frozen):
+    """Stop the calls that run on a replica; it stays."""
+
+    type: Literal["interrupt"] = "interrupt"
+    replica: str
+
+
+class Cancel(Frozen):
+    """Withdraw somebody's request, or stop the call that runs in somebody's lease."""
+
+    type: Literal["cancel"] = "cancel"
+    lease: str
+
+
 class Watch(Frozen):
     """Send a snapshot now and after every change (at most ten a second); `once` ends after the first."""
 
@@ -131,7 +160,22 @@ class Shutdown(Frozen):
 
 
 ToBroker = Annotated[
-    Hello | Declare | Acquire | Release | Revoke | Warm | Scale | Keep | StopPool | Watch | Unwatch | Shutdown,
+    Hello
+    | Declare
+    | Acquire
+    | Release
+    | Revoke
+    | Cancel
+    | Warm
+    | Scale
+    | Keep
+    | StopPool
+    | RestartPool
+    | RestartReplica
+    | Interrupt
+    | Watch
+    | Unwatch
+    | Shutdown,
     Field(discriminator="type"),
 ]
 

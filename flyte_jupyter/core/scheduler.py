@@ -22,6 +22,7 @@ from .commands import (
     Command,
     ForgetPool,
     Grant,
+    Interrupt,
     Lose,
     Recall,
     RefusalReason,
@@ -34,19 +35,23 @@ from .events import (
     ClientGone,
     DevicesFound,
     Event,
+    LeaseCancelled,
     LeaseEnded,
     LeaseReleased,
     LeaseRequested,
     LeaseRevoked,
     PoolDeclared,
     PoolKept,
+    PoolRestarted,
     PoolScaled,
     PoolStopped,
     PoolWarmed,
     ReplicaExited,
     ReplicaFailed,
+    ReplicaInterrupted,
     ReplicaLoading,
     ReplicaReady,
+    ReplicaRestarted,
     Tick,
 )
 from .inventory import Inventory
@@ -158,6 +163,18 @@ class Scheduler:
                 if revoked and revoked.replica:
                     revoked.lost_why = why
                     self._stop(revoked.replica, why, force=True)
+            case LeaseCancelled(lease):
+                unwanted = self._leases.get(lease)
+                if unwanted and unwanted.replica:
+                    self._commands.append(Interrupt(unwanted.replica.id, lease))
+                elif unwanted:
+                    self._refuse(unwanted, "cancelled", {"task": unwanted.task}, now)
+            case ReplicaInterrupted(replica):
+                if replica in self._replicas:
+                    self._commands.append(Interrupt(replica))
+            case ReplicaRestarted(replica, force):
+                if worn := self._replicas.get(replica):
+                    self._restart(worn, force=force)
             case ClientConnected(client, label, kind, pid):
                 self._clients.setdefault(client, Client(client, label, kind, pid))
                 self.revision += 1
@@ -173,7 +190,7 @@ class Scheduler:
                     if pool.devices.count:
                         pool.room = self._inventory.room(pool.devices)
                         self._touch(pool)
-            case PoolWarmed() | PoolScaled() | PoolKept() | PoolStopped():
+            case PoolWarmed() | PoolScaled() | PoolKept() | PoolStopped() | PoolRestarted():
                 if known := self._pools.get(event.pool):
                     self._order(known, event, now)
             case Tick():
@@ -301,7 +318,22 @@ class Scheduler:
         older.retiring = not older.declared_by
         self._touch(older)
 
-    def _order(self, pool: Pool, event: PoolWarmed | PoolScaled | PoolKept | PoolStopped, now: float) -> None:
+    def _restart(self, replica: Replica, *, force: bool) -> None:
+        pool = replica.pool
+        pool.forgive()
+        if replica.state not in {"draining", "stopping"} and not pool.single_use:
+            pool.owed += 1
+        why = "it was restarted by hand"
+        if force:
+            for lease in replica.leases.values():
+                lease.lost_why = lease.lost_why or why
+            self._stop(replica, why, force=True)
+        else:
+            self._drain(replica, why)
+
+    def _order(
+        self, pool: Pool, event: PoolWarmed | PoolScaled | PoolKept | PoolStopped | PoolRestarted, now: float
+    ) -> None:
         """What somebody asked for by hand."""
         match event:
             case PoolWarmed(_, replicas):
@@ -317,6 +349,9 @@ class Scheduler:
                 pool.active = False
                 pool.killed = force
                 pool.stop_why = POOL_STOPPED
+            case PoolRestarted():
+                pool.forgive()
+                pool.outdate("the pool is being restarted")
         self._touch(pool)
 
     def _touch(self, pool: Pool) -> None:
@@ -352,7 +387,7 @@ class Scheduler:
             while found := pool.unfair_lease():
                 lease, share = found
                 pool.claim(lease, share)
-                self._commands.append(Recall(lease.client, lease.id))
+                self._recall(lease)
         pool.shaken = False
 
     def _hopeless(self, pool: Pool) -> tuple[RefusalReason, dict[str, str]] | None:
@@ -401,7 +436,7 @@ class Scheduler:
             ttl = pool.scaling.idle_ttl
             pool.stop_why = "another environment took its name" if pool.retiring else f"nothing ran for {ttl:g} s"
         if not pool.active:
-            pool.warm_goal = 0
+            pool.warm_goal = pool.owed = 0
             if pool.coming or pool.count["ready"]:
                 for replica in list(pool.replicas.values()):
                     self._drain(replica, pool.stop_why)
@@ -418,7 +453,7 @@ class Scheduler:
     def _drain_stale(self, pool: Pool) -> None:
         stale = [r for r in pool.replicas.values() if r.state == "ready" and not r.current]
         if stale:
-            self._drain(min(stale, key=lambda r: (len(r.leases), r.index)), "the preload has changed")
+            self._drain(min(stale, key=lambda r: (len(r.leases), r.index)), pool.renewal)
 
     def _drain_surplus(self, pool: Pool, surplus: int) -> None:
         # Of those without work, one that is still starting has less to lose than a warm one.
@@ -437,7 +472,7 @@ class Scheduler:
         # While a preload is being renewed, replicas come one at a time: see `_keep_warm`.
         if pool.waiting and pool.active and not pool.failed and not pool.stale and now >= pool.retry_at:
             while pool.waiting > pool.coming * pool.slots and pool.live < pool.cap and not lacking:
-                lacking = self._start(pool, "a call waits", now) is None
+                lacking = not self._add(pool, "a call waits", now)
         if lacking:
             self._hungry.setdefault(pool.key, pool)
             self._make_room(pool, now)
@@ -472,9 +507,12 @@ class Scheduler:
         if pool.active and not pool.failed and now >= pool.retry_at:
             if pool.stale:
                 lacking = self._renew(pool, now)
-            goal = max(pool.floor, min(pool.warm_goal, pool.scaling.max_replicas))
+            present = pool.coming + pool.count["ready"]
+            goal = max(pool.floor, min(max(pool.warm_goal, present + pool.owed), pool.scaling.max_replicas))
             while pool.coming + pool.count["ready"] < goal and pool.live < pool.cap and not (lacking or pool.stale):
-                lacking = self._contested(pool) or self._start(pool, "kept warm", now) is None
+                lacking = self._contested(pool) or not self._add(pool, "kept warm", now)
+            if not pool.stale and pool.coming + pool.count["ready"] >= pool.scaling.max_replicas:
+                pool.owed = 0
             # A wish to be warm is heard once; what idles later goes like any other idle replica.
             pool.warm_goal = 0
         if lacking:
@@ -488,8 +526,9 @@ class Scheduler:
             return False
         if self._contested(pool):
             return True
-        pool.renewing = self._start(pool, "the preload has changed", now)
+        pool.renewing = self._start(pool, pool.renewal, now)
         if pool.renewing is None and not pool.count["draining"] and not pool.count["stopping"]:
+            pool.owed += 1
             self._drain_stale(pool)
         return pool.renewing is None
 
@@ -515,7 +554,7 @@ class Scheduler:
         due = pool.kept_until if now < pool.kept_until else math.inf
         if pool.active:
             due = min(due, pool.idle_stops_at, pool.scaledown_at)
-            short = pool.waiting or pool.stale or pool.coming + pool.count["ready"] < pool.floor
+            short = pool.waiting or pool.stale or pool.owed or pool.coming + pool.count["ready"] < pool.floor
             if short and not pool.failed and now < pool.retry_at:
                 due = min(due, pool.retry_at)
         if pool.devices.count and now >= pool.kept_until and pool.spare and pool.key not in self._hungry:
@@ -525,6 +564,12 @@ class Scheduler:
             self._deadlines.drop(pool.key)
         else:
             self._deadlines.put(pool.key, due)
+
+    def _add(self, pool: Pool, why: str, now: float) -> bool:
+        """Start one replica more; False for want of devices."""
+        started = self._start(pool, why, now) is not None
+        pool.owed -= started and pool.owed > 0
+        return started
 
     def _start(self, pool: Pool, why: str, now: float) -> Replica | None:
         replica_id = f"{pool.key[:8]}-{self._started + 1}"
@@ -547,7 +592,15 @@ class Scheduler:
             return
         replica.why = why
         replica.pool.move(replica, "draining")
+        if not replica.pool.single_use:
+            for lease in replica.leases.values():
+                self._recall(lease)  # its client keeps a lease as long as it has calls for it
         self._touch(replica.pool)
+
+    def _recall(self, lease: Lease) -> None:
+        if not lease.recalled:
+            lease.recalled = True
+            self._commands.append(Recall(lease.client, lease.id))
 
     def _stop(self, replica: Replica, why: str, *, force: bool = False) -> None:
         replica.why = why

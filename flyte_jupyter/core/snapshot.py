@@ -37,7 +37,10 @@ class RequestView(LeaseView):
 
 
 class ReplicaView(Frozen):
-    """One warm kernel. `why` says what it was started for, or why it has to go."""
+    """One warm kernel. `why` says what it was started for, or why it has to go.
+
+    `generation_current` is False for one that will be replaced: its preload has changed, or the pool is restarted.
+    """
 
     id: str
     index: int

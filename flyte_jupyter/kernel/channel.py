@@ -546,6 +546,8 @@ class ControlChannel:
                 self._replica.runner.loop.call_soon_threadsafe(self._replica.set_up, bytes(frame.body))
             elif frame.kind == Kind.ASK and self._supervisor:
                 self._replica.ask_after(str(frame.body, "utf-8"))
+            elif frame.kind == Kind.INTERRUPT and self._supervisor:
+                self._replica.interrupt(str(frame.body, "utf-8"))
             elif frame.kind == Kind.STOP and self._supervisor:
                 self._replica.runner.loop.call_soon_threadsafe(self._replica.stop)
             else:
@@ -662,6 +664,15 @@ class Replica:
         call = channel.cancel(number)
         if call is not None:
             self.runner.cancel(call)
+
+    def interrupt(self, lease: str) -> None:
+        """Stop the call that runs in this lease; in all of them if none is named."""
+        with self._lock:
+            channels = [each for each in self._channels.values() if lease in ("", each.hello.lease)]
+            calls = [each.running for each in channels]
+        for call in calls:
+            if call is not None:
+                self.runner.cancel(call)
 
     def withdraw(self, lease: str, first: int, last: int) -> None:
         with self._lock:

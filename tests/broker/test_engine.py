@@ -294,6 +294,16 @@ def test_a_client_or_a_replica_keeps_the_broker_alive() -> None:
     assert play(scenario, end=False) == pytest.approx(2 + 5000 + 600, abs=2)
 
 
+def test_a_spectator_does_not_keep_the_broker_alive_and_hears_goodbye() -> None:
+    said: list[p.Message] = []
+
+    async def scenario(engine: Engine, _: FakeLauncher) -> None:
+        engine.look_on("panel", said.append)
+
+    assert play(scenario, end=False) == pytest.approx(600, abs=0.1)
+    assert [type(message) for message in said] == [p.Goodbye]
+
+
 def test_a_client_that_comes_back_in_time_finds_the_broker() -> None:
     async def scenario(engine: Engine, _: FakeLauncher) -> None:
         await sleep(599)

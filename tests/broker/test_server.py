@@ -133,6 +133,21 @@ def test_a_client_says_hello_declares_and_gets_a_lease(play: Play) -> None:
     play(conversation)
 
 
+def test_a_server_looks_on_and_is_no_client(play: Play) -> None:
+    async def conversation(broker: Broker) -> None:
+        talk = await broker.client(kind="server")
+        await talk.say(p.Watch(once=True))
+        snapped = await talk.hear(p.Snapped)
+        assert snapped.snapshot.clients == ()
+        await talk.stream.aclose()
+        while broker.engine._spectators:
+            await anyio.sleep(0.001)
+        events = {type(event).__name__ for _, event, _ in broker.engine.scheduler.story}
+        assert {"ClientConnected", "ClientGone"} & events == set()
+
+    play(conversation)
+
+
 def test_every_verb_reaches_the_scheduler(play: Play) -> None:
     async def conversation(broker: Broker) -> None:
         talk, pool = await broker.client(), declaration()
@@ -143,6 +158,10 @@ def test_every_verb_reaches_the_scheduler(play: Play) -> None:
             p.Scale(pool=key, scaling=pool.scaling.model_copy(update={"max_replicas": 7})),
             p.Keep(pool=key, seconds=60),
             p.Revoke(lease="nobody's", why="test"),
+            p.Cancel(lease="nobody's"),
+            p.RestartPool(pool=key),
+            p.RestartReplica(replica="none"),
+            p.Interrupt(replica="none"),
             p.StopPool(pool=key),
             p.Watch(once=True),
         )
@@ -150,6 +169,7 @@ def test_every_verb_reaches_the_scheduler(play: Play) -> None:
             await talk.say(p.Watch(once=True))
         events = {type(event).__name__ for _, event, _ in broker.engine.scheduler.story}
         assert {"PoolWarmed", "PoolScaled", "PoolKept", "LeaseRevoked", "PoolStopped"} <= events
+        assert {"LeaseCancelled", "PoolRestarted", "ReplicaRestarted", "ReplicaInterrupted"} <= events
 
     play(conversation)
 

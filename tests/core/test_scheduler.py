@@ -12,6 +12,7 @@ from flyte_jupyter.core.commands import (
     Command,
     ForgetPool,
     Grant,
+    Interrupt,
     Lose,
     Recall,
     Refuse,
@@ -23,19 +24,23 @@ from flyte_jupyter.core.events import (
     ClientGone,
     DevicesFound,
     Event,
+    LeaseCancelled,
     LeaseEnded,
     LeaseReleased,
     LeaseRequested,
     LeaseRevoked,
     PoolDeclared,
     PoolKept,
+    PoolRestarted,
     PoolScaled,
     PoolStopped,
     PoolWarmed,
     ReplicaExited,
     ReplicaFailed,
+    ReplicaInterrupted,
     ReplicaLoading,
     ReplicaReady,
+    ReplicaRestarted,
     Tick,
 )
 from flyte_jupyter.core.inventory import Device
@@ -372,7 +377,7 @@ def test_lowering_the_maximum_drains_idle_replicas_first() -> None:
 def test_a_busy_surplus_replica_stops_after_its_task() -> None:
     machine = warm(2, 2)
     machine.ask("a", "b")
-    assert machine.do(PoolScaled("p", scaling(1, 1))) == []
+    assert machine.do(PoolScaled("p", scaling(1, 1))) == [Recall("ada", "b")]
     assert machine.states() == {"p-1": "busy", "p-2": "draining"}
     assert stopped(machine.release("b")) == ["p-2"]
 
@@ -388,14 +393,15 @@ def test_saying_the_same_again_does_not_undo_an_explicit_scale() -> None:
 def test_stopping_refuses_the_queue_stops_the_idle_and_drains_the_busy() -> None:
     machine = warm(2, 2)
     machine.ask("a")
-    assert machine.do(PoolStopped("p")) == [StopReplica("p-2", "the pool was stopped")]
+    assert machine.do(PoolStopped("p")) == [Recall("ada", "a"), StopReplica("p-2", "the pool was stopped")]
     assert stopped(machine.release("a")) == ["p-1"]
 
 
 def test_stopping_refuses_who_waits() -> None:
     machine = warm(1, 1)
     machine.ask("a", "b")
-    assert machine.do(PoolStopped("p")) == [Refuse("ada", "b", "pool-stopped", {"pool": "p"})]
+    refusal = Refuse("ada", "b", "pool-stopped", {"pool": "p"})
+    assert machine.do(PoolStopped("p")) == [refusal, Recall("ada", "a")]
     assert machine.states() == {"p-1": "draining"}
 
 
@@ -434,7 +440,7 @@ def test_a_changed_preload_renews_replicas_one_by_one() -> None:
     assert stopped(commands) == ["p-2"]
     assert started(commands) == ["p-4"]
     assert granted(machine.ask("b")) == [("b", "p-3")]
-    assert machine.ready("p-4") == []
+    assert machine.ready("p-4") == [Recall("ada", "a")]
     assert stopped(machine.release("a")) == ["p-1"]
     assert set(machine.states()) == {"p-1", "p-2", "p-3", "p-4"}
 
@@ -465,6 +471,129 @@ def test_without_a_spare_gpu_an_old_replica_makes_room_for_the_new_one() -> None
     machine.ready(*started(machine.do(PoolWarmed("p"))))
     assert stopped(machine.declare("p", scaling(1, 1), gpus=1, generation="B")) == ["p-1"]
     assert started(machine.exit("p-1")) == ["p-2"]
+
+
+# Restart, interrupt, cancel
+
+THE_POOL = "the pool is being restarted"
+BY_HAND = "it was restarted by hand"
+
+
+def test_a_restarted_pool_replaces_its_replicas_one_by_one_while_the_old_ones_answer() -> None:
+    machine = warm(2, 2)
+    assert machine.do(PoolRestarted("p")) == [StartReplica("p-3", "p", "", (), THE_POOL)]
+    assert granted(machine.ask("a")) == [("a", "p-1")]
+    commands = machine.ready("p-3")
+    assert stopped(commands) == ["p-2"]
+    assert started(commands) == ["p-4"]
+    assert granted(machine.ask("b")) == [("b", "p-3")]
+    assert machine.ready("p-4") == [Recall("ada", "a")]
+    assert stopped(machine.release("a")) == ["p-1"]
+    assert machine.pool().replicas[0].why == THE_POOL
+
+
+def test_an_old_replica_serves_beside_a_restarted_one() -> None:
+    machine = warm(3, 3)
+    machine.do(PoolRestarted("p"))
+    machine.ready("p-4")
+    assert granted(machine.ask("a", "b")) == [("a", "p-4"), ("b", "p-2")]
+
+
+def test_replicas_of_a_restarted_pool_that_are_still_loading_are_replaced_too() -> None:
+    machine = Machine()
+    machine.declare("p", scaling(0, 2))
+    machine.do(PoolWarmed("p", 2))
+    commands = machine.do(PoolRestarted("p"))
+    assert stopped(commands) == ["p-1", "p-2"] or stopped(commands) == ["p-2", "p-1"]
+    assert started(commands) == ["p-3", "p-4"]
+
+
+def test_a_restart_without_a_spare_gpu_replaces_what_it_took_away_even_above_the_minimum() -> None:
+    machine = Machine(gpus=2)
+    machine.declare("p", scaling(0, 2), gpus=1)
+    machine.ready(*started(machine.do(PoolWarmed("p", 2))))
+    assert stopped(machine.do(PoolRestarted("p"))) == ["p-1"]
+    assert started(machine.exit("p-1")) == ["p-3"]
+    assert stopped(machine.ready("p-3")) == ["p-2"]
+    assert started(machine.exit("p-2")) == ["p-4"]
+    assert stopped(machine.ready("p-4")) == []
+
+
+def test_a_restarted_replica_takes_no_call_and_is_replaced_after_the_one_it_has() -> None:
+    machine = warm(1, 1)
+    machine.ask("a")
+    assert machine.do(ReplicaRestarted("p-1")) == [Recall("ada", "a")]
+    assert machine.states() == {"p-1": "draining"}
+    assert machine.ask("b") == []
+    assert machine.release("a") == [StopReplica("p-1", BY_HAND), StartReplica("p-2", "p", "", (), "a call waits")]
+
+
+def test_a_restarted_replica_is_replaced_even_above_the_minimum() -> None:
+    machine = warm(0, 2)
+    machine.ready(*started(machine.do(PoolWarmed("p", 2))))
+    machine.ask("a")
+    commands = machine.do(ReplicaRestarted("p-2"))
+    assert commands == [StopReplica("p-2", BY_HAND), StartReplica("p-3", "p", "", (), "kept warm")]
+    machine.do(ReplicaRestarted("p-1"))
+    machine.exit("p-2")
+    assert started(machine.release("a")) == ["p-4"]
+    assert machine.ready("p-3", "p-4") == []
+
+
+def test_a_restart_by_force_loses_the_calls_that_run() -> None:
+    machine = warm(1, 1)
+    machine.ask("a")
+    commands = machine.do(ReplicaRestarted("p-1", force=True))
+    assert commands == [
+        StopReplica("p-1", BY_HAND, force=True),
+        StartReplica("p-2", "p", "", (), "kept warm"),
+    ]
+    assert machine.exit("p-1", "signal SIGKILL") == [Lose("ada", "a", BY_HAND)]
+    assert machine.pool().failures == 0
+
+
+def test_a_replica_that_is_restarted_twice_is_replaced_once() -> None:
+    machine = warm(0, 3)
+    machine.ready(*started(machine.do(PoolWarmed("p", 1))))
+    machine.ask("a")
+    assert started(machine.do(ReplicaRestarted("p-1"), ReplicaRestarted("p-1"))) == ["p-2"]
+
+
+def test_a_pool_that_is_stopped_owes_no_replica() -> None:
+    machine = warm(0, 1)
+    machine.ready(*started(machine.do(PoolWarmed("p", 1))))
+    machine.ask("a")
+    machine.do(ReplicaRestarted("p-1"), PoolStopped("p"))
+    assert started(machine.release("a")) == []
+    assert started(machine.exit("p-1")) == []
+
+
+def test_a_restart_makes_a_failed_pool_try_again() -> None:
+    machine = warm(1, 2)
+    for attempt in range(2, 7):
+        machine.do(PoolWarmed("p", 2), at=float(attempt))
+        machine.do(ReplicaFailed(f"p-{attempt}", "ImportError"), ReplicaExited(f"p-{attempt}", "exit code 1"))
+    assert machine.pool().failure is not None
+    assert started(machine.do(PoolRestarted("p"))) == ["p-7"]
+    assert machine.pool().failure is None
+
+
+def test_an_interrupt_reaches_a_replica_and_leaves_its_leases() -> None:
+    machine = warm(1, 1)
+    machine.ask("a")
+    assert machine.do(ReplicaInterrupted("p-1")) == [Interrupt("p-1")]
+    assert machine.states() == {"p-1": "busy"}
+    assert machine.do(ReplicaInterrupted("gone")) == []
+
+
+def test_a_cancelled_request_is_refused_and_a_cancelled_call_interrupted() -> None:
+    machine = warm(1, 1)
+    machine.ask("a", "b")
+    [refusal] = machine.do(LeaseCancelled("b"))
+    assert refusal == Refuse("ada", "b", "cancelled", {"pool": "p", "task": "task-b"})
+    assert machine.do(LeaseCancelled("a")) == [Interrupt("p-1", "a")]
+    assert machine.pool().waiting == 0
+    assert machine.do(LeaseCancelled("b")) == []
 
 
 # Deaths and failures

@@ -12,6 +12,7 @@ from flyte_jupyter.core.commands import (
     Command,
     ForgetPool,
     Grant,
+    Interrupt,
     Lose,
     Recall,
     Refuse,
@@ -23,19 +24,23 @@ from flyte_jupyter.core.events import (
     ClientGone,
     DevicesFound,
     Event,
+    LeaseCancelled,
     LeaseEnded,
     LeaseReleased,
     LeaseRequested,
     LeaseRevoked,
     PoolDeclared,
     PoolKept,
+    PoolRestarted,
     PoolScaled,
     PoolStopped,
     PoolWarmed,
     ReplicaExited,
     ReplicaFailed,
+    ReplicaInterrupted,
     ReplicaLoading,
     ReplicaReady,
+    ReplicaRestarted,
     Tick,
 )
 from flyte_jupyter.core.inventory import Device
@@ -124,8 +129,11 @@ class World(RuleBasedStateMachine):
                 assert len(devices) == REQUESTS[pool].count
                 self.starts[replica] = command
                 live = [r for r, s in self.starts.items() if s.pool == pool and r not in self.stopped]
-                extra = why == "the preload has changed"
+                extra = why in {"the preload has changed", "the pool is being restarted"}
                 assert len(live) <= self.scaling[pool].max_replicas + extra, "above the maximum"
+            case Interrupt(replica, lease):
+                assert replica in self.starts
+                assert lease is None or self.held[lease][2] == replica
             case StopReplica(replica):
                 assert replica in self.starts
                 self.stopped.add(replica)
@@ -174,6 +182,22 @@ class World(RuleBasedStateMachine):
     def stop(self, pool: str, force: bool, seldom: bool) -> None:
         if seldom:
             self.play(PoolStopped(pool, force))
+
+    @rule(pool=POOLS, seldom=SELDOM)
+    def restart(self, pool: str, seldom: bool) -> None:
+        if seldom:
+            self.play(PoolRestarted(pool))
+
+    @precondition(lambda self: self.starts)
+    @rule(data=st.data(), force=st.booleans(), seldom=SELDOM)
+    def restart_one(self, data: st.DataObject, force: bool, seldom: bool) -> None:
+        replica = data.draw(st.sampled_from([*self.starts]))
+        self.play(ReplicaRestarted(replica, force) if seldom else ReplicaInterrupted(replica))
+
+    @precondition(lambda self: self.held or self.waiting)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.play(LeaseCancelled(data.draw(st.sampled_from([*self.held, *self.waiting]))))
 
     @rule(client=st.sampled_from(CLIENTS), pool=POOLS, many=st.integers(1, 4), data=st.data())
     def request(self, client: str, pool: str, many: int, data: st.DataObject) -> None:

@@ -1,0 +1,199 @@
+"""The requests of docs/server-api.md. Each is authenticated, then authorized for a resource of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from typing import Any, Final
+
+from jupyter_server.auth.decorator import authorized, ws_authenticated
+from jupyter_server.base.handlers import APIHandler, JupyterHandler
+from jupyter_server.base.websocket import WebSocketMixin
+from jupyter_server.utils import url_path_join
+from pydantic import ValidationError
+from tornado import web
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from .feed import Feed
+from .link import Link, Unreachable, connected
+from .logs import read_log
+from .verbs import LEASE, POOL, REPLICA, Kind, find_pool
+
+POOLS: Final = "flyte-jupyter-pools"
+LOGS: Final = "flyte-jupyter-logs"
+MAX_BODY_BYTES: Final = 16 * 1024
+MAX_LINES: Final = 10_000
+
+
+def routes(base_url: str) -> list[tuple[Any, ...]]:
+    """All handlers of one server; they share one feed."""
+    feed = {"feed": Feed()}
+    paths: list[tuple[str, Any, dict[str, Any]]] = [
+        ("pools", PoolsHandler, feed),
+        ("stream", StreamHandler, feed),
+        ("pools/([0-9a-f]{16})/failure", FailureHandler, {}),
+        ("replicas/([0-9a-f]{8}-[0-9]{1,12})/log", LogHandler, {}),
+        ("pools/([0-9a-f]{16})/([a-z]+)", VerbHandler, {"kind": POOL}),
+        ("replicas/([0-9a-f]{8}-[0-9]{1,12})/([a-z]+)", VerbHandler, {"kind": REPLICA}),
+        ("leases/([0-9a-f]{1,64})/([a-z]+)", VerbHandler, {"kind": LEASE}),
+    ]
+    return [(url_path_join(base_url, "flyte-jupyter", path), handler, given) for path, handler, given in paths]
+
+
+class Problem(web.HTTPError):
+    """An error whose text is for people."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(status)
+        self.text = text
+
+
+class Handler(APIHandler):
+    auth_resource = POOLS
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None))[1]
+        if isinstance(error, Problem):
+            self.finish({"message": error.text, "reason": self._reason})
+        else:
+            super().write_error(status_code, **kwargs)
+
+    @asynccontextmanager
+    async def broker(self) -> AsyncIterator[Link]:
+        try:
+            async with connected() as link:
+                yield link
+        except Unreachable as why:
+            raise Problem(503, str(why)) from None
+
+    def number(self, name: str, default: int | None, most: int) -> int | None:
+        """A whole number of the query."""
+        text = self.get_query_argument(name, None)
+        if text is None:
+            return default
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= most):
+            raise Problem(400, f"{name} must be a whole number from 0 to {most}, not {text!r}.")
+        return int(text)
+
+
+class PoolsHandler(Handler):
+    _track_activity = False  # polling is not work
+
+    def initialize(self, feed: Feed) -> None:
+        self.feed = feed
+
+    @web.authenticated
+    @authorized("read")
+    async def get(self) -> None:
+        state = await self.feed.state()
+        if self.get_query_argument("since", None) == state.tag:
+            self.set_status(204)
+            self.finish()
+        else:
+            self.finish(state.text())
+
+
+class StreamHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
+    auth_resource = POOLS
+
+    def initialize(self, feed: Feed) -> None:
+        self.feed = feed
+        self.sending: asyncio.Task[None] | None = None
+
+    def set_default_headers(self) -> None:
+        """Those of a page mean nothing here."""
+
+    @property
+    def max_message_size(self) -> int:
+        return MAX_BODY_BYTES
+
+    @ws_authenticated
+    @authorized("read")
+    async def get(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        await super().get(*args, **kwargs)  # checks the origin, then upgrades
+
+    def open(self, *args: Any, **kwargs: Any) -> None:
+        super().open(*args, **kwargs)  # starts the pings
+        self.sending = asyncio.create_task(self.send())
+
+    async def send(self) -> None:
+        with suppress(WebSocketClosedError):
+            async with self.feed.watching() as states:
+                async for state in states:
+                    await self.write_message(state.text())  # returns once the client has taken what came before
+
+    def on_message(self, message: str | bytes) -> None:
+        """Nothing is expected."""
+
+    def on_close(self) -> None:
+        if self.sending is not None:
+            self.sending.cancel()
+
+
+class FailureHandler(Handler):
+    auth_resource = LOGS
+
+    @web.authenticated
+    @authorized("read")
+    async def get(self, key: str) -> None:
+        async with self.broker() as link:
+            pool = find_pool((await link.snapshot()).snapshot, key)
+        if pool is None:
+            raise Problem(404, f"There is no pool {key}.")
+        if pool.failure is None:
+            raise Problem(404, f"No start of pool {pool.name} has failed.")
+        self.finish(pool.failure.model_dump(include={"cause", "replica", "attempts"}))
+
+
+class LogHandler(Handler):
+    auth_resource = LOGS
+    _track_activity = False
+
+    @web.authenticated
+    @authorized("read")
+    async def get(self, replica: str) -> None:
+        tail = self.number("tail", 200, MAX_LINES)
+        since = self.number("since", None, 2**60)
+        assert tail is not None
+        try:
+            piece = await asyncio.to_thread(read_log, replica, tail=tail, since=since)
+        except OSError:
+            raise Problem(404, f"There is no log of replica {replica}.") from None
+        self.finish(asdict(piece))
+
+
+class VerbHandler(Handler):
+    """Finds what a verb is for, and passes the order on."""
+
+    def initialize(self, kind: Kind[Any]) -> None:
+        self.kind = kind
+
+    @web.authenticated
+    @authorized("write")
+    async def post(self, id_: str, verb: str) -> None:
+        body_type = self.kind.verbs.get(verb)
+        if body_type is None:
+            raise Problem(404, f"A {self.kind.noun} has no verb {verb}; it has {', '.join(self.kind.verbs)}.")
+        if len(self.request.body) > MAX_BODY_BYTES:
+            raise Problem(413, f"The body is longer than {MAX_BODY_BYTES} bytes.")
+        try:
+            body = body_type.model_validate_json(self.request.body or b"{}")
+            async with self.broker() as link:
+                target = self.kind.find((await link.snapshot()).snapshot, id_)
+                if target is None:
+                    raise Problem(404, f"There is no {self.kind.noun} {id_}.")
+                await link.send(body.message(target))
+                await link.snapshot()  # so the order has been read
+        except ValidationError as problem:
+            raise Problem(400, _explained(problem)) from None
+        except ValueError as problem:
+            raise Problem(400, str(problem)) from None
+        self.set_status(202)
+        self.finish({})
+
+
+def _explained(problem: ValidationError) -> str:
+    parts = (".".join(map(str, each["loc"])) + ": " + each["msg"] for each in problem.errors(include_url=False))
+    return f"The body does not fit: {'; '.join(part.removeprefix(': ') for part in parts)}."

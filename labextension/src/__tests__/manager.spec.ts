@@ -1,0 +1,147 @@
+import { afterEach, beforeEach, expect, it, vi } from 'vitest';
+
+import contract from '../../../tests/contract/snapshot.json';
+import type { IApi, IStreamListener } from '../api';
+import type { IState } from '../models';
+import { parseState } from '../models';
+import { PoolManager } from '../manager';
+
+const STATE = parseState(contract);
+
+/** A server that does what a test says, and counts. */
+class FakeApi implements IApi {
+  asked: (string | null)[] = [];
+  streams: { listener: IStreamListener; disposed: boolean }[] = [];
+  acted: unknown[] = [];
+  answer: () => Promise<IState | null> = () => Promise.resolve(STATE);
+
+  state(since: string | null): Promise<IState | null> {
+    this.asked.push(since);
+    return this.answer();
+  }
+  stream(listener: IStreamListener): { dispose: () => void } {
+    const stream = { listener, disposed: false };
+    this.streams.push(stream);
+    return { dispose: () => void (stream.disposed = true) };
+  }
+  act(verb: unknown): Promise<void> {
+    this.acted.push(verb);
+    return Promise.resolve();
+  }
+  log = (): Promise<string> => Promise.resolve('');
+  failure = (): Promise<string> => Promise.resolve('');
+}
+
+let api: FakeApi;
+let manager: PoolManager;
+let changes: number;
+
+beforeEach(() => {
+  vi.useFakeTimers();
+  api = new FakeApi();
+  manager = new PoolManager(api, () => 1_000);
+  changes = 0;
+  manager.changed.connect(() => void (changes += 1));
+});
+afterEach(() => {
+  manager.dispose();
+  vi.useRealTimers();
+});
+
+const pass = (ms: number): Promise<unknown> => vi.advanceTimersByTimeAsync(ms);
+const refused = (status: number) => (): Promise<never> =>
+  Promise.reject(Object.assign(new Error('no'), { status }));
+
+it('makes no request while nobody watches', async () => {
+  await pass(60_000);
+  expect([api.asked, api.streams]).toEqual([[], []]);
+});
+
+it('stops when the last watcher goes, and starts again with the next', async () => {
+  const [one, two] = [manager.watch(), manager.watch()];
+  api.streams[0].listener.onState(STATE);
+  one.dispose();
+  expect(api.streams).toMatchObject([{ disposed: false }]);
+  two.dispose();
+  expect(api.streams).toMatchObject([{ disposed: true }]);
+  const asked = api.asked.length;
+  await pass(60_000);
+  expect(api.asked).toHaveLength(asked);
+  manager.watch();
+  expect(api.streams).toHaveLength(2);
+});
+
+it('does not poll while the web socket lives', async () => {
+  manager.watch();
+  api.streams[0].listener.onState(STATE);
+  await pass(30_000);
+  expect(manager.link).toBe('live');
+  expect(api.asked.length).toBeLessThanOrEqual(1);
+});
+
+it('counts on the clock of the server', () => {
+  manager.watch();
+  api.streams[0].listener.onState(STATE);
+  expect(manager.now()).toBe(1_767_001_000);
+});
+
+it('polls where the web socket does not get through, with the tag it has', async () => {
+  manager.watch();
+  api.streams[0].listener.onClose();
+  await pass(1);
+  expect(manager.link).toBe('polling');
+  api.answer = () => Promise.resolve(null);
+  await pass(2_100);
+  expect(api.asked.slice(-1)).toEqual([STATE.tag]);
+  expect(manager.state).toBe(STATE);
+});
+
+it('opens the web socket again, each time after a longer pause', async () => {
+  manager.watch();
+  api.streams[0].listener.onClose();
+  await pass(500);
+  expect(api.streams).toHaveLength(2);
+  api.streams[1].listener.onClose();
+  await pass(999);
+  expect(api.streams).toHaveLength(2);
+  await pass(1);
+  expect(api.streams).toHaveLength(3);
+});
+
+it('says that the connection is lost, keeps the last state, and recovers', async () => {
+  manager.watch();
+  api.streams[0].listener.onState(STATE);
+  api.answer = refused(503);
+  api.streams[0].listener.onClose();
+  await pass(600);
+  expect([manager.link, manager.problem, manager.state]).toEqual(['lost', 'no', STATE]);
+  api.streams[1].listener.onState(STATE);
+  expect([manager.link, manager.problem]).toEqual(['live', '']);
+});
+
+it.each([
+  [404, 'absent'],
+  [403, 'refused'],
+  [500, 'lost']
+])('an answer %d means: %s', async (status, link) => {
+  api.answer = refused(status);
+  await manager.refresh();
+  expect(manager.link).toBe(link);
+});
+
+it('asks for the outcome of a verb where no stream brings it', async () => {
+  await manager.act({ on: 'pools', id: 'k', verb: 'drain' });
+  expect(api.acted).toEqual([{ on: 'pools', id: 'k', verb: 'drain' }]);
+  expect(api.asked).toEqual([null]);
+  expect(changes).toBe(1);
+});
+
+it('does nothing after its end', async () => {
+  manager.watch();
+  manager.dispose();
+  expect(api.streams).toMatchObject([{ disposed: true }]);
+  const { asked } = api;
+  const before = asked.length;
+  await pass(60_000);
+  expect(asked).toHaveLength(before);
+});

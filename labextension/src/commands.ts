@@ -1,0 +1,517 @@
+/** The verbs, as commands: buttons, menus and the palette run the same ones. */
+
+import type { JupyterFrontEnd } from '@jupyterlab/application';
+import type { ICommandPalette } from '@jupyterlab/apputils';
+import { Clipboard, Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apputils';
+import type { INotebookTracker } from '@jupyterlab/notebook';
+import type { TranslationBundle } from '@jupyterlab/translation';
+import { addIcon, codeIcon, copyIcon, refreshIcon, stopIcon } from '@jupyterlab/ui-components';
+import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
+import type { IDisposable } from '@lumino/disposable';
+import { DisposableSet } from '@lumino/disposable';
+import { Widget } from '@lumino/widgets';
+
+import { insertCell } from './cells';
+import { poolsIcon } from './icons';
+import type { IPool, IReplica, IState } from './models';
+import { poolOf, replicaOf, running } from './models';
+import type { IPoolManager } from './tokens';
+import { duration, exampleCell, taskCell, visible } from './words';
+
+export const Commands = {
+  open: 'flyte-jupyter:open',
+  refresh: 'flyte-jupyter:refresh',
+  example: 'flyte-jupyter:create-example',
+  insert: 'flyte-jupyter:insert-task-cell',
+  scale: 'flyte-jupyter:scale',
+  warm: 'flyte-jupyter:warm',
+  keep: 'flyte-jupyter:keep',
+  drain: 'flyte-jupyter:drain',
+  restart: 'flyte-jupyter:restart',
+  stop: 'flyte-jupyter:stop',
+  stopAll: 'flyte-jupyter:stop-all',
+  restartReplica: 'flyte-jupyter:restart-replica',
+  interrupt: 'flyte-jupyter:interrupt',
+  cancel: 'flyte-jupyter:cancel',
+  logs: 'flyte-jupyter:logs',
+  failure: 'flyte-jupyter:show-failure',
+  copyId: 'flyte-jupyter:copy-id'
+} as const;
+
+export interface ICommandServices {
+  app: JupyterFrontEnd;
+  manager: IPoolManager;
+  trans: TranslationBundle;
+  palette: ICommandPalette | null;
+  tracker: INotebookTracker | null;
+  /** How long "Keep" keeps, in seconds; a setting that may change. */
+  keepSeconds: () => number;
+}
+
+type Args = ReadonlyPartialJSONObject;
+
+/** Palette entries have this argument: they ask for the pool, whatever was clicked last. */
+const ASK = { ask: true };
+
+export function addCommands(services: ICommandServices): IDisposable {
+  const { app, manager, trans, palette, tracker, keepSeconds } = services;
+  const { commands } = app;
+  const owned = new DisposableSet();
+
+  const pools = (): IPool[] => manager.state?.snapshot?.pools ?? [];
+
+  /** What the arguments, or else the last context menu, name. */
+  const named = (args: Args, what: 'pool' | 'replica' | 'lease'): string | null => {
+    if (typeof args[what] === 'string') {
+      return args[what];
+    }
+    if (args.ask) {
+      return null;
+    }
+    return app.contextMenuHitTest(node => node.dataset[what] !== undefined)?.dataset[what] ?? null;
+  };
+  const poolNow = (args: Args): IPool | null => {
+    const key = named(args, 'pool');
+    return key === null ? null : poolOf(manager.state, key);
+  };
+  const replicaNow = (args: Args): [IPool, IReplica] | null => {
+    const id = named(args, 'replica');
+    return id === null ? null : replicaOf(manager.state, id);
+  };
+
+  /** The pool that is meant; asks where there is a choice. */
+  const choosePool = async (args: Args): Promise<IPool | null> => {
+    if (!args.ask) {
+      return poolNow(args);
+    }
+    if (!manager.state) {
+      await manager.refresh(); // the panel may never have been open
+    }
+    const all = pools();
+    if (all.length < 2) {
+      return all[0] ?? null;
+    }
+    const labels = all.map(pool => `${visible(pool.name)} (${pool.key.slice(0, 8)})`);
+    const { button, value } = await InputDialog.getItem({
+      title: trans.__('Which pool?'),
+      items: labels
+    });
+    return button.accept && value ? (all[labels.indexOf(value)] ?? null) : null;
+  };
+
+  /** Do it, and say it if it cannot be done. */
+  const attempt = async (doing: () => Promise<void>): Promise<void> => {
+    try {
+      await doing();
+    } catch (error) {
+      Notification.error(error instanceof Error ? error.message : String(error), {
+        autoClose: 8000
+      });
+    }
+  };
+
+  const add = (
+    id: string,
+    options: {
+      label: string | ((args: Args) => string);
+      caption?: string;
+      icon?: typeof poolsIcon;
+      execute: (args: Args) => Promise<void> | void;
+      isEnabled?: (args: Args) => boolean;
+      args?: string[];
+      inPalette?: boolean;
+    }
+  ): void => {
+    const { args: properties = [], inPalette = true, ...rest } = options;
+    owned.add(
+      commands.addCommand(id, {
+        ...rest,
+        describedBy: {
+          args: {
+            type: 'object',
+            properties: Object.fromEntries(properties.map(name => [name, {}]))
+          }
+        }
+      })
+    );
+    if (palette && inPalette) {
+      owned.add(palette.addItem({ command: id, category: trans.__('Flyte'), args: ASK }));
+    }
+  };
+
+  /** A command on one pool. */
+  const addPoolVerb = (
+    id: string,
+    options: {
+      label: string | ((args: Args) => string);
+      caption: string;
+      icon?: typeof poolsIcon;
+      args?: string[];
+      /** There must be something to end. */
+      needsReplicas?: boolean;
+      run: (pool: IPool, args: Args) => Promise<void>;
+    }
+  ): void => {
+    const { run, args, needsReplicas, ...rest } = options;
+    add(id, {
+      ...rest,
+      args: ['pool', 'ask', ...(args ?? [])],
+      isEnabled: args_ => {
+        const pool = poolNow(args_);
+        return !!args_.ask || (pool !== null && !(needsReplicas && !pool.replicas.length));
+      },
+      execute: async args_ => {
+        const pool = await choosePool(args_);
+        if (pool) {
+          await attempt(() => run(pool, args_));
+        } else if (args_.ask) {
+          Notification.info(trans.__('There is no pool yet.'), { autoClose: 4000 });
+        }
+      }
+    });
+  };
+
+  add(Commands.refresh, {
+    label: trans.__('Refresh Flyte Pools'),
+    caption: trans.__('Ask the service for its state now'),
+    icon: refreshIcon,
+    execute: () => manager.refresh()
+  });
+  add(Commands.example, {
+    label: trans.__('Insert an Example Pool'),
+    caption: trans.__('Insert a cell that declares a pool and calls a task in it'),
+    icon: addIcon,
+    execute: () =>
+      attempt(async () => {
+        await insertCell(app, tracker, exampleCell(), trans);
+      })
+  });
+  addPoolVerb(Commands.insert, {
+    label: trans.__('Insert Task Cell'),
+    caption: trans.__('Insert a cell that runs in this pool, below the active one'),
+    icon: codeIcon,
+    run: async pool => {
+      await insertCell(app, tracker, taskCell(pool.name), trans);
+    }
+  });
+  addPoolVerb(Commands.scale, {
+    label: trans.__('Scale…'),
+    caption: trans.__('Change how many replicas there are at least and at most'),
+    args: ['minimum', 'maximum'],
+    run: async (pool, args) => {
+      const limits =
+        typeof args.minimum === 'number' && typeof args.maximum === 'number'
+          ? { minimum: args.minimum, maximum: args.maximum }
+          : await askLimits(pool, trans);
+      if (limits) {
+        await manager.act({ on: 'pools', id: pool.key, verb: 'scale', body: limits });
+      }
+    }
+  });
+  addPoolVerb(Commands.warm, {
+    label: trans.__('Warm Now'),
+    caption: trans.__('Start the minimum of replicas, at least one, now'),
+    run: pool =>
+      manager.act({
+        on: 'pools',
+        id: pool.key,
+        verb: 'warm',
+        body: { replicas: Math.max(1, pool.scaling.min_replicas) }
+      })
+  });
+  addPoolVerb(Commands.keep, {
+    label: args =>
+      poolNow(args)?.kept_until
+        ? trans.__('Stop Keeping')
+        : trans.__('Keep for %1', duration(keepSeconds())),
+    caption: trans.__('No replica stops for being idle in that time'),
+    run: pool =>
+      manager.act({
+        on: 'pools',
+        id: pool.key,
+        verb: 'keep',
+        body: { seconds: pool.kept_until ? 0 : keepSeconds() }
+      })
+  });
+  addPoolVerb(Commands.restart, {
+    label: trans.__('Restart One by One…'),
+    caption: trans.__('Replace all replicas; the old ones answer until the new ones are ready'),
+    needsReplicas: true,
+    run: async pool => {
+      const { button } = await showDialog({
+        title: trans.__('Restart pool %1?', visible(pool.name)),
+        body: trans.__(
+          'Its replicas are replaced one by one and load everything again. The old ones answer until then.'
+        ),
+        buttons: [Dialog.cancelButton(), Dialog.okButton({ label: trans.__('Restart') })],
+        defaultButton: 0
+      });
+      if (button.accept) {
+        await manager.act({ on: 'pools', id: pool.key, verb: 'restart' });
+      }
+    }
+  });
+  addPoolVerb(Commands.drain, {
+    label: trans.__('Drain…'),
+    caption: trans.__('Stop every replica after the calls that run on it'),
+    needsReplicas: true,
+    run: async pool => {
+      const { button } = await showDialog({
+        title: trans.__('Drain pool %1?', visible(pool.name)),
+        body: trans.__(
+          'Each replica stops after the calls that run on it. The next call starts the pool again, and loads everything again.'
+        ),
+        buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: trans.__('Drain') })],
+        defaultButton: 0
+      });
+      if (button.accept) {
+        await manager.act({ on: 'pools', id: pool.key, verb: 'drain' });
+      }
+    }
+  });
+  addPoolVerb(Commands.stop, {
+    label: trans.__('Stop…'),
+    caption: trans.__('Stop all replicas of this pool'),
+    icon: stopIcon,
+    needsReplicas: true,
+    run: async pool => {
+      const force = await confirmStop([pool], trans);
+      if (force !== null) {
+        await manager.act({ on: 'pools', id: pool.key, verb: 'stop', body: { force } });
+      }
+    }
+  });
+  add(Commands.stopAll, {
+    label: trans.__('Stop All Pools…'),
+    caption: trans.__('Stop all replicas of all pools'),
+    args: ['confirmed'],
+    execute: async args => {
+      if (!manager.state) {
+        await manager.refresh();
+      }
+      const all = pools().filter(pool => pool.replicas.length > 0);
+      if (!all.length) {
+        return;
+      }
+      const force = args.confirmed === true ? false : await confirmStop(all, trans);
+      if (force !== null) {
+        await attempt(async () => {
+          await Promise.all(
+            all.map(({ key }) =>
+              manager.act({ on: 'pools', id: key, verb: 'stop', body: { force } })
+            )
+          );
+        });
+      }
+    }
+  });
+
+  add(Commands.restartReplica, {
+    label: trans.__('Restart Replica…'),
+    caption: trans.__('A fresh replica takes its place after the calls that run on it'),
+    inPalette: false,
+    args: ['replica'],
+    isEnabled: args => replicaNow(args) !== null,
+    execute: async args => {
+      const found = replicaNow(args);
+      if (!found) {
+        return;
+      }
+      const [, { id, name, leases }] = found;
+      const { button, isChecked } = await showDialog({
+        title: trans.__('Restart replica %1?', visible(name)),
+        body: trans.__('A fresh replica takes its place and loads everything again.'),
+        checkbox: leases.length ? forceBox(leases.length, trans) : null,
+        buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: trans.__('Restart') })],
+        defaultButton: 0
+      });
+      if (button.accept) {
+        const body = { force: isChecked === true };
+        await attempt(() => manager.act({ on: 'replicas', id, verb: 'restart', body }));
+      }
+    }
+  });
+  add(Commands.interrupt, {
+    label: trans.__('Interrupt'),
+    caption: trans.__('Stop the calls that run on it; what is loaded stays'),
+    inPalette: false,
+    args: ['replica'],
+    isEnabled: args => !!replicaNow(args)?.[1].leases.length,
+    execute: async args => {
+      const id = replicaNow(args)?.[1].id;
+      if (id) {
+        await attempt(() => manager.act({ on: 'replicas', id, verb: 'interrupt' }));
+      }
+    }
+  });
+  add(Commands.cancel, {
+    label: trans.__('Cancel Call'),
+    caption: trans.__('Withdraw a call that waits, or stop one that runs'),
+    inPalette: false,
+    args: ['lease'],
+    isEnabled: args => named(args, 'lease') !== null,
+    execute: async args => {
+      const id = named(args, 'lease');
+      if (id) {
+        await attempt(() => manager.act({ on: 'leases', id, verb: 'cancel' }));
+      }
+    }
+  });
+  add(Commands.logs, {
+    label: trans.__('Show Log'),
+    caption: trans.__('What this replica printed outside of tasks'),
+    inPalette: false,
+    args: ['replica'],
+    isEnabled: args => replicaNow(args) !== null,
+    execute: async args => {
+      const replica = replicaNow(args)?.[1];
+      if (replica) {
+        const label = trans.__('Log of %1', visible(replica.name));
+        await attempt(() => showText(services, label, () => manager.log(replica.id)));
+      }
+    }
+  });
+  add(Commands.failure, {
+    label: trans.__('Show Failure'),
+    caption: trans.__('The whole traceback of the last failed start'),
+    inPalette: false,
+    args: ['pool'],
+    isEnabled: args => !!poolNow(args)?.failure,
+    execute: async args => {
+      const pool = poolNow(args);
+      if (pool) {
+        const label = trans.__('Failure of %1', visible(pool.name));
+        await attempt(() => showText(services, label, () => manager.failure(pool.key)));
+      }
+    }
+  });
+  add(Commands.copyId, {
+    label: trans.__('Copy ID'),
+    caption: trans.__('Copy the id, as the command line takes it'),
+    icon: copyIcon,
+    inPalette: false,
+    args: ['pool', 'replica'],
+    isEnabled: args => named(args, 'replica') !== null || named(args, 'pool') !== null,
+    execute: args => {
+      const id = named(args, 'replica') ?? named(args, 'pool');
+      if (id !== null) {
+        Clipboard.copyToSystem(id);
+      }
+    }
+  });
+
+  const notify = (): void => commands.notifyCommandChanged();
+  // Menus and palette look again only when what they depend on has changed, not with every state.
+  let before: IState | null = null;
+  const onChange = (): void => {
+    if (manager.state?.tag !== before?.tag) {
+      before = manager.state;
+      notify();
+    }
+  };
+  manager.changed.connect(onChange);
+  return owned;
+}
+
+function forceBox(count: number, trans: TranslationBundle): Dialog.ICheckbox {
+  return {
+    label: trans._n(
+      'End %1 running call now; it fails',
+      'End %1 running calls now; they fail',
+      count
+    ),
+    caption: trans.__('Otherwise running calls may end first'),
+    checked: false,
+    className: ''
+  };
+}
+
+/** Ask before pools go; whether running calls are ended too, or null for "no". */
+export async function confirmStop(
+  pools: readonly IPool[],
+  trans: TranslationBundle
+): Promise<boolean | null> {
+  const replicas = pools.reduce((sum, pool) => sum + pool.replicas.length, 0);
+  const calls = pools.reduce((sum, pool) => sum + running(pool), 0);
+  const { button, isChecked } = await showDialog({
+    title:
+      pools.length === 1
+        ? trans.__('Stop pool %1?', visible(pools[0].name))
+        : trans._n('Stop %1 pool?', 'Stop all %1 pools?', pools.length),
+    body: stopText(replicas, trans),
+    checkbox: calls ? forceBox(calls, trans) : null,
+    buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: trans.__('Stop') })],
+    defaultButton: 0
+  });
+  return button.accept ? isChecked === true : null;
+}
+
+/** What is lost with so many replicas. */
+export function stopText(replicas: number, trans: TranslationBundle): string {
+  return trans._n(
+    '%1 warm replica stops and loses what it has loaded. The next call starts the pool again.',
+    '%1 warm replicas stop and lose what they have loaded. The next call starts the pool again.',
+    replicas
+  );
+}
+
+class LimitsForm
+  extends Widget
+  implements Dialog.IBodyWidget<{ minimum: number; maximum: number }>
+{
+  constructor(pool: IPool, trans: TranslationBundle) {
+    super();
+    this.addClass('fj-Limits');
+    const { min_replicas, max_replicas } = pool.scaling;
+    this._minimum = this._field(trans.__('At least'), min_replicas, 0);
+    this._maximum = this._field(trans.__('At most'), max_replicas, 1);
+  }
+
+  getValue(): { minimum: number; maximum: number } {
+    const minimum = Math.max(0, Math.round(this._minimum.valueAsNumber || 0));
+    const maximum = Math.max(1, Math.round(this._maximum.valueAsNumber || 1));
+    return { minimum, maximum: Math.max(minimum, maximum) };
+  }
+
+  private _field(text: string, value: number, least: number): HTMLInputElement {
+    const label = document.createElement('label');
+    label.textContent = text;
+    const input = document.createElement('input');
+    input.type = 'number';
+    input.className = 'jp-mod-styled';
+    input.min = String(least);
+    input.value = String(value);
+    label.append(input);
+    this.node.append(label);
+    return input;
+  }
+
+  private readonly _minimum: HTMLInputElement;
+  private readonly _maximum: HTMLInputElement;
+}
+
+async function askLimits(
+  pool: IPool,
+  trans: TranslationBundle
+): Promise<{ minimum: number; maximum: number } | null> {
+  const { button, value } = await showDialog({
+    title: trans.__('Replicas of pool %1', visible(pool.name)),
+    body: new LimitsForm(pool, trans),
+    buttons: [Dialog.cancelButton(), Dialog.okButton({ label: trans.__('Scale') })],
+    focusNodeSelector: 'input'
+  });
+  return button.accept ? value : null;
+}
+
+/** Open a text in a tab of its own. */
+async function showText(
+  { app, trans }: ICommandServices,
+  label: string,
+  load: () => Promise<string>
+): Promise<void> {
+  const { TextTab } = await import('./texts');
+  const tab = new TextTab(label, load, trans);
+  await tab.reload();
+  app.shell.add(tab, 'main');
+  app.shell.activateById(tab.id);
+}

@@ -1,0 +1,91 @@
+/** The plugins: the pools' state as a service, and the side panel with its commands. */
+
+import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
+import { ILayoutRestorer } from '@jupyterlab/application';
+import { ICommandPalette } from '@jupyterlab/apputils';
+import { INotebookTracker } from '@jupyterlab/notebook';
+import { IRunningSessionManagers } from '@jupyterlab/running';
+import { ISettingRegistry } from '@jupyterlab/settingregistry';
+import { ITranslator } from '@jupyterlab/translation';
+
+import { Api } from './api';
+import { dragCell } from './cells';
+import { addCommands, Commands } from './commands';
+import { poolsIcon } from './icons';
+import { PoolManager } from './manager';
+import { RunningPools, watchWhileVisible } from './running';
+import { followSettings } from './settings';
+import { PoolsPanel } from './sidebar';
+import { IPoolManager } from './tokens';
+
+export { IPoolManager };
+
+/** How JupyterLab calls its panel of what runs. */
+const RUNNING_PANEL = 'jp-running-sessions';
+
+const pools: JupyterFrontEndPlugin<IPoolManager> = {
+  id: 'flyte-jupyter:pools',
+  description: 'The state of the warm pools of flyte_jupyter.',
+  autoStart: true,
+  provides: IPoolManager,
+  activate: (app: JupyterFrontEnd) => new PoolManager(new Api(app.serviceManager.serverSettings))
+};
+
+const panel: JupyterFrontEndPlugin<void> = {
+  id: 'flyte-jupyter:plugin',
+  description: 'The side panel of warm pools, with its commands.',
+  autoStart: true,
+  requires: [IPoolManager, ITranslator],
+  optional: [
+    ISettingRegistry,
+    ILayoutRestorer,
+    ICommandPalette,
+    INotebookTracker,
+    IRunningSessionManagers
+  ],
+  activate: (
+    app: JupyterFrontEnd,
+    manager: IPoolManager,
+    translator: ITranslator,
+    registry: ISettingRegistry | null,
+    restorer: ILayoutRestorer | null,
+    palette: ICommandPalette | null,
+    tracker: INotebookTracker | null,
+    sessions: IRunningSessionManagers | null
+  ) => {
+    const trans = translator.load('flyte_jupyter');
+    const { commands, shell } = app;
+    const settings = followSettings(registry, panel.id, () => sidebar.update());
+    const sidebar = new PoolsPanel(() => ({
+      manager,
+      trans,
+      execute: (command, args) => void commands.execute(command, args),
+      startDrag: dragCell,
+      reloadPage: () => window.location.reload(),
+      settings: settings()
+    }));
+    shell.add(sidebar, 'left', { rank: 550, type: 'Flyte pools' });
+    restorer?.add(sidebar, sidebar.id);
+    commands.addCommand(Commands.open, {
+      label: trans.__('Flyte Pools'),
+      caption: trans.__('Show the panel of warm pools'),
+      icon: poolsIcon,
+      describedBy: { args: { type: 'object', properties: {} } },
+      execute: () => shell.activateById(sidebar.id)
+    });
+    palette?.addItem({ command: Commands.open, category: trans.__('Flyte') });
+    const keepSeconds = (): number => settings().keepSeconds;
+    addCommands({ app, manager, trans, palette, tracker, keepSeconds });
+    if (sessions) {
+      sessions.add(new RunningPools(manager, commands, trans));
+      void app.restored.then(() => {
+        const list = [...shell.widgets('left')].find(widget => widget.id === RUNNING_PANEL);
+        if (list) {
+          watchWhileVisible(list, manager);
+        }
+      });
+    }
+  }
+};
+
+export default [pools, panel];

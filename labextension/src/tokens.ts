@@ -1,0 +1,44 @@
+/** What other extensions may ask for: `IPoolManager`. */
+
+import { Token } from '@lumino/coreutils';
+import type { IDisposable } from '@lumino/disposable';
+import type { ISignal } from '@lumino/signaling';
+
+import type { IRecent, IState, Verb } from './models';
+
+/**
+ * How we stand with the server: `connecting` for the first time or again, `live`, `polling` where the web
+ * socket does not get through, `lost` without any answer, `absent` where the server lacks our extension,
+ * `refused` if it does not let us in.
+ */
+export type Link = 'connecting' | 'live' | 'polling' | 'lost' | 'absent' | 'refused';
+
+/** The state of the user's pools, and the verbs on them. */
+export interface IPoolManager extends IDisposable {
+  /** The last state; null before the first. Its instants are Unix time. */
+  readonly state: IState | null;
+  readonly link: Link;
+  /** What went wrong with the last request, for people; empty while nothing did. */
+  readonly problem: string;
+  /** What ended while somebody watched, newest first. */
+  readonly recent: readonly IRecent[];
+  /** Emitted when any of the above has changed. */
+  readonly changed: ISignal<IPoolManager, void>;
+  /** The server's Unix time in seconds. */
+  now(): number;
+  /** Keep the state up to date until disposed; requests are made only while somebody does. */
+  watch(): IDisposable;
+  /** Ask once. Never rejects: what went wrong is in `problem`. */
+  refresh(): Promise<void>;
+  /** Rejects with what the server says if it refuses. */
+  act(verb: Verb): Promise<void>;
+  /** The last lines that a replica printed outside of tasks. */
+  log(replica: string): Promise<string>;
+  /** The whole traceback of a pool's last failed start. */
+  failure(pool: string): Promise<string>;
+}
+
+export const IPoolManager = new Token<IPoolManager>(
+  'flyte-jupyter:IPoolManager',
+  'The warm pools of flyte_jupyter: their state, and the verbs on them.'
+);

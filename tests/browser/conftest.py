@@ -1,0 +1,306 @@
+"""A real JupyterLab in a folder of its own, a real broker, and Debian's chromium; each test gets a fresh page.
+
+Run apart from the other tests, `pytest tests/browser`: playwright holds an event loop of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import TIME_SCALE, end_broker, wait_until
+
+from flyte_jupyter import runtime
+
+playwright_api = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("jupyterlab")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ARGUMENTS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-dev-shm-usage "
+    "--disable-background-networking --disable-component-update --disable-sync"
+).split()
+STEP_MS = 15_000 * TIME_SCALE
+QUIET = {"fetchNews": "false", "checkForUpdates": False}
+NOTEBOOK = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+SPEC = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+
+
+class Jupyter:
+    """A server with everything of its own: home, settings, runtime folder, broker. Lab and Notebook 7 at once."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.root = home / "root"
+        self.root.mkdir()
+        # Unix sockets: a short path.
+        self.runtime = Path(tempfile.mkdtemp(prefix="fj-", dir="/tmp"))
+        self.settings = home / "settings"
+        self.token = "browser-tests"
+        self.write_setting("@jupyterlab/apputils-extension", "notification", QUIET)
+        config = home / "config.py"
+        config.write_text(
+            "c.LabApp.expose_app_in_browser = True\n"
+            "c.JupyterNotebookApp.expose_app_in_browser = True\n"
+            "c.LabApp.extension_manager = 'readonly'\n"
+        )
+        self.log = home / "server.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+                    *("--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", f"--IdentityProvider.token={self.token}"),
+                    *(f"--ServerApp.root_dir={self.root}", f"--config={config}"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                cwd=home,
+                start_new_session=True,
+            )
+        self.url = wait_until(self._find, 30, f"JupyterLab does not start, see {self.log}")
+
+    def _environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "JPY", "FLYTE_JUPYTER_"))}
+        folders = {name: str(self.home / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
+        return {
+            **kept,
+            **folders,
+            "HOME": str(self.home),
+            "IPYTHONDIR": str(self.home / "ipython"),
+            "JUPYTER_RUNTIME_DIR": str(self.home / "jupyter_runtime_dir"),
+            "JUPYTERLAB_SETTINGS_DIR": str(self.settings),
+            "JUPYTERLAB_WORKSPACES_DIR": str(self.home / "workspaces"),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "FLYTE_JUPYTER_GPUS": "[]",
+            runtime.VARIABLE: str(self.runtime),
+        }
+
+    def _find(self) -> str:
+        assert self.process.poll() is None, self.log.read_text()
+        for path in (self.home / "jupyter_runtime_dir").glob("jpserver-*.json"):
+            with suppress(OSError, ValueError):
+                url: str = json.loads(path.read_text())["url"]
+                with urllib.request.urlopen(f"{url}api/status?token={self.token}", timeout=5):
+                    return url
+        return ""
+
+    def address(self, path: str = "lab") -> str:
+        return f"{self.url}{path}{'&' if '?' in path else '?'}token={self.token}"
+
+    def write_setting(self, plugin: str, name: str, value: dict[str, Any]) -> Path:
+        path = self.settings / plugin / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+        return path
+
+    def notebook(self, name: str, *sources: str) -> str:
+        cells = [
+            {
+                "cell_type": "code",
+                "id": f"c{index}",
+                "source": source,
+                "metadata": {},
+                "outputs": [],
+                "execution_count": None,
+            }
+            for index, source in enumerate(sources)
+        ]
+        (self.root / name).write_text(json.dumps({**NOTEBOOK, "cells": cells, "metadata": SPEC}))
+        return name
+
+    def end(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        try:
+            end_broker(self.runtime)
+        finally:
+            shutil.rmtree(self.runtime, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jupyter]:
+    server = Jupyter(tmp_path_factory.mktemp("lab"))
+    yield server
+    server.end()
+
+
+@pytest.fixture(scope="session")
+def context() -> Iterator[Any]:
+    if CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail("no chromium")
+        pytest.skip("no chromium on PATH")
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        # One context for all: its cache makes a page load take 4 s and not 6.
+        made = browser.new_context(viewport={"width": 1200, "height": 900})
+        made.set_default_timeout(STEP_MS)
+        yield made
+        browser.close()
+
+
+@pytest.fixture
+def page(context: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A page that fails its test if a script on it fails; its last sight is kept in SCREENSHOTS when that is set."""
+    made = context.new_page()
+    errors: list[str] = []
+
+    def note(error: Any) -> None:
+        # Notebook 7.6 stumbles over a schema of its own, also without any extension.
+        if "/static/notebook/" not in (error.stack or ""):
+            errors.append(f"{error}\n{error.stack}")
+
+    made.on("pageerror", note)
+    yield made
+    folder = os.environ.get("SCREENSHOTS")
+    if folder:
+        with suppress(Exception):
+            made.screenshot(path=str(Path(folder) / f"{request.node.name}.png"))
+    made.close()
+    assert errors == []
+
+
+class Lab:
+    """JupyterLab in a page, with the panel open."""
+
+    def __init__(self, page: Any, jupyter: Jupyter) -> None:
+        self.page = page
+        self.jupyter = jupyter
+        self.panel = page.locator(".fj-Panel")
+
+    def open(self, path: str = "", *, panel: bool = True) -> Lab:
+        target = f"lab/tree/{path}" if path else "lab"
+        self.page.goto(self.jupyter.address(f"{target}?reset"))
+        self.page.wait_for_function("() => window.jupyterapp")
+        self.page.evaluate("async () => { await window.jupyterapp.restored; }")
+        self.page.locator("#jupyterlab-splash").wait_for(state="detached")
+        if panel:
+            self.execute("flyte-jupyter:open")
+            self.panel.wait_for()
+        return self
+
+    def execute(self, command: str, **arguments: Any) -> None:
+        self.page.evaluate("([id, args]) => void window.jupyterapp.commands.execute(id, args)", [command, arguments])
+
+    def run_cells(self) -> None:
+        """Run all cells of the notebook that is open, once its kernel is there."""
+        self.page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=30_000 * TIME_SCALE)
+        self.execute("notebook:run-all-cells")
+
+    def pool(self, name: str) -> Any:
+        return self.panel.locator(".fj-Pool").filter(has=self.page.get_by_text(name, exact=True))
+
+    def menu(self, row: Any, item: str) -> None:
+        """Choose from a row's menu."""
+        row.get_by_role("button", name="More actions").first.click()
+        self.page.locator(".lm-Menu-item").get_by_text(item, exact=True).click()
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the server says, with the instants of pools in Unix time."""
+        address = f"{self.jupyter.url}flyte-jupyter/pools?token={self.jupyter.token}"
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            state = json.load(answer)
+        for pool in state["snapshot"]["pools"]:
+            for replica in pool["replicas"]:
+                replica["started_at"] += state["epoch_offset"]
+        found: dict[str, Any] = state["snapshot"]
+        return found
+
+    def scaling(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = next(pool for pool in self.snapshot()["pools"] if pool["name"] == name)["scaling"]
+        return found
+
+    def dialog(self) -> Any:
+        found = self.page.locator(".jp-Dialog")
+        found.wait_for()
+        return found
+
+    def theme(self, name: str) -> None:
+        self.page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', { theme: name })", name)
+        self.page.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=name)
+        self.page.locator("#jupyterlab-splash").wait_for(state="detached")
+
+
+@pytest.fixture
+def lab(page: Any, jupyter: Jupyter) -> Lab:
+    return Lab(page, jupyter)
+
+
+class FakeServer:
+    """Answers in place of our server extension, for states that are hard to bring about."""
+
+    def __init__(self, page: Any) -> None:
+        self.requests: list[str] = []
+        self.status = 200
+        self.state: dict[str, Any] | None = None
+        self._sockets: list[Any] = []
+        page.route(re.compile(r"^http://[^/]+/flyte-jupyter/"), self._answer)  # not the files of the panel
+        page.route_web_socket(re.compile(r"/flyte-jupyter/stream"), self._open)
+
+    def _answer(self, route: Any) -> None:
+        self.requests.append(f"{route.request.method} {route.request.url.split('flyte-jupyter/')[1]}")
+        if self.status != 200 or self.state is None:
+            route.fulfill(status=self.status, json={"message": "no", "reason": "no"})
+        elif route.request.method == "POST":
+            route.fulfill(status=202, json={})
+        else:
+            route.fulfill(json=self.state | {"now": time.time()})
+
+    def _open(self, socket: Any) -> None:
+        self.requests.append("stream")
+        if self.status != 200 or self.state is None:
+            socket.close()
+            return
+        self._sockets.append(socket)
+        socket.send(json.dumps(self.state | {"now": time.time()}))
+
+    def send(self, state: dict[str, Any]) -> None:
+        self.state = state
+        for socket in self._sockets:
+            socket.send(json.dumps(state | {"now": time.time()}))
+
+    def drop(self, status: int) -> None:
+        """From now on, errors only."""
+        self.status = status
+        for socket in self._sockets:
+            socket.close()
+        self._sockets.clear()
+
+
+@pytest.fixture
+def fake(page: Any) -> FakeServer:
+    return FakeServer(page)
+
+
+@pytest.fixture
+def until(page: Any) -> Callable[[Callable[[], Any], float], Any]:
+    """Wait for a condition on this side while the page goes on."""
+
+    def wait(condition: Callable[[], Any], seconds: float = 10) -> Any:
+        deadline = time.monotonic() + seconds * TIME_SCALE
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"not within {seconds:g} s"
+            page.wait_for_timeout(20)
+        return value
+
+    return wait

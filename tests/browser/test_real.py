@@ -1,0 +1,185 @@
+"""The whole way: a notebook cell makes a pool in a real broker, the real server reports it, buttons act on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from conftest import Jupyter, Lab
+from support import TIME_SCALE
+
+Until = Callable[[Callable[[], Any], float], Any]
+
+POOL = """
+import flyte_jupyter as flyte
+env = flyte.TaskEnvironment("{name}", reusable=flyte.ReusePolicy(replicas={replicas}, idle_ttl=1800))
+
+@env.task
+def double(number: int) -> int:
+    return 2 * number
+
+@env.task
+def slow(seconds: float) -> str:
+    import time
+    print("slow begins")
+    time.sleep(seconds)
+    return "done"
+"""
+
+
+def open_pool(lab: Lab, name: str, call: str = "double(21)") -> Any:
+    """A notebook that declares a pool and calls a task; its row in the panel."""
+    lab.open(lab.jupyter.notebook(f"{name}.ipynb", POOL.format(name=name, replicas="(1, 3)"), call))
+    lab.run_cells()
+    row = lab.pool(name)
+    row.wait_for(timeout=30_000 * TIME_SCALE)
+    return row
+
+
+def ready(row: Any) -> int:
+    return int(row.locator(".fj-Replica[data-state=ready]").count())
+
+
+def test_without_a_broker_the_panel_says_so(lab: Lab) -> None:
+    # The first test with a real server in this file's order; others may have started a broker before it.
+    lab.open()
+    lab.panel.locator(".fj-Hint[data-kind=no-broker], .fj-Hint[data-kind=no-pool], .fj-Pool").first.wait_for()
+
+
+def test_a_pool_is_listed_within_two_seconds(lab: Lab) -> None:
+    lab.open(lab.jupyter.notebook("listed.ipynb", "1", POOL.format(name="listed", replicas=1), "double(21)"))
+    lab.page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=30_000 * TIME_SCALE)
+    # What counts is the time from the broker to the page: the import is over before.
+    lab.page.evaluate(
+        """() => {
+            window.listed = new Promise(done => {
+                const look = () => {
+                    const found = [...document.querySelectorAll('.fj-Pool .fj-Name')].some(
+                        node => node.textContent === 'listed');
+                    found ? done(Date.now()) : setTimeout(look, 20);
+                };
+                look();
+            });
+        }"""
+    )
+    lab.execute("notebook:run-all-cells")
+    shown = lab.page.evaluate("() => window.listed") / 1000
+    started = next(pool for pool in lab.snapshot()["pools"] if pool["name"] == "listed")["replicas"][0]["started_at"]
+    assert shown - started <= 2 * TIME_SCALE
+    lab.page.locator(".jp-OutputArea-output").get_by_text("42").wait_for()
+
+
+def test_the_countdown_of_an_idle_pool_ticks(lab: Lab) -> None:
+    row = open_pool(lab, "idle")
+    timer = row.get_by_role("timer")
+    timer.wait_for(timeout=20_000)
+    first = timer.inner_text()
+    lab.page.wait_for_timeout(2100)
+    assert timer.inner_text() != first
+
+
+def test_a_button_changes_the_number_of_replicas(lab: Lab, until: Until) -> None:
+    row = open_pool(lab, "scaled")
+    until(lambda: ready(row) == 1, 20)
+    row.get_by_role("button", name="Raise the minimum").click()
+    until(lambda: ready(row) == 2, 20)
+    assert lab.scaling("scaled")["min_replicas"] == 2
+    row.get_by_role("button", name="Lower the minimum").click()
+    until(lambda: lab.scaling("scaled")["min_replicas"] == 1, 10)
+
+
+def test_scale_asks_for_two_numbers(lab: Lab, until: Until) -> None:
+    row = open_pool(lab, "asked")
+    until(lambda: ready(row) == 1, 20)
+    lab.menu(row, "Scale…")
+    dialog = lab.dialog()
+    dialog.get_by_label("At least").fill("2")
+    dialog.get_by_label("At most").fill("2")
+    dialog.get_by_role("button", name="Scale").click()
+    until(lambda: ready(row) == 2, 20)
+
+
+def test_stop_asks_first(lab: Lab, until: Until) -> None:
+    row = open_pool(lab, "stopped")
+    until(lambda: ready(row) == 1, 20)
+    row.get_by_role("button", name="Stop…").click()
+    dialog = lab.dialog()
+    assert "1 warm replica" in dialog.inner_text().replace("\xa0", " ")
+    dialog.get_by_role("button", name="Cancel").click()
+    lab.page.wait_for_timeout(500)
+    assert ready(row) == 1
+    row.get_by_role("button", name="Stop…").click()
+    lab.dialog().get_by_role("button", name="Stop").click()
+    until(lambda: row.locator(".fj-Replica").count() == 0, 20)
+    row.get_by_role("button", name="Warm now").click()
+    until(lambda: ready(row) == 1, 20)
+
+
+def test_keep_changes_the_countdown(lab: Lab, until: Until) -> None:
+    row = open_pool(lab, "kept")
+    until(lambda: ready(row) == 1, 20)
+    row.get_by_role("button", name="Keep 2 h").click()
+    row.get_by_role("button", name="Stop keeping").wait_for()
+    until(lambda: "1:59:" in row.get_by_role("timer").inner_text(), 10)
+    row.get_by_role("button", name="Stop keeping").click()
+    row.get_by_role("button", name="Keep 2 h").wait_for()
+
+
+def test_a_running_call_is_shown_and_can_be_stopped(lab: Lab, until: Until) -> None:
+    row = open_pool(lab, "running", "slow(120)")
+    call = row.locator(".fj-Call").filter(has_text="slow")
+    call.wait_for(timeout=20_000)
+    assert "running.ipynb" in call.inner_text()
+    call.get_by_role("button", name="Stop call").click()
+    lab.page.locator(".jp-OutputArea-output").get_by_text("TaskCancelled").first.wait_for(timeout=20_000)
+    until(lambda: ready(row) == 1, 20)
+    assert lab.panel.locator(".fj-Recent").get_by_text("slow").count() >= 1
+
+
+def test_a_log_opens_in_a_tab(lab: Lab, until: Until) -> None:
+    row = open_pool(lab, "logged")
+    until(lambda: ready(row) == 1, 20)
+    lab.menu(row.locator(".fj-Replica").first, "Show Log")
+    lab.page.locator(".fj-Text").wait_for()
+
+
+def test_the_running_panel_lists_pools_and_asks_before_it_stops_them(lab: Lab, until: Until) -> None:
+    row = open_pool(lab, "listed-too")
+    until(lambda: ready(row) == 1, 20)
+    lab.execute("running:show-panel")
+    section = lab.page.locator(".jp-RunningSessions")
+    section.get_by_text("listed-too", exact=True).wait_for()
+    section.get_by_text("Stop All Pools").click()
+    dialog = lab.dialog()
+    assert "loaded" in dialog.inner_text()
+    dialog.get_by_role("button", name="Cancel").click()
+    lab.execute("flyte-jupyter:open")
+    assert ready(row) == 1
+
+
+def test_shutting_down_all_kernels_leaves_replicas_warm(lab: Lab, until: Until) -> None:
+    row = open_pool(lab, "survives")
+    until(lambda: ready(row) == 1, 20)
+    lab.execute("kernelmenu:shutdownAll")
+    dialog = lab.page.locator(".jp-Dialog")
+    dialog.wait_for()
+    dialog.locator("button.jp-mod-accept").click()
+    until(lambda: "0 notebooks" in lab.panel.locator(".fj-Service").inner_text(), 20)
+    assert ready(row) == 1
+
+
+def test_notebook_7_has_the_panel(page: Any, jupyter: Jupyter) -> None:
+    name = jupyter.notebook("seven.ipynb", "1")
+    page.goto(jupyter.address(f"notebooks/{name}"))
+    page.locator(".jp-Notebook").wait_for(timeout=30_000 * TIME_SCALE)
+    page.wait_for_function("() => window.jupyterapp")
+    page.evaluate("async () => { await window.jupyterapp.restored; }")
+    deadline = time.monotonic() + 20
+    while not page.evaluate("() => window.jupyterapp.commands.hasCommand('flyte-jupyter:open')"):
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(100)
+    page.evaluate("() => void window.jupyterapp.commands.execute('flyte-jupyter:open')")
+    panel = page.locator(".fj-Panel")
+    panel.wait_for()
+    panel.locator(".fj-Hint, .fj-Pool").first.wait_for()

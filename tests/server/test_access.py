@@ -1,0 +1,144 @@
+"""Who may look, and who may act: each request is authenticated, authorized, and not forged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import NOBODY, Ask, LooksOnly, logged_in, server_config
+from tornado.httpclient import HTTPClientError
+from traitlets.config import Config
+
+from flyte_jupyter import runtime
+from flyte_jupyter.server import handlers
+
+KEY, REPLICA, LEASE = "0123456789abcdef", "01234567-1", "abcdef0123456789"
+READS = ["pools", f"pools/{KEY}/failure", f"replicas/{REPLICA}/log"]
+VERBS = [
+    *(f"pools/{KEY}/{verb}" for verb in ("scale", "warm", "keep", "drain", "stop", "restart")),
+    *(f"replicas/{REPLICA}/{verb}" for verb in ("restart", "interrupt")),
+    f"leases/{LEASE}/cancel",
+]
+
+
+@pytest.fixture
+def jp_server_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setenv(runtime.VARIABLE, str(tmp_path / "none"))
+    return server_config()
+
+
+@pytest.fixture
+def looks_only(jp_serverapp: Any) -> LooksOnly:
+    authorizer = LooksOnly(parent=jp_serverapp)
+    jp_serverapp.web_app.settings["authorizer"] = authorizer
+    return authorizer
+
+
+def test_these_are_all_endpoints() -> None:
+    paths = {path for path, *_ in handlers.routes("/")}
+    assert len(paths) == 7
+    verbs = {verb for kind in (handlers.POOL, handlers.REPLICA, handlers.LEASE) for verb in kind.verbs}
+    assert verbs == {path.rpartition("/")[2] for path in VERBS}
+
+
+@pytest.mark.parametrize("path", READS)
+async def test_nobody_reads_without_a_token(ask: Ask, path: str) -> None:
+    assert (await ask(path, headers=NOBODY)).code == 403
+
+
+@pytest.mark.parametrize("path", VERBS)
+async def test_nobody_acts_without_a_token(ask: Ask, path: str) -> None:
+    answer = await ask(path, {}, headers=NOBODY)
+    assert answer.code == 403
+    assert answer.body["message"]
+
+
+@pytest.mark.parametrize("path", VERBS)
+async def test_nothing_changes_on_a_get(ask: Ask, path: str) -> None:
+    assert (await ask(path)).code == 405
+
+
+@pytest.mark.parametrize("path", VERBS)
+async def test_who_may_only_look_does_not_act(ask: Ask, looks_only: LooksOnly, path: str) -> None:
+    answer = await ask(path, {})
+    assert answer.code == 403
+    assert answer.body["message"] == "User is not authorized to write on resource: flyte-jupyter-pools."
+
+
+async def test_who_may_only_look_looks(ask: Ask, looks_only: LooksOnly) -> None:
+    assert (await ask("pools")).code == 200
+    assert (await ask(f"replicas/{REPLICA}/log")).code == 404
+    assert (await ask(f"pools/{KEY}/failure")).code == 503
+
+
+async def test_logs_and_tracebacks_are_a_resource_of_their_own(ask: Ask, looks_only: LooksOnly) -> None:
+    looks_only.hidden = ("flyte-jupyter-logs",)
+    assert (await ask("pools")).code == 200
+    assert (await ask(f"replicas/{REPLICA}/log")).code == 403
+    assert (await ask(f"pools/{KEY}/failure")).code == 403
+
+
+# --- the socket
+
+
+async def refused(jp_ws_fetch: Any, **headers: str) -> int:
+    with pytest.raises(HTTPClientError) as caught:
+        await jp_ws_fetch("flyte-jupyter", "stream", headers=headers)
+    return caught.value.code
+
+
+async def test_the_socket_asks_who_it_is(jp_ws_fetch: Any) -> None:
+    assert await refused(jp_ws_fetch, Authorization="") == 403
+
+
+async def test_the_socket_asks_whether_one_may_look(jp_ws_fetch: Any, looks_only: LooksOnly) -> None:
+    looks_only.hidden = ("flyte-jupyter-pools",)
+    assert await refused(jp_ws_fetch) == 403
+    looks_only.hidden = ()
+    socket = await jp_ws_fetch("flyte-jupyter", "stream")
+    assert json.loads(await socket.read_message())["state"] == "no-broker"
+    socket.close()
+
+
+# --- a browser, which sends its cookie along whoever makes it ask
+
+
+async def test_a_browser_that_has_logged_in_reads(ask: Ask, jp_fetch: Any, jp_serverapp: Any) -> None:
+    headers = await logged_in(jp_fetch, jp_serverapp)
+    assert (await ask("pools", headers=headers)).code == 200
+
+
+@pytest.mark.parametrize("path", VERBS)
+async def test_an_order_without_the_xsrf_token_is_refused(
+    ask: Ask, jp_fetch: Any, jp_serverapp: Any, path: str
+) -> None:
+    headers = await logged_in(jp_fetch, jp_serverapp)
+    answer = await ask(path, {"minimum": 1, "maximum": 1} if "scale" in path else {}, headers=headers)
+    assert answer.code == 403
+    assert "_xsrf" in answer.body["message"]
+
+
+async def test_an_order_with_the_xsrf_token_is_heard(ask: Ask, jp_fetch: Any, jp_serverapp: Any) -> None:
+    headers = await logged_in(jp_fetch, jp_serverapp)
+    token = headers["Cookie"].split("_xsrf=")[1].split(";")[0]
+    answer = await ask(f"pools/{KEY}/drain", {}, headers={**headers, "X-XSRFToken": token})
+    assert answer.code == 503  # there is no broker
+
+
+async def test_a_page_from_elsewhere_gets_nothing(ask: Ask, jp_fetch: Any, jp_serverapp: Any, jp_ws_fetch: Any) -> None:
+    headers = await logged_in(jp_fetch, jp_serverapp)
+    assert await refused(jp_ws_fetch, **headers, Origin="http://evil.example") == 403
+    assert await refused(jp_ws_fetch, **headers, Origin="http://localhost.evil.example") == 403
+    for path in READS:
+        assert (await ask(path, headers={**headers, "Origin": "http://evil.example"})).code == 404
+    assert (await ask(VERBS[0], {}, headers={**headers, "Origin": "http://evil.example"})).code in {403, 404}
+
+
+async def test_a_page_of_this_server_gets_the_socket(jp_fetch: Any, jp_serverapp: Any, jp_ws_fetch: Any) -> None:
+    headers = await logged_in(jp_fetch, jp_serverapp)
+    headers["Origin"] = f"http://{headers['Host']}"
+    socket = await jp_ws_fetch("flyte-jupyter", "stream", headers=headers)
+    assert json.loads(await socket.read_message())["state"] == "no-broker"
+    socket.close()
