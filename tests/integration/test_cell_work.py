@@ -22,6 +22,7 @@ pytestmark = pytest.mark.kernel
 
 SETUP = f"""
 %load_ext flyte_jupyter
+import flyte_jupyter; flyte_jupyter.PoolHandle.view = None  # a card's messages come at any time
 import asyncio, os
 import flyte_jupyter as flyte
 from flyte_jupyter.client import stopping

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.kernel
 
 SETUP = """
 %load_ext flyte_jupyter
+import flyte_jupyter; flyte_jupyter.PoolHandle.view = None  # a card's messages come at any time
 import os, sys, time
 from IPython.display import clear_output, display
 import flyte_jupyter as flyte

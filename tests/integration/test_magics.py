@@ -18,6 +18,7 @@ pytestmark = pytest.mark.kernel
 
 SETUP = """
 %load_ext flyte_jupyter
+import flyte_jupyter; flyte_jupyter.PoolHandle.view = None  # a card's messages come at any time
 import flyte_jupyter as flyte
 """
 

@@ -51,7 +51,7 @@ class Front:
                 found.append(message)
 
     def until(self, condition: Any) -> None:
-        while not condition(self.state.get("pool")):
+        while (pool := self.state.get("pool")) is None or not condition(pool):
             self.next()
 
     def press(self, verb: str, **body: Any) -> None:
@@ -84,11 +84,11 @@ def front(shared_broker: Path) -> Iterator[Front]:
 
 
 def ready(count: int) -> Any:
-    return lambda pool: pool and [each["state"] for each in pool["replicas"]] == ["ready"] * count
+    return lambda pool: [each["state"] for each in pool["replicas"]] == ["ready"] * count
 
 
 def test_it_follows_the_pool_while_a_cell_blocks(front: Front) -> None:
-    front.run("echo(1)")
+    front.run("pool.stop(force=True); pool.scale(1, 3); echo(1)")
     front.until(ready(1))
     asked = front.start("pool.warm(2, wait=False); time.sleep(600)")
     front.until(ready(2))
@@ -102,6 +102,7 @@ def test_it_follows_the_pool_while_a_cell_blocks(front: Front) -> None:
 
 
 def test_its_buttons_act_on_the_pool(front: Front) -> None:
+    front.run("pool.scale(1, 3); echo(1)")
     front.press("scale", minimum=3, maximum=3)
     front.until(lambda pool: pool["scaling"]["max_replicas"] == 3 and pool["scaling"]["min_replicas"] == 3)
     front.until(ready(3))

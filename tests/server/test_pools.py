@@ -253,7 +253,7 @@ async def test_a_call_is_interrupted_cancelled_or_ended_with_its_pool(
         }[order]
         assert (await ask(path, body)).code == 202
         error = await asyncio.to_thread(running.result, START_S)
-        assert isinstance(error, errors.ReplicaDied if order == "stop" else errors.TaskCancelled)
+        assert isinstance(error, errors.PoolStopped if order == "stop" else errors.TaskCancelled)
         assert len(ran) == 1
 
 
