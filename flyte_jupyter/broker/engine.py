@@ -36,6 +36,7 @@ from .launcher import Exit, Orders
 log = logging.getLogger(__name__)
 
 WATCH_FIRST_S: Final = 0.01
+WATCH_BURST: Final = 10.0
 WATCH_INTERVAL_S: Final = 0.1
 SHUTDOWN_S: Final = 5.0
 
@@ -146,18 +147,19 @@ class Engine:
         )
 
     async def watch(self) -> AsyncIterator[Snapped]:
-        """A snapshot now and after each change: soon after a single one, ever less often while they go on."""
+        """A snapshot now and after each change: soon after a few, such as a start, and less often while they go on."""
         seen = -1
-        pause = WATCH_FIRST_S
+        quick = WATCH_BURST  # how many more may come soon; one more each `WATCH_INTERVAL_S`
+        last = current_time()
         while True:
             changed = self._changed
             if self.scheduler.revision == seen:
                 await changed.wait()
-                pause = WATCH_FIRST_S
+            now = current_time()
+            quick, last = min(WATCH_BURST, quick + (now - last) / WATCH_INTERVAL_S) - 1, now
             seen = self.scheduler.revision
             yield self.snapped()
-            await anyio.sleep(pause)
-            pause = min(2 * pause, WATCH_INTERVAL_S)
+            await anyio.sleep(WATCH_FIRST_S if quick >= 1 else WATCH_INTERVAL_S)
 
     def snapped(self) -> Snapped:
         now = current_time()

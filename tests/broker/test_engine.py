@@ -315,7 +315,7 @@ def test_a_client_that_comes_back_in_time_finds_the_broker() -> None:
     assert play(scenario, end=False) == pytest.approx(599 + 1000 + 600, abs=0.1)
 
 
-def test_watchers_hear_of_a_change_at_once_and_of_many_at_most_ten_times_a_second() -> None:
+def test_watchers_hear_of_a_change_at_once_and_of_many_ten_times_a_second() -> None:
     async def scenario(engine: Engine, _: FakeLauncher) -> None:
         seen: list[tuple[float, p.Snapped]] = []
 
@@ -333,9 +333,8 @@ def test_watchers_hear_of_a_change_at_once_and_of_many_at_most_ten_times_a_secon
             await sleep(10)
             tasks.cancel_scope.cancel()
         gaps = [later[0] - earlier[0] for earlier, later in pairwise(seen)]
-        assert gaps[0] < 0.02
-        assert gaps == sorted(gaps)
-        assert max(gaps[:-1]) >= 0.099
+        assert max(gaps[:8]) < 0.02
+        assert min(gaps[12:-1]) >= 0.099
         [view] = seen[-1][1].snapshot.pools
         assert (view.waiting, view.replicas[0].state) == (49, "busy")
 
