@@ -304,6 +304,12 @@ class TaskEnvironment:
             if not any(known is environment for known in self.depends_on):
                 self.depends_on.append(environment)
 
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
+        """Its pool's card, as the last expression of a cell."""
+        from .handle import handle_of
+
+        return {} if self.reusable is None else handle_of(self)._repr_mimebundle_(include, exclude)
+
     def clone_with(
         self,
         name: str,

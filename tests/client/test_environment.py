@@ -582,3 +582,9 @@ def test_an_image_is_replayed_on_the_real_class() -> None:
     assert Image.from_base("python:3.11").with_workdir("/app").replay(Image) == (
         Image.from_base("python:3.11").with_workdir("/app")
     )
+
+
+def test_an_environment_is_shown_as_its_pool() -> None:
+    warm = TaskEnvironment("shown", reusable=ReusePolicy(2))
+    assert warm._repr_mimebundle_()["text/plain"].startswith("shown: not started")
+    assert TaskEnvironment("cold")._repr_mimebundle_() == {}
