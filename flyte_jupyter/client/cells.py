@@ -67,6 +67,7 @@ class Cell:
         timeout: Seconds that one attempt may run.
         retries: Attempts beyond the first.
         retry_on: For what it is repeated; empty is for whatever happens.
+        priority: Which of this notebook's waiting cells and calls goes first.
         on_interrupt: "int" raises KeyboardInterrupt in the cell, "kill" ends its replica at once.
     """
 
@@ -82,6 +83,10 @@ class Cell:
     retries: int = 0
     retry_on: tuple[str, ...] = ()
     on_interrupt: Literal["int", "kill"] = "int"
+    priority: Literal["low", "normal", "high"] = "normal"
+
+
+PRIORITIES: Final = {"low": -1, "normal": 0, "high": 1}
 
 
 @dataclass(slots=True)
@@ -106,6 +111,7 @@ class CellTarget(Target):
         self.attempt = 0
         self.pinned: Lease | None = None  # the slot it has to run in
         self.kill_on_interrupt = cell.on_interrupt == "kill"
+        self.priority = PRIORITIES[cell.priority]
         self._checked: Outgoing | None = None
         self._defined = tuple(sorted(name for name, value in cell.push.items() if is_definition(value)))
         self._captured = Captured.of_names(self._defined, _main())

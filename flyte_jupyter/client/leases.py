@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from .. import errors
 from ..core import protocol as p
@@ -157,15 +157,16 @@ class LeaseGroup:
         with self._lock:
             return self._idle.pop() if self._idle else None
 
-    def ask(self, task: str, owner: object = None) -> Waiter:
+    def ask(self, task: str, owner: object = None, priority: int = 0) -> Waiter:
         """Wait for a lease; `waiter.future` gets it, or the reason why there will be none.
 
         Args:
             owner: Who keeps leases as long as it has calls for them, and asks `contended` whether it may.
+            priority: Who has a higher one is served first, among those who wait in this group.
         """
-        waiter = Waiter(self, task, owner)
+        waiter = Waiter(self, task, owner, priority)
         with self._lock:
-            self._waiting.append(waiter)
+            line_up(self._waiting, waiter)
             if self._idle:  # given back since the caller looked
                 self._serve(self._idle.pop())
             request = self._request(task)
@@ -381,15 +382,34 @@ class LeaseGroup:
             self.drop(lease)
 
 
+class Ranked(Protocol):
+    """Who waits in a line."""
+
+    @property
+    def priority(self) -> int: ...
+
+
+R = TypeVar("R", bound=Ranked)
+
+
+def line_up(line: deque[R], new: R) -> None:
+    """Put it behind all of its own priority, and before those of a lower one."""
+    place = len(line)
+    while place and line[place - 1].priority < new.priority:
+        place -= 1
+    line.insert(place, new)
+
+
 class Waiter:
     """One call that waits for a lease."""
 
-    __slots__ = ("future", "group", "owner", "parent", "task")
+    __slots__ = ("future", "group", "owner", "parent", "priority", "task")
 
-    def __init__(self, group: LeaseGroup, task: str, owner: object = None) -> None:
+    def __init__(self, group: LeaseGroup, task: str, owner: object = None, priority: int = 0) -> None:
         self.group = group
         self.task = task
         self.owner = owner
+        self.priority = priority
         caller = current.get()
         self.parent = "" if caller is None else caller.task
         self.future: Future[Lease] = Future()

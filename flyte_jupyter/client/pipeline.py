@@ -24,7 +24,7 @@ from ..core.frames import Buffer, Frame, Kind, join_small
 from . import broker, stopping
 from .attempts import Attempts, Limits
 from .drivers import Conversation
-from .leases import Lease, LeaseGroup, Waiter
+from .leases import Lease, LeaseGroup, Waiter, line_up
 from .target import Outgoing, Target
 
 if TYPE_CHECKING:
@@ -100,6 +100,10 @@ class Call:
             connecting.add_done_callback(self._connected)
         else:
             self._enter()
+
+    @property
+    def priority(self) -> int:
+        return self.target.priority
 
     @property
     def attempt(self) -> int:
@@ -295,7 +299,7 @@ class Pipeline:
         self._watched = False
 
     def add(self, call: Call) -> None:
-        self.waiting.append(call)
+        line_up(self.waiting, call)
         if not self._full:
             self.pump()
         elif len(self._waiters) < self._wanted():
@@ -365,7 +369,7 @@ class Pipeline:
             waiter, _ = self._waiters.popitem()
             waiter.withdraw()
         for call in list(islice(self.waiting, len(self._waiters), wanted)):
-            waiter = call.context.run(self.group.ask, call.target.name, self)
+            waiter = call.context.run(self.group.ask, call.target.name, self, call.priority)
             self._waiters[waiter] = None
             waiter.future.add_done_callback(partial(self._answered, waiter))
             self._watch()

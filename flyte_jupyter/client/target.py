@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 class Target:
     """A callable and the pool it runs in: all that does not change from call to call."""
 
+    priority = 0
+    """Among the calls that wait in this process for a slot of the pool: a higher one goes first."""
     kill_on_interrupt = False
     """The first Ctrl-C ends the replica, as a second one does otherwise."""
 

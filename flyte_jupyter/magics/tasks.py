@@ -112,6 +112,12 @@ class TaskMagics(Magics):
         metavar="WHY",
         help="only for these: oom, crash, timeout",
     )
+    @argument(
+        "--priority",
+        choices=tuple(cells.PRIORITIES),
+        default="normal",
+        help="which of this notebook's own waiting cells goes first",
+    )
     @argument("--progress-after", type=parse_duration, metavar="T", help="say what it waits for after that long (2)")
     @argument("--quiet", action="store_true", help="show nothing but what a local cell would")
     @argument(
@@ -193,6 +199,7 @@ class TaskMagics(Magics):
             retries=options.retries or (1 if options.retry_on else 0),
             retry_on=tuple(options.retry_on),
             on_interrupt=options.on_interrupt,
+            priority=options.priority,
         )
         if options.dry_run:
             print(_described(wanted, pool))

@@ -84,6 +84,16 @@ def test_a_call_without_an_idle_lease_asks_for_one(play: Play) -> None:
     assert waiter.future.result(0).name == "gpu[0]"
 
 
+def test_a_higher_priority_is_served_first_and_the_same_in_order(play: Play) -> None:
+    order = [("low", -1), ("one", 0), ("two", 0), ("high", 1), ("higher", 1), ("three", 0)]
+    waiters = {name: play.group.ask(name, priority=priority) for name, priority in order}
+    served = []
+    for lease in list(play.connection.asked):
+        play.grant(lease)
+        served += [name for name, waiter in waiters.items() if waiter.future.done() and name not in served]
+    assert served == ["high", "higher", "one", "two", "three", "low"]
+
+
 def test_an_idle_lease_is_taken_without_asking(play: Play) -> None:
     lease = play.held()
     play.group.give_back(lease)

@@ -395,6 +395,23 @@ def test_a_job_can_be_stopped(notebook: Notebook) -> None:
     assert "was over already" in notebook.run("%flyte_cancel job").text()
 
 
+def test_a_cell_of_a_higher_priority_goes_first(notebook: Notebook, tmp_path: Path) -> None:
+    notebook.run(
+        "alone = flyte.TaskEnvironment('alone', reusable=flyte.ReusePolicy(replicas=1)); flyte.pool(alone).warm()"
+    )
+    gate, ran = tmp_path / "gate", tmp_path / "ran"
+    wait = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)"
+    assert notebook.run(f"%%flyte_task alone --bg --as first\n{wait}").error == ""
+    wait_until(lambda: notebook.run("flyte.pool(alone).status().replicas[0].leases != ()").value)
+    for name in ("low", "normal", "high"):
+        write = f"with open({str(ran)!r}, 'a') as file: file.write('{name} ')"
+        assert notebook.run(f"%%flyte_task alone --bg --as {name} --priority {name}\n{write}").error == ""
+    gate.touch()
+    assert notebook.run("%flyte_wait first low normal high").error == ""
+    assert ran.read_text().split() == ["high", "normal", "low"]
+    notebook.run("flyte.pool(alone).stop(force=True)")
+
+
 # --- completion
 
 
