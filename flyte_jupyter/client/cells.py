@@ -68,7 +68,8 @@ class Cell:
         retries: Attempts beyond the first.
         retry_on: For what it is repeated; empty is for whatever happens.
         priority: Which of this notebook's waiting cells and calls goes first.
-        on_interrupt: "int" raises KeyboardInterrupt in the cell, "kill" ends its replica at once.
+        on_interrupt: "int" raises KeyboardInterrupt in the cell; "term" also replaces its replica, after what else that
+            runs; "kill" ends its replica at once.
     """
 
     code: str
@@ -82,7 +83,7 @@ class Cell:
     timeout: float | None = None
     retries: int = 0
     retry_on: tuple[str, ...] = ()
-    on_interrupt: Literal["int", "kill"] = "int"
+    on_interrupt: Literal["int", "term", "kill"] = "int"
     priority: Literal["low", "normal", "high"] = "normal"
 
 
@@ -110,7 +111,7 @@ class CellTarget(Target):
         self.times = Times()
         self.attempt = 0
         self.pinned: Lease | None = None  # the slot it has to run in
-        self.kill_on_interrupt = cell.on_interrupt == "kill"
+        self.on_interrupt = cell.on_interrupt
         self.priority = PRIORITIES[cell.priority]
         self._checked: Outgoing | None = None
         self._defined = tuple(sorted(name for name, value in cell.push.items() if is_definition(value)))

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Final
 
 from .. import errors
-from ..core.protocol import Revoke
+from ..core.protocol import RestartReplica, Revoke
 from . import outputs
 from .drivers import ChannelLost, Conversation, Conversations, drive
 from .leases import Channel, Lease
@@ -39,8 +39,10 @@ def stop_interrupted(target: Target, lease: Lease, channel: Channel, talk: Conve
     """Ctrl-C in the cell that waits: the cell comes back at once, and the work is seen to its end."""
     lease.cancel(channel.calls)
     try:
-        if target.kill_on_interrupt:
+        if target.on_interrupt == "kill":
             raise KeyboardInterrupt
+        if target.on_interrupt == "term":
+            lease.group.connection.send(RestartReplica(replica=lease.replica))
         drive(channel, talk, [], time.monotonic() + QUICK_S)
     except TimeoutError:
         outputs.note(f"{target.name} on {lease.name} does not stop yet; its kernel is ended in {GRACE_S:g} s.")
@@ -52,7 +54,10 @@ def stop_interrupted(target: Target, lease: Lease, channel: Channel, talk: Conve
     except ChannelLost:
         lease.group.drop(lease)
     else:
-        outputs.note(f"Interrupted on {lease.name}; what it has loaded is still there.")
+        kept = (
+            "a fresh kernel takes its place" if target.on_interrupt == "term" else "what it has loaded is still there"
+        )
+        outputs.note(f"Interrupted on {lease.name}; {kept}.")
         lease.group.give_back(lease)
 
 

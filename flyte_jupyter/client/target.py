@@ -9,7 +9,7 @@ import signal as signals
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .. import errors
 from ..core import context, failure, payload
@@ -31,8 +31,8 @@ class Target:
 
     priority = 0
     """Among the calls that wait in this process for a slot of the pool: a higher one goes first."""
-    kill_on_interrupt = False
-    """The first Ctrl-C ends the replica, as a second one does otherwise."""
+    on_interrupt: Literal["int", "term", "kill"] = "int"
+    """What Ctrl-C does besides stopping the call: replace its replica, after what else it runs or at once."""
 
     def __init__(self, function: Callable[..., Any], name: str, pool: PoolHandle, *, limited: bool = False) -> None:
         self.name = name

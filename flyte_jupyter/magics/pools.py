@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import subprocess
 import sys
@@ -203,7 +204,15 @@ class PoolMagics(Magics):
         with tidy(self.shell):
             if options.verb in verbs:
                 return verbs[options.verb](options)
-            return self._steer(options, self.pools.find(options.pool or ""))
+            name, number = _numbered(options.pool or "")
+            if number is not None and options.verb != "restart":
+                raise UsageError(f"%flyte_pool {options.verb} is for a whole pool: {name}")
+            pool = self.pools.find(name)
+            if number is not None:
+                pool.restart(number, force=options.now)
+                print(f"{name}[{number}] {'is' if options.now else 'finishes what runs there, then is'} replaced.")
+                return None
+            return self._steer(options, pool)
 
     def _create(self, options: argparse.Namespace) -> PoolHandle:
         if options.pool is None:
@@ -408,6 +417,12 @@ class PoolMagics(Magics):
 def _running(pool: PoolHandle) -> list[LeaseView]:
     view = pool.status()
     return [] if view is None else [lease for replica in view.replicas for lease in replica.leases]
+
+
+def _numbered(name: str) -> tuple[str, int | None]:
+    """The pool and the replica of `gpu[1]`."""
+    found = re.fullmatch(r"(.+)\[(\d+)\]", name)
+    return (name, None) if found is None else (found[1], int(found[2]))
 
 
 def _parsed(parser: Callable[[str], Any], value: str | None, verb: str, example: str) -> Any:

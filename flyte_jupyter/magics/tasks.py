@@ -122,9 +122,9 @@ class TaskMagics(Magics):
     @argument("--quiet", action="store_true", help="show nothing but what a local cell would")
     @argument(
         "--on-interrupt",
-        choices=("int", "kill"),
+        choices=("int", "term", "kill"),
         default="int",
-        help="Stop raises KeyboardInterrupt there (int), or ends the replica at once (kill)",
+        help="Stop raises KeyboardInterrupt there (int), also replaces the replica (term), or ends it at once (kill)",
     )
     @argument("--dry-run", action="store_true", help="only show what would be sent, and where to")
     def flyte_task(self, line: str, cell: str | None = None) -> Any:

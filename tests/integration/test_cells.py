@@ -301,7 +301,14 @@ def test_a_cell_that_waits_says_for_what_and_then_no_more(notebook: Notebook) ->
 # --- interrupt
 
 
-@pytest.mark.parametrize(("option", "says"), [("", "Interrupted on magic"), (" --on-interrupt kill", "was ended")])
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("", "what it has loaded is still there"),
+        (" --on-interrupt term", "a fresh kernel takes its place"),
+        (" --on-interrupt kill", "was ended"),
+    ],
+)
 def test_stop_stops_the_work(option: str, says: str, notebook: Notebook) -> None:
     asked = notebook.start(f"%%flyte_task magic{option}\nimport time\nprint('on')\ntime.sleep(60)")
     notebook.wait_text(asked, "on")

@@ -110,6 +110,14 @@ def test_drain_lets_what_runs_finish_and_starts_nothing(notebook: Notebook) -> N
     assert notebook.run("%%flyte_task tool --quiet\n6 * 7").value == 42, "the next call starts it again"
 
 
+def test_restart_of_one_replica_gives_another_in_its_place(notebook: Notebook) -> None:
+    [before] = replicas(notebook)
+    name = notebook.run("pool.status().replicas[0].name").value
+    assert "replaced" in notebook.run(f"%flyte_pool restart {name}").text()
+    wait_until(lambda: replicas(notebook) not in ([], [before]), START_S, "another process")
+    assert "a whole pool" in notebook.run("%flyte_pool stop tool[0]").text("stderr")
+
+
 def test_restart_gives_another_process(notebook: Notebook) -> None:
     before = replicas(notebook)
     assert notebook.run("%flyte_pool restart tool").error == ""
