@@ -585,6 +585,6 @@ def test_an_image_is_replayed_on_the_real_class() -> None:
 
 
 def test_an_environment_is_shown_as_its_pool() -> None:
-    warm = TaskEnvironment("shown", reusable=ReusePolicy(2))
-    assert warm._repr_mimebundle_()["text/plain"].startswith("shown: not started")
+    warm = TaskEnvironment("shown-by-its-environment", reusable=ReusePolicy(2))
+    assert warm._repr_mimebundle_()["text/plain"].startswith("shown-by-its-environment: not started")
     assert TaskEnvironment("cold")._repr_mimebundle_() == {}
