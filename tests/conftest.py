@@ -31,6 +31,8 @@ def shared_broker() -> Iterator[Path]:
         patch.delenv(name)
     patch.setenv(runtime.VARIABLE, str(folder))
     patch.setenv("FLYTE_JUPYTER_GPUS", "[]")
+    if os.environ.get("TEST_SPAWNED"):  # the same tests with replicas that are not forked
+        patch.setenv("FLYTE_JUPYTER_ZYGOTE", "0")
     shared_memory = set(os.listdir("/dev/shm"))
     try:
         yield folder
