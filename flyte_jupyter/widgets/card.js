@@ -25,6 +25,8 @@ function clock(seconds) {
   return h ? `${h}:${two(m)}:${two(s)}` : `${m}:${two(s)}`;
 }
 
+const many = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
 // Where a Jupyter server is, its REST endpoint works also while the kernel is busy; elsewhere the comm has to do.
 async function order(model, verb, body) {
   const said = document.getElementById("jupyter-config-data");
@@ -172,7 +174,7 @@ function render({ model, el: root }) {
         const last = pool.failure.cause.trim().split("\n").pop();
         parts.push(el("p", { class: "flyte-failed", role: "alert" }, `${visible(pool.failure.replica)} failed: ${visible(last)}`));
       }
-      parts.push(el("p", { class: "flyte-note" }, `${pool.calls} calls, ${pool.calls_warm} of them warm · ${pool.starts} starts`));
+      parts.push(el("p", { class: "flyte-note" }, `${many(pool.calls, "call")}, ${pool.calls_warm} of them warm · ${many(pool.starts, "start")}`));
     }
     card.replaceChildren(...parts.filter((part) => part !== null));
     if (place >= 0) card.querySelectorAll("button")[Math.min(place, card.querySelectorAll("button").length - 1)]?.focus();
