@@ -15,18 +15,16 @@ sys.path.insert(0, str(NOTEBOOKS))
 import demo  # noqa: E402
 
 
+def shown_text(output: Any) -> str:
+    """An output as a terminal would show it."""
+    if output.output_type == "error":
+        return str(output["evalue"])
+    return str(output["text"] if output.output_type == "stream" else output["data"]["text/plain"])
+
+
 def normalised(cell: Any) -> list[tuple[str, str]]:
     """What a cell shows, without what differs from run to run: times, process ids, our own source lines."""
-    shown = []
-    for output in cell.outputs:
-        if output.output_type == "error":
-            text = output["evalue"]
-        elif output.output_type == "stream":
-            text = output["text"]
-        else:
-            text = output["data"]["text/plain"]
-        shown.append((output.output_type, re.sub(r"\d+\.\d+ (s|ms)\b", r"# \1", text)))
-    return shown
+    return [(output.output_type, re.sub(r"\d+\.\d+ (s|ms)\b", r"# \1", shown_text(output))) for output in cell.outputs]
 
 
 def code_cells(notebook: Any) -> list[Any]:

@@ -165,8 +165,7 @@ class TaskMap:
         return self._line
 
     def _capacity(self) -> int:
-        scaling = self._target.pool.scaling  # asked anew: the pool may be scaled meanwhile
-        slots = scaling.max_replicas * scaling.concurrency
+        slots = self._target.pool.scaling.slots  # asked anew: the pool may be scaled meanwhile
         return min(self._concurrency, slots) if self._concurrency else slots
 
     def _size(self) -> int:

@@ -360,8 +360,7 @@ class Pipeline:
         """How many requests to have in the queue: more than the pool has slots would only be work for the broker."""
         if not self.waiting:
             return 0
-        scaling = self.waiting[0].target.pool.scaling
-        return min(len(self.waiting), max(1, scaling.max_replicas * scaling.concurrency))
+        return min(len(self.waiting), self.waiting[0].target.pool.scaling.slots)
 
     def _ask(self) -> None:
         wanted = self._wanted()

@@ -55,3 +55,8 @@ class Scaling(Frozen):
     concurrency: int = Field(default=1, ge=1)
     idle_ttl: float = Field(gt=0)
     scaledown_ttl: float = Field(gt=0)
+
+    @property
+    def slots(self) -> int:
+        """How many tasks the pool runs at once when it is as large as it may be."""
+        return self.max_replicas * self.concurrency

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from test_notebooks import NOTEBOOKS, code_cells, demo, shown_text
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 NOTEBOOK = NOTEBOOKS / "cells.ipynb"
-sys.path.insert(0, str(NOTEBOOKS))
-
-import demo  # noqa: E402
 
 
 def normalised(cell: Any) -> list[tuple[str, str]]:
     """What a cell shows, without what differs from run to run: times, versions, which replica it was."""
     shown = []
     for output in cell.outputs:
-        if output.output_type == "error":
-            text = output["evalue"]
-        elif output.output_type == "stream":
-            text = output["text"]
-        else:
-            text = output["data"]["text/plain"]
-        text = re.sub(r"\d+\.\d+ s\b", "# s", text)
+        text = re.sub(r"\d+\.\d+ s\b", "# s", shown_text(output))
         text = re.sub(r"files\[\d\]", "files[#]", text)
         shown.append((output.output_type, re.sub(r"flyte_jupyter [\d.]+\w*", "flyte_jupyter #", text)))
     return shown
-
-
-def code_cells(notebook: Any) -> list[Any]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def assert_shows_what_is_stored(run: Any) -> None:
