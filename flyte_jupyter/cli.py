@@ -221,10 +221,6 @@ def _named(wanted: str, pools: Sequence[PoolView]) -> list[PoolView]:
     return found
 
 
-def _by_key(snapped: p.Snapped, key: str) -> PoolView | None:
-    return next((view for view in snapped.snapshot.pools if view.key == key), None)
-
-
 # --- printing
 
 
@@ -603,7 +599,7 @@ def _warm(options: argparse.Namespace) -> int:
             return ready >= wanted or (now.failures > attempts and now.failure is not None)
 
         code = _report(broker, view, options, settled, options.timeout)
-        after = _by_key(broker.snapshot(), view.key)
+        after = broker.snapshot().snapshot.pool(view.key)
         if after is not None and after.failures > attempts and after.failure is not None:
             cause = after.failure.cause.strip()
             raise errors.PoolFailed(
@@ -674,17 +670,17 @@ def _report(
     """Wait until the order shows in the state, then print the pool."""
 
     def holds(snapped: p.Snapped) -> bool:
-        now = _by_key(snapped, view.key)
+        now = snapped.snapshot.pool(view.key)
         return now is not None and applied(now)
 
     snapped = broker.until(holds, timeout)
     if snapped is None:
         latest = broker.snapshot()
-        after = _by_key(latest, view.key)
+        after = latest.snapshot.pool(view.key)
         state = "gone" if after is None else text.pool_line(after, after.scaling, now=_clock(latest))
         _complain(f"Not done after {timeout:g} s. {view.name}: {state}")
         return FAILED
-    after = _by_key(snapped, view.key)
+    after = snapped.snapshot.pool(view.key)
     assert after is not None
     if options.json:
         _say_json(_pool_json(after, snapped))

@@ -548,7 +548,7 @@ def waiting_line(pool: PoolHandle, snapped: p.Snapped, name: str) -> str:
     from . import text
 
     now = time.time() - snapped.epoch_offset
-    view = next((each for each in snapped.snapshot.pools if each.key == pool.key), None)
+    view = snapped.snapshot.pool(pool.key)
     if view is None:
         return f"{pool.name}: starting"
     label = describe_client().label

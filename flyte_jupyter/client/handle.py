@@ -355,7 +355,7 @@ class PoolHandle:
         raise LookupError(f"pool {self.name!r} has no replica {index!r}; there is: {there}")
 
     def _find(self, snapped: p.Snapped) -> PoolView | None:
-        return next((view for view in snapped.snapshot.pools if view.key == self.key), None)
+        return snapped.snapshot.pool(self.key)
 
     def _wait_ready(self, connection: broker.Connection, wanted: int, timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -122,6 +122,10 @@ class Snapshot(Frozen):
     device_problem: str | None
     clients: tuple[ClientView, ...]
 
+    def pool(self, key: str) -> PoolView | None:
+        """The pool with that key; None if the broker knows none."""
+        return next((view for view in self.pools if view.key == key), None)
+
 
 def describe(
     *,

@@ -19,7 +19,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 from .feed import Feed
 from .link import Link, Unreachable, connected
 from .logs import read_log
-from .verbs import LEASE, POOL, REPLICA, Kind, find_pool
+from .verbs import LEASE, POOL, REPLICA, Kind
 
 POOLS: Final = "flyte-jupyter-pools"
 LOGS: Final = "flyte-jupyter-logs"
@@ -139,7 +139,7 @@ class FailureHandler(Handler):
     @authorized("read")
     async def get(self, key: str) -> None:
         async with self.broker() as link:
-            pool = find_pool((await link.snapshot()).snapshot, key)
+            pool = (await link.snapshot()).snapshot.pool(key)
         if pool is None:
             raise Problem(404, f"There is no pool {key}.")
         if pool.failure is None:

@@ -99,10 +99,6 @@ class Kind(Generic[T]):
     verbs: dict[str, type[Body[T]]]
 
 
-def find_pool(snapshot: Snapshot, key: str) -> PoolView | None:
-    return next((pool for pool in snapshot.pools if pool.key == key), None)
-
-
 def find_replica(snapshot: Snapshot, id_: str) -> ReplicaView | None:
     return next((replica for pool in snapshot.pools for replica in pool.replicas if replica.id == id_), None)
 
@@ -115,7 +111,7 @@ def find_lease(snapshot: Snapshot, id_: str) -> LeaseView | None:
 
 POOL: Final[Kind[Any]] = Kind(
     "pool",
-    find_pool,
+    Snapshot.pool,
     {"scale": Scale, "warm": Warm, "keep": Keep, "drain": Drain, "stop": Stop, "restart": RestartPool},
 )
 REPLICA: Final[Kind[Any]] = Kind("replica", find_replica, {"restart": RestartReplica, "interrupt": Interrupt})

@@ -53,7 +53,7 @@ class PoolCard(anywidget.AnyWidget):
         if snapped is None:
             self.state = {**self.state, "now": time.time(), "broker": False}
             return
-        found = next((view for view in snapped.snapshot.pools if view.key == self.key), None)
+        found = snapped.snapshot.pool(self.key)
         self.state = {
             "now": time.time(),
             "broker": True,
