@@ -253,6 +253,8 @@ class FakeServer:
         self.requests: list[str] = []
         self.status = 200
         self.state: dict[str, Any] | None = None
+        self.answers: dict[str, Any] = {}
+        """By the end of a path: what is answered there instead of the state."""
         self._sockets: list[Any] = []
         page.route(re.compile(r"^http://[^/]+/flyte-jupyter/"), self._answer)  # not the files of the panel
         page.route_web_socket(re.compile(r"/flyte-jupyter/stream"), self._open)
@@ -261,10 +263,16 @@ class FakeServer:
         self.requests.append(f"{route.request.method} {route.request.url.split('flyte-jupyter/')[1]}")
         if self.status != 200 or self.state is None:
             route.fulfill(status=self.status, json={"message": "no", "reason": "no"})
+        elif (answer := self._answer_to(route.request.url)) is not None:
+            route.fulfill(json=answer)
         elif route.request.method == "POST":
             route.fulfill(status=202, json={})
         else:
             route.fulfill(json=self.state | {"now": time.time()})
+
+    def _answer_to(self, url: str) -> Any:
+        path = url.partition("?")[0]
+        return next((answer for end, answer in self.answers.items() if path.endswith(end)), None)
 
     def _open(self, socket: Any) -> None:
         self.requests.append("stream")
