@@ -99,7 +99,7 @@ async def test_the_state_is_the_brokers_snapshot_with_times_that_become_unix_tim
     assert abs(state["now"] - time.time()) < 60
     assert state.keys() == {
         *("now", "tag", "state", "message", "versions", "broker_pid"),
-        *("epoch_offset", "zygotes", "spawned", "snapshot"),
+        *("epoch_offset", "zygotes", "spawned", "recent", "snapshot"),
     }
 
 
