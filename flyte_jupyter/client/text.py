@@ -5,6 +5,7 @@ Whatever a user, a task or a driver named goes through `visible` before it is sh
 
 from __future__ import annotations
 
+import html
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -175,6 +176,20 @@ def pool_table(
         lines.append(f"├ {cold_starts(view)}")
     lines.append(f"└ {_history(view)} · {_ttls(view.scaling)}")
     return "\n".join(lines)
+
+
+def still(plain: str, taken: str) -> str:
+    """A picture as HTML, for where no card can be: a saved notebook without a kernel, an export.
+
+    Args:
+        plain: The picture as text.
+        taken: The time of day and the date of it.
+
+    Example:
+        >>> still("a < b", "2026-01-02 03:04:05")
+        '<pre class="flyte-still">a &lt; b</pre><p>As of 2026-01-02 03:04:05. Run the cell again to reconnect.</p>'
+    """
+    return f'<pre class="flyte-still">{html.escape(plain)}</pre><p>As of {taken}. Run the cell again to reconnect.</p>'
 
 
 def snapshot_table(snapshot: Snapshot, *, now: float, pools: Iterable[PoolView] | None = None) -> str:

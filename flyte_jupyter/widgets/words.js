@@ -9,6 +9,14 @@ export function visible(text, longest = 200) {
   );
 }
 
+// The same for a text of several lines, which stay lines.
+export function multiline(text) {
+  return text
+    .split("\n")
+    .map((line) => visible(line, 2000))
+    .join("\n");
+}
+
 // A time that runs, as a clock shows it: 7 is "0:07", 7200 is "2:00:00".
 export function clock(seconds) {
   const left = Math.max(0, Math.floor(seconds));

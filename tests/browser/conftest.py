@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +159,9 @@ def context() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture
-def page(context: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A page that fails its test if a script on it fails; its last sight is kept in SCREENSHOTS when that is set."""
+@contextmanager
+def checked_page(context: Any) -> Iterator[Any]:
+    """A page on which no script may fail."""
     made = context.new_page()
     errors: list[str] = []
 
@@ -172,12 +172,24 @@ def page(context: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
 
     made.on("pageerror", note)
     yield made
-    folder = os.environ.get("SCREENSHOTS")
-    if folder:
-        with suppress(Exception):
-            made.screenshot(path=str(Path(folder) / f"{request.node.name}.png"))
     made.close()
     assert errors == []
+
+
+@pytest.fixture
+def page(context: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A page that fails its test if a script on it fails; its last sight is kept in SCREENSHOTS when that is set."""
+    with checked_page(context) as made:
+        yield made
+        keep_sight(made, request.node.name)
+
+
+def keep_sight(of: Any, name: str) -> None:
+    """Keep how a page or a part of one looks, in SCREENSHOTS when that is set."""
+    folder = os.environ.get("SCREENSHOTS")
+    if folder:
+        with suppress(playwright_api.Error):
+            of.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
 class Lab:
