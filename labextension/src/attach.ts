@@ -65,12 +65,13 @@ async function findKernel(
   trans: TranslationBundle
 ): Promise<{ name: string; display_name: string }> {
   const { kernelspecs } = app.serviceManager;
-  await kernelspecs.ready;
-  if (!kernelspecs.specs?.kernelspecs[KERNEL]) {
-    await kernelspecs.refreshSpecs(); // it may have been installed since
+  const known = (): string | undefined => kernelspecs.specs?.kernelspecs[KERNEL]?.display_name;
+  if (known() === undefined) {
+    // It may have been installed since; and what keeps the list from us, JupyterLab tells itself.
+    await kernelspecs.refreshSpecs().catch(() => undefined);
   }
-  const spec = kernelspecs.specs?.kernelspecs[KERNEL];
-  if (!spec) {
+  const display_name = known();
+  if (display_name === undefined) {
     throw new Error(
       trans.__(
         'The kernel %1 is not installed where Jupyter runs, so nothing can be opened on a warm kernel. Install flyte-jupyter into the environment that runs Jupyter, then try again.',
@@ -78,5 +79,5 @@ async function findKernel(
       )
     );
   }
-  return { name: KERNEL, display_name: spec.display_name };
+  return { name: KERNEL, display_name };
 }

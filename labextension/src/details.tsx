@@ -101,6 +101,11 @@ export class DetailsTab extends ReactWidget {
     );
   }
 
+  protected onCloseRequest(message: Message): void {
+    super.onCloseRequest(message);
+    this.dispose();
+  }
+
   protected onActivateRequest(message: Message): void {
     super.onActivateRequest(message);
     (this.node.querySelector<HTMLElement>('button') ?? this.node).focus();

@@ -7,6 +7,7 @@ import { INotebookTracker } from '@jupyterlab/notebook';
 import { IRunningSessionManagers } from '@jupyterlab/running';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { ITranslator } from '@jupyterlab/translation';
+import type { Menu } from '@lumino/widgets';
 
 import { Api } from './api';
 import { dragCell } from './cells';
@@ -103,6 +104,7 @@ const panel: JupyterFrontEndPlugin<void> = {
         name: ({ pool }) => pool
       });
     }
+    returnFocus(app.contextMenu.menu);
     new Warner(manager, commands, settings, trans);
     if (sessions) {
       sessions.add(new RunningPools(manager, commands, trans));
@@ -115,5 +117,22 @@ const panel: JupyterFrontEndPlugin<void> = {
     }
   }
 };
+
+/** Whoever opened a menu by a button of ours, or with the keyboard on one, is there again when it closes. */
+function returnFocus(menu: Menu): void {
+  let from: HTMLElement | null = null;
+  document.addEventListener(
+    'contextmenu',
+    ({ target }) => {
+      const ours = target instanceof Element && target.closest('.fj-View');
+      from = ours && document.activeElement instanceof HTMLElement ? document.activeElement : null;
+    },
+    true
+  );
+  menu.aboutToClose.connect(() => {
+    from?.focus();
+    from = null;
+  });
+}
 
 export default [pools, panel];

@@ -20,6 +20,19 @@ export function visible(text: string, longest = 80): string {
   });
 }
 
+/** The same for a whole text of many lines; what goes back to the beginning of a line begins another. */
+export function visibleLines(text: string): string {
+  return text
+    .split(/\r\n|\r|\n/)
+    .map(line =>
+      line
+        .split('\t')
+        .map(part => visible(part, Infinity))
+        .join('\t')
+    )
+    .join('\n');
+}
+
 /** A time that runs, as a clock shows it: 7 is "0:07", 1780.2 is "29:40", 7200 is "2:00:00". */
 export function countdown(seconds: number): string {
   const left = Math.max(0, Math.floor(seconds));

@@ -1,6 +1,15 @@
 import { expect, it } from 'vitest';
 
-import { connectionCell, countdown, duration, lastLine, size, taskCell, visible } from '../words';
+import {
+  connectionCell,
+  countdown,
+  duration,
+  lastLine,
+  size,
+  taskCell,
+  visible,
+  visibleLines
+} from '../words';
 
 it.each([
   [7, '0:07'],
@@ -27,6 +36,10 @@ it('what would steer a label is shown as an escape', () => {
   expect(visible('a\x1b[2Jb\u202ec')).toBe('a\\u001b[2Jb\\u202ec');
   expect(visible('<img src=x>')).toBe('<img src=x>');
   expect(visible('x'.repeat(100))).toHaveLength(80);
+});
+
+it('a text keeps its lines and tabs, and nothing else that steers', () => {
+  expect(visibleLines('a\tb\r\nc\rd\n\x1b[31me\u202e')).toBe('a\tb\nc\nd\n\\u001b[31me\\u202e');
 });
 
 it('an odd name is quoted in a cell', () => {
