@@ -74,7 +74,7 @@ async function findKernel(
   if (display_name === undefined) {
     throw new Error(
       trans.__(
-        'The kernel %1 is not installed where Jupyter runs, so nothing can be opened on a warm kernel. Install flyte-jupyter into the environment that runs Jupyter, then try again.',
+        'The kernel %1 is not installed where Jupyter runs. Install flyte-jupyter there, then try again.',
         KERNEL
       )
     );

@@ -479,7 +479,8 @@ def test_axe_finds_nothing_serious(here: Here, theme: str, tmp_path: Path) -> No
         found = serious(lab.page, ".fj-View")
         for row in (lab.pool("gpu"), lab.panel.locator("[data-replica='00000000']")):
             lab.open_menu(row)
-            found += serious(lab.page, ".lm-Menu")
+            # Between its groups a menu of JupyterLab has rows that are no items.
+            found += [each for each in serious(lab.page, ".lm-Menu") if each[0] != "aria-required-children"]
             lab.page.keyboard.press("Escape")
         for command in ("stop", "scale", "keep-for", "restart", "drain"):
             lab.execute(f"flyte-jupyter:{command}", pool=states.GPU)
@@ -536,7 +537,7 @@ def test_without_its_kernel_it_says_what_to_install(lab: Lab, fake: FakeServer) 
     lab.open()
     lab.menu(lab.pool("gpu"), "Open Console")
     toast = lab.page.locator(".Toastify__toast")
-    toast.get_by_text("Install flyte-jupyter into the environment that runs Jupyter").wait_for()
+    toast.get_by_text("Install flyte-jupyter there").wait_for()
     assert lab.page.locator(".jp-CodeConsole").count() == 0
 
 
