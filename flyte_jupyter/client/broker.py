@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ from pydantic import ValidationError
 
 from .. import _version, errors, memory, runtime
 from ..core import protocol as p
+from ..core.timeline import TimelineView
 from .identity import describe_client
 
 CONNECT_S: Final = 15.0
@@ -57,6 +59,8 @@ class Connection:
         self._watchers: list[Callable[[p.Snapped | None], None]] = []
         self._watch_lock = threading.Lock()
         self._watching = 0
+        self._ask_lock = threading.Lock()
+        self._asked: deque[Future[TimelineView | None]] = deque()
         self._goodbye: str | None = None
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_count = 0
@@ -139,16 +143,24 @@ class Connection:
             self.send(p.Watch(once=True))
             snapped = answer.result(ANSWER_S)
         except TimeoutError:
-            raise errors.BrokerUnavailable(
-                f"broker {self.broker_pid} did not answer within {ANSWER_S:g} s",
-                do="Run `flyte-jupyter stop`, then try again.",
-            ) from None
+            raise self._silent() from None
         finally:
             with self._lock:
                 self._watchers.remove(take)
         if snapped is None:
             raise self._gone()
         return snapped
+
+    def timeline(self, pool: str, since: str | None = None) -> TimelineView | None:
+        """What a pool did in the last minutes, or what is new since that mark; None if there is no such pool."""
+        answer: Future[TimelineView | None] = Future()
+        with self._ask_lock:  # answers come in the order of the questions
+            self._asked.append(answer)
+            self.send(p.AskTimeline(pool=pool, since=since))
+        try:
+            return answer.result(ANSWER_S)
+        except TimeoutError:
+            raise self._silent() from None
 
     def close(self) -> None:
         with suppress(OSError):
@@ -221,6 +233,8 @@ class Connection:
                     listener.lost(message)
             case p.Snapped():
                 self._tell_watchers(message)
+            case p.ToldTimeline():
+                self._asked.popleft().set_result(message.timeline)
             case p.Goodbye():
                 self._goodbye = message.why
             case p.Failed():
@@ -255,6 +269,8 @@ class Connection:
                 os.waitpid(self.daemon.pid, os.WNOHANG)
         for lease, listener in orphaned.items():
             listener.broken(lease, self._gone())
+        for asked in self._asked:
+            asked.set_exception(self._gone())
         self._tell_watchers(None)
 
     def forget(self) -> None:
@@ -269,6 +285,12 @@ class Connection:
         for listener in self._listeners.values():
             listener.forget()
         self._listeners.clear()
+
+    def _silent(self) -> errors.BrokerUnavailable:
+        return errors.BrokerUnavailable(
+            f"broker {self.broker_pid} did not answer within {ANSWER_S:g} s",
+            do="Run `flyte-jupyter stop`, then try again.",
+        )
 
     def _gone(self) -> errors.BrokerGone:
         return errors.BrokerGone(cause=self._goodbye)

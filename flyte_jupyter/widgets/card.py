@@ -103,6 +103,8 @@ class PoolCard(anywidget.AnyWidget):
 
     def _of_pool(self, pool: PoolHandle, verb: str, body: dict[str, Any]) -> dict[str, Any]:
         match verb:
+            case "timeline":
+                return self._timeline(pool, body.get("since"))
             case "scale":
                 pool.scale(int(body["minimum"]), int(body["maximum"]))
             case "warm":
@@ -116,6 +118,12 @@ class PoolCard(anywidget.AnyWidget):
             case _:
                 raise ValueError(f"a card cannot {verb!r}")
         return {}
+
+    def _timeline(self, pool: PoolHandle, since: str | None) -> dict[str, Any]:
+        told = broker.connect(start=False).timeline(pool.key, since)
+        if told is None:
+            raise LookupError(f"the service knows no pool {pool.name!r} yet: the next call of a task starts it")
+        return told.model_dump(mode="json")
 
     def _of_replica(self, pool: PoolHandle, verb: str, body: dict[str, Any], replica: str) -> dict[str, Any]:
         found = pool.status()

@@ -33,6 +33,7 @@ ARGUMENTS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-dev-shm-usage "
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
+AXE = Path(__file__).parents[2] / "labextension" / "node_modules" / "axe-core" / "axe.min.js"
 STEP_MS = 15_000 * TIME_SCALE
 QUIET = {"fetchNews": "false", "checkForUpdates": False}
 NOTEBOOK = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
@@ -190,6 +191,19 @@ def keep_sight(of: Any, name: str) -> None:
     if folder:
         with suppress(playwright_api.Error):
             of.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+def serious(page: Any, selector: str) -> list[Any]:
+    """What axe finds there that keeps somebody out."""
+    if not AXE.exists():
+        pytest.skip("no axe-core: run `npm ci` in labextension/")
+    page.add_script_tag(path=str(AXE))
+    result = page.evaluate("selector => axe.run(selector)", selector)
+    return [
+        (found["id"], [(node["html"][:160], node["failureSummary"][:200]) for node in found["nodes"]])
+        for found in result["violations"]
+        if found["impact"] in ("serious", "critical")
+    ]
 
 
 class Lab:
