@@ -64,6 +64,9 @@ class PoolCard(anywidget.AnyWidget):
             state={"now": time.time(), "broker": False, "pool": None},
         )
         self._pool = weakref.ref(pool)
+        # ipykernel passes what a view says to the thread from which the comm spoke last, which may be that of a cell
+        # that blocks. A card can answer from any: from the one that the front end asks for.
+        self.comm._reply_subshell_for = lambda _, asked_for: asked_for
         self.on_msg(self._on_message)
 
     def show(self, snapped: p.Snapped | None) -> None:
