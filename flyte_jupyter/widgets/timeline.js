@@ -18,6 +18,7 @@ const WORDS = {
   loading: "loading",
   running: "running",
   waiting: "waiting",
+  waited: "waited",
   idle: "warm, idle",
   cancelled: "cancelled",
   lost: "lost",
@@ -215,12 +216,14 @@ export class Timeline {
   // What a tooltip says of a span: name, notebook, duration and outcome.
   #lines(span) {
     const long = duration((span.ended ?? this.#instant()) - span.began);
-    const state = this.#text(WORDS[span.outcome ?? span.kind]);
+    const doing = span.kind === "waiting" && span.ended !== null ? "waited" : span.kind;
+    const state = span.kind === "running" ? (span.outcome ?? doing) : doing;
+    const bad = span.kind === "running" || GOOD.has(span.outcome) ? "" : `, ${this.#text(WORDS[span.outcome])}`;
     const lane = this.#lanes.find((each) => each.replica === span.replica);
     return [
       visible(span.task),
       visible(span.client),
-      `${span.kind === "waiting" && span.ended !== null ? this.#text("waited") : state} ${long}`,
+      `${this.#text(WORDS[state])} ${long}${bad}`,
       span.calls > 1 ? this.#text("%1 calls", String(span.calls)) : "",
       lane ? visible(lane.name) : "",
     ].filter((line) => line);
