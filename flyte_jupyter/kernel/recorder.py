@@ -44,9 +44,13 @@ class Span:
     task: str
     label: str
     began: float
-    ended: float | None = None
+    ended: float = 0.0
     status: Status | None = None
     calls: int = 1
+    told: int = 0
+    """Of its calls, those that were counted in a report."""
+    noted: bool = False
+    """There is something to tell of it."""
 
 
 class Recorder:
@@ -76,7 +80,7 @@ class Recorder:
         self._untold: dict[int, Span] = {}
         self._used: dict[str, Span] = {}  # leases that were in use, until they are told to be idle
         self._told: dict[str, tuple[str, float]] = {}  # leases that were told to be in use: task, and since when
-        self._ended = 0
+        self._missed = 0  # calls that ended in spans that nobody will be told of
         self._number = 0
         self._second = 0.0  # when the present one began
         self._spans = 0  # that were made in it
@@ -92,28 +96,33 @@ class Recorder:
 
     def ended(self, call: RunningCall) -> None:
         now = monotonic()
-        channel = call.channel
+        began = call.began
         with self._lock:
             self._running.discard(call)
-            self._ended += 1
-            span = channel.span
+            span = call.channel.span
             if (
                 span is not None
+                and now - began < SHORT_S
+                and began - span.ended < GAP_S
+                and now - span.began < LONGEST_S
                 and span.task == call.name
                 and span.status is call.status
-                and span.ended is not None
-                and call.began - span.ended < GAP_S
-                and now - call.began < SHORT_S
-                and now - span.began < LONGEST_S
             ):
                 span.calls += 1
             else:
-                span = channel.span = call.span or self._span(call, now)
+                span = call.channel.span = call.span or self._span(call, now)
                 span.status = call.status
+                self._note(span, call)
             span.ended = now
-            self._untold[span.number] = self._used[channel.hello.lease] = span
+            if not span.noted:  # the span of a call like this one, of which the broker knows
+                self._note(span, call)
         if not self._timer:
             self._wake()
+
+    def _note(self, span: Span, call: RunningCall) -> None:
+        span.noted = True
+        self._untold[span.number] = span
+        self._used[call.channel.hello.lease] = span
 
     def _wake(self) -> None:
         self._timer = True
@@ -128,6 +137,7 @@ class Recorder:
             crowd = self._crowd[call.status] = self._new(call)
             return crowd
         crowd.calls += 1
+        crowd.began = min(crowd.began, call.began)
         if crowd.task != call.name:
             crowd.task = SEVERAL
         return crowd
@@ -155,7 +165,7 @@ class Recorder:
                 self._timer = False
                 report, again = self._report(monotonic()) if ready else (None, True)
                 while len(self._untold) > MOST_UNTOLD:
-                    del self._untold[next(iter(self._untold))]
+                    self._missed += _newly_ended(self._untold.pop(next(iter(self._untold))))
             if report is not None:
                 self._send(json.dumps(report).encode())
         if again and not self._timer:
@@ -172,23 +182,34 @@ class Recorder:
             again = again or call.span is None
             running[call.channel.hello.lease] = (call.name, call.began)
         for lease, span in self._used.items():
-            if lease not in running and span.ended is not None and now - span.ended < SHORT_S:
+            if lease not in running and now - span.ended < SHORT_S:
                 running[lease] = (span.task, span.began)  # between two calls of a loop
                 again = True
         idle = [(lease, span) for lease, span in self._used.items() if lease not in running]
         uses = [(lease, True, task[:LONGEST_NAME], since) for lease, (task, since) in running.items()
                 if self._told.get(lease) != (task, since)]  # fmt: skip
-        uses += [(lease, False, span.task[:LONGEST_NAME], span.ended or now) for lease, span in idle]
+        uses += [(lease, False, span.task[:LONGEST_NAME], span.ended) for lease, span in idle]
         for lease, _ in idle:
             del self._used[lease]
         self._told = running
-        calls, self._untold = self._untold.values(), {}
-        ended, self._ended = self._ended, 0
-        if not (calls or uses or ended):
+        if not (self._untold or uses):
             return None, again
-        return {"calls": [_described(span) for span in calls], "uses": uses, "ended": ended}, again
+        ended = self._missed + sum(map(_newly_ended, self._untold.values()))
+        self._missed = 0
+        calls = [_described(span) for span in self._untold.values()]
+        self._untold.clear()
+        return {"calls": calls, "uses": uses, "ended": ended}, again
+
+
+def _newly_ended(span: Span) -> int:
+    """How many of its calls have ended since this was asked last."""
+    span.noted = False
+    new = 0 if span.status is None else span.calls - span.told
+    span.told += new
+    return new
 
 
 def _described(span: Span) -> tuple[object, ...]:
     task, label = span.task[:LONGEST_NAME], span.label[:LONGEST_NAME]
-    return (span.number, span.lease, task, label, span.began, span.ended, _OUTCOMES[span.status], span.calls)
+    ended = None if span.status is None else span.ended
+    return (span.number, span.lease, task, label, span.began, ended, _OUTCOMES[span.status], span.calls)
