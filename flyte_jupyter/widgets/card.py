@@ -64,6 +64,9 @@ class PoolCard(anywidget.AnyWidget):
             state={"now": time.time(), "broker": False, "pool": None},
         )
         self._pool = weakref.ref(pool)
+        # ipykernel passes what a view says to the thread from which the comm spoke last, which may be that of a cell
+        # that blocks. A card can answer from any: from the one that the front end asks for.
+        self.comm._reply_subshell_for = lambda _, asked_for: asked_for
         self.on_msg(self._on_message)
 
     def show(self, snapped: p.Snapped | None) -> None:
@@ -103,6 +106,8 @@ class PoolCard(anywidget.AnyWidget):
 
     def _of_pool(self, pool: PoolHandle, verb: str, body: dict[str, Any]) -> dict[str, Any]:
         match verb:
+            case "timeline":
+                return self._timeline(pool, body.get("since"))
             case "scale":
                 pool.scale(int(body["minimum"]), int(body["maximum"]))
             case "warm":
@@ -116,6 +121,12 @@ class PoolCard(anywidget.AnyWidget):
             case _:
                 raise ValueError(f"a card cannot {verb!r}")
         return {}
+
+    def _timeline(self, pool: PoolHandle, since: str | None) -> dict[str, Any]:
+        told = broker.connect(start=False).timeline(pool.key, since)
+        if told is None:
+            raise LookupError(f"the service knows no pool {pool.name!r} yet: the next call of a task starts it")
+        return told.model_dump(mode="json")
 
     def _of_replica(self, pool: PoolHandle, verb: str, body: dict[str, Any], replica: str) -> dict[str, Any]:
         found = pool.status()

@@ -49,7 +49,7 @@ export class Replicas {
     const running = replica.leases.filter((lease) => lease.running);
     const since = running.length ? running[0].since : replica.ready_at === null ? replica.started_at : null;
     const more = running.length > 1 ? ` and ${running.length - 1} more` : "";
-    const task = running.length ? `${visible(running[0].task)} (${visible(running[0].client)})${more}` : "–";
+    const task = running.length ? `${visible(running[0].task)} (${visible(running[0].client)})${more}` : "-";
     const models = replica.devices.map((uuid) => {
       const device = devices.get(uuid);
       return device
@@ -77,7 +77,7 @@ export class Replicas {
         el("span", { class: "flyte-state", "data-mark": MARKS[replica.state] ?? "○" }, replica.state, " "),
         since === null ? null : ticking(() => clock(this.#now() - at(since)), this.#now()),
       ),
-      el("td", {}, models.join(", ") || "–"),
+      el("td", {}, models.join(", ") || "-"),
       el("td", { class: "flyte-number" }, this.#memory(replica, devices, usage)),
       el("td", { class: "flyte-task" }, task),
       el(
@@ -107,7 +107,7 @@ export class Replicas {
     const own = usage.replicas[replica.id];
     return (
       [...held, ...(own ? [held.length ? `RAM ${size(own.memory_bytes)}` : size(own.memory_bytes)] : [])].join(" · ") ||
-      "–"
+      "-"
     );
   }
 

@@ -10,6 +10,7 @@ const ROW = 22;
 const BAR = { top: 7, height: 13 };
 const AXIS = 20;
 const QUEUE = "queue";
+const REACHES = [60, 120, 300]; // a pool that is younger than the window fills the picture, too
 const GOOD = new Set([null, "succeeded"]);
 // Drawn in this order: what went wrong must not lie below what went well.
 const LOOKS = ["waiting", "starting", "loading", "running", "cancelled", "lost", "failed"];
@@ -18,6 +19,7 @@ const WORDS = {
   loading: "loading",
   running: "running",
   waiting: "waiting",
+  waited: "waited",
   idle: "warm, idle",
   cancelled: "cancelled",
   lost: "lost",
@@ -76,6 +78,8 @@ export class Timeline {
 
   #mark = null;
   #window = 600;
+  #reach = 600; // seconds that are shown
+  #earliest = 0; // what there is to see
   #skew = 0; // of the broker's clock to this one's
   #epoch = 0;
   #lanes = [];
@@ -182,6 +186,10 @@ export class Timeline {
         row.looks.get(look).push(span);
       }
     }
+    this.#earliest = Math.min(
+      ...this.#rows.flatMap((row) => row.lanes.map((lane) => lane.started_at)),
+      this.#instant(),
+    );
     if (this.#picked) this.#picked = this.#find(this.#picked.span.id);
     this.#describe();
   }
@@ -215,12 +223,14 @@ export class Timeline {
   // What a tooltip says of a span: name, notebook, duration and outcome.
   #lines(span) {
     const long = duration((span.ended ?? this.#instant()) - span.began);
-    const state = this.#text(WORDS[span.outcome ?? span.kind]);
+    const doing = span.kind === "waiting" && span.ended !== null ? "waited" : span.kind;
+    const state = span.kind === "running" ? (span.outcome ?? doing) : doing;
+    const bad = span.kind === "running" || GOOD.has(span.outcome) ? "" : `, ${this.#text(WORDS[span.outcome])}`;
     const lane = this.#lanes.find((each) => each.replica === span.replica);
     return [
       visible(span.task),
       visible(span.client),
-      `${span.kind === "waiting" && span.ended !== null ? this.#text("waited") : state} ${long}`,
+      `${this.#text(WORDS[state])} ${long}${bad}`,
       span.calls > 1 ? this.#text("%1 calls", String(span.calls)) : "",
       lane ? visible(lane.name) : "",
     ].filter((line) => line);
@@ -333,7 +343,9 @@ export class Timeline {
     const names = this.#rows.map((row) => context.measureText(row.label).width);
     const left = Math.min(Math.ceil(Math.max(0, ...names)) + px(8), px(width / 3));
     const right = px(width) - 1;
-    this.#plot = { left, right, scale: (right - left) / this.#window, ratio, now: this.#instant() };
+    const now = this.#instant();
+    this.#reach = REACHES.find((seconds) => seconds >= now - this.#earliest && seconds < this.#window) ?? this.#window;
+    this.#plot = { left, right, scale: (right - left) / this.#reach, ratio, now };
     const legend = this.#legend(context, px, px(width));
     const bottom = Math.max(1, this.#rows.length) * ROW;
     this.#resize(width, bottom + AXIS + (legend.length ? legend.at(-1).line + 1 : 0) * ROW);
@@ -380,15 +392,15 @@ export class Timeline {
 
   #axis(context, px, bottom, colour) {
     const { left, right, scale, ratio, now } = this.#plot;
-    const step = [60, 120, 300].find((seconds) => seconds * scale >= 60 * ratio) ?? 600;
-    const first = Math.ceil((now - this.#window + this.#epoch) / step) * step - this.#epoch;
+    const step = [10, 30, 60, 120, 300].find((seconds) => seconds * scale >= 70 * ratio) ?? 600;
+    const first = Math.ceil((now - this.#reach + this.#epoch) / step) * step - this.#epoch;
     context.textAlign = "center";
     for (let instant = first; instant <= now; instant += step) {
       const x = this.#at(instant);
       context.fillStyle = colour("line");
       context.fillRect(x, 0, 1, px(bottom + 3));
       context.fillStyle = colour("quiet");
-      const text = timeOfDay(instant + this.#epoch);
+      const text = timeOfDay(instant + this.#epoch, step < 60);
       const half = context.measureText(text).width / 2;
       if (x - half > left && x + half < right) context.fillText(text, x, px(bottom + 4 + (AXIS - 4) / 2));
     }
@@ -398,7 +410,7 @@ export class Timeline {
 
   #row(context, px, top, row, colour) {
     const { left, now } = this.#plot;
-    const oldest = now - this.#window;
+    const oldest = now - this.#reach;
     context.fillStyle = colour("text");
     context.fillText(row.label, 0, top + px(BAR.top + BAR.height / 2), left - px(6));
     for (const { ready_at: ready, ended_at: ended } of row.lanes) {

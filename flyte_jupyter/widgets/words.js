@@ -43,9 +43,10 @@ export function size(bytes) {
   return bytes >= 2 ** 30 ? `${(bytes / 2 ** 30).toFixed(1)} GiB` : `${Math.round(bytes / 2 ** 20)} MiB`;
 }
 
-const CLOCK = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit" });
+const MINUTES = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit" });
+const SECONDS = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
 // The time of day, in the reader's zone: 1767225600 is "01:00" in Paris.
-export function timeOfDay(unix) {
-  return CLOCK.format(unix * 1000);
+export function timeOfDay(unix, seconds = false) {
+  return (seconds ? SECONDS : MINUTES).format(unix * 1000);
 }

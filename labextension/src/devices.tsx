@@ -109,9 +109,9 @@ function Owners({ device, owners }: { device: IDevice; owners: IOwner[] }): JSX.
   return (
     <ul className="fj-Owners">
       {holder !== null && <li className="fj-Holder">{trans.__('held by %1', visible(holder))}</li>}
-      {[...ours, ...others.slice(0, SHOWN_OTHERS)].map(({ label, replica, pid, user, bytes }) => (
+      {[...ours, ...others.slice(0, SHOWN_OTHERS)].map(({ label, replica, pid, user, bytes }, place) => (
         <li
-          key={pid}
+          key={place}
           className={replica === null ? 'fj-Holder fj-mod-other fj-Row' : 'fj-Holder fj-Row'}
           title={trans.__('pid %1', pid)}
         >

@@ -39,7 +39,7 @@ def rich() -> dict[str, Any]:
 
 def owner(label: str, gib: float, *, replica: str | None = None, user: str | None = None) -> dict[str, Any]:
     kind = "process" if replica is None else "replica"
-    fields = {"label": label, "kind": kind, "replica": replica, "pid": 5000 + len(label), "user": user}
+    fields = {"label": label, "kind": kind, "replica": replica, "pid": 5000 + int(10 * gib), "user": user}
     return {**fields, "bytes": int(gib * GIB)}
 
 
