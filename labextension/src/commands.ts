@@ -403,7 +403,10 @@ export function addCommands(services: ICommandServices): IDisposable {
     caption: trans.__('What it does now: its stack and GPU memory, without disturbing it'),
     inPalette: false,
     args: ['replica'],
-    isEnabled: args => isWarm(replicaNow(args)?.[1]),
+    isEnabled: args => {
+      const replica = replicaNow(args)?.[1];
+      return isWarm(replica) || replica?.state === 'attached';
+    },
     execute: async args => {
       const replica = replicaNow(args)?.[1];
       if (replica) {
@@ -446,7 +449,10 @@ export function addCommands(services: ICommandServices): IDisposable {
     caption: trans.__('Stop the calls that run on it; what is loaded stays'),
     inPalette: false,
     args: ['replica'],
-    isEnabled: args => !!replicaNow(args)?.[1].leases.some(lease => lease.running),
+    isEnabled: args => {
+      const replica = replicaNow(args)?.[1];
+      return replica !== undefined && calls(replica).length > 0;
+    },
     execute: async args => {
       const id = replicaNow(args)?.[1].id;
       if (id) {
@@ -523,7 +529,7 @@ export function addCommands(services: ICommandServices): IDisposable {
   return owned;
 }
 
-/** Whether code can run in it. */
+/** Whether somebody can open it; whoever wants one that somebody has opened alone would wait. */
 function isWarm(replica: IReplica | undefined): boolean {
   return replica?.state === 'ready' || replica?.state === 'busy';
 }

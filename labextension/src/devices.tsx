@@ -109,19 +109,21 @@ function Owners({ device, owners }: { device: IDevice; owners: IOwner[] }): JSX.
   return (
     <ul className="fj-Owners">
       {holder !== null && <li className="fj-Holder">{trans.__('held by %1', visible(holder))}</li>}
-      {[...ours, ...others.slice(0, SHOWN_OTHERS)].map(({ label, replica, pid, user, bytes }, place) => (
-        <li
-          key={place}
-          className={replica === null ? 'fj-Holder fj-mod-other fj-Row' : 'fj-Holder fj-Row'}
-          title={trans.__('pid %1', pid)}
-        >
-          <span className="fj-Grow fj-Name">
-            {visible(label)}
-            {replica === null && user !== null && ` (${visible(user)})`}
-          </span>
-          {bytes !== null && <span className="fj-Number">{size(bytes)}</span>}
-        </li>
-      ))}
+      {[...ours, ...others.slice(0, SHOWN_OTHERS)].map(
+        ({ label, replica, pid, user, bytes }, place) => (
+          <li
+            key={place}
+            className={replica === null ? 'fj-Holder fj-mod-other fj-Row' : 'fj-Holder fj-Row'}
+            title={trans.__('pid %1', pid)}
+          >
+            <span className="fj-Grow fj-Name">
+              {visible(label)}
+              {replica === null && user !== null && ` (${visible(user)})`}
+            </span>
+            {bytes !== null && <span className="fj-Number">{size(bytes)}</span>}
+          </li>
+        )
+      )}
       {rest > 0 && (
         <li className="fj-Holder fj-mod-other">
           {trans._n('and %1 other process', 'and %1 other processes', rest)}

@@ -7,7 +7,8 @@ import type { TimelineSpan } from '../../flyte_jupyter/widgets/timeline.js';
 
 export type PoolState =
   'failed' | 'busy' | 'ready' | 'starting' | 'waiting' | 'stopping' | 'stopped';
-export type ReplicaState = 'starting' | 'loading' | 'ready' | 'busy' | 'draining' | 'stopping';
+export type ReplicaState =
+  'starting' | 'loading' | 'ready' | 'busy' | 'attached' | 'draining' | 'stopping';
 
 export interface ILease {
   lease: string;
@@ -16,6 +17,8 @@ export interface ILease {
   since: number;
   /** False while its client only holds the slot, between two calls. */
   running: boolean;
+  /** Somebody who has opened the replica, and no call. */
+  attached: boolean;
 }
 
 /** A call that waits; `running` is false of it. */
@@ -255,9 +258,9 @@ export function running(pool: IPool): number {
   return pool.replicas.reduce((sum, replica) => sum + calls(replica).length, 0);
 }
 
-/** The calls that run on a replica; a slot that is only held is none. */
+/** The calls that run on a replica; a slot that is only held is none, nor is somebody who has it open. */
 export function calls(replica: IReplica): ILease[] {
-  return replica.leases.filter(lease => lease.running);
+  return replica.leases.filter(lease => lease.running && !lease.attached);
 }
 
 /** The device memory that a replica holds, in bytes; null if that is not known. */

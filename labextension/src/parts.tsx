@@ -88,6 +88,7 @@ export function Section({
 const MARKS: { [state in PoolState | ReplicaState]: string } = {
   busy: '◉',
   ready: '●',
+  attached: '◆',
   loading: '◔',
   starting: '◌',
   waiting: '◇',

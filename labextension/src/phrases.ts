@@ -12,6 +12,8 @@ export function stateWord(state: PoolState | ReplicaState, trans: TranslationBun
       return trans.__('busy');
     case 'ready':
       return trans.__('ready');
+    case 'attached':
+      return trans.__('attached');
     case 'loading':
       return trans.__('loading');
     case 'starting':
@@ -118,9 +120,11 @@ export function remarksOf(
   trans: TranslationBundle
 ): string[] {
   const { state, stops_at, leases, why, generation_current } = replica;
-  const holders = leases.filter(lease => !lease.running);
+  const holders = leases.filter(lease => lease.attached || !lease.running);
   return [
-    ...holders.map(({ client }) => trans.__('held by %1', visible(client))),
+    ...holders.map(({ attached, client }) =>
+      attached ? trans.__('opened in %1', visible(client)) : trans.__('held by %1', visible(client))
+    ),
     ...(stops_at !== null && stops_at !== pool.idle_stops_at
       ? [trans.__('off in %1', countdown(stops_at - now))]
       : []),

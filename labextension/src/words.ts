@@ -73,7 +73,15 @@ export function deviceName(device: IDevice): string {
 
 /** How many replicas are in each state, in the order in which a life goes. */
 export function stateCounts(replicas: readonly IReplica[]): [ReplicaState, number][] {
-  const order: ReplicaState[] = ['busy', 'ready', 'loading', 'starting', 'draining', 'stopping'];
+  const order: ReplicaState[] = [
+    'busy',
+    'attached',
+    'ready',
+    'loading',
+    'starting',
+    'draining',
+    'stopping'
+  ];
   return order
     .map((state): [ReplicaState, number] => [
       state,

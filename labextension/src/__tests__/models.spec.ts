@@ -36,7 +36,14 @@ const [gpu, asr] = state.snapshot?.pools ?? [];
 /** The names of an interface: the compiler wants each of them, and no other. */
 type Names<T> = { [name in keyof T]-?: true };
 
-const lease: Names<ILease> = { lease: true, task: true, client: true, since: true, running: true };
+const lease: Names<ILease> = {
+  lease: true,
+  task: true,
+  client: true,
+  since: true,
+  running: true,
+  attached: true
+};
 const request: Names<IRequest> = { ...lease, position: true };
 const replica: Names<IReplica> = {
   id: true,
@@ -150,7 +157,11 @@ it.each<[string, object, object]>([
   ['failure', wire.pools[1].failure ?? {}, failure],
   ['device', wire.devices[0], device],
   ['client', wire.clients[0], client],
-  ['call that ended', contract.recent[0], endedCall]
+  ['call that ended', contract.recent[0], endedCall],
+  ['usage', contract.usage, usage],
+  ['usage of a device', contract.usage.devices['GPU-0'], deviceUsage],
+  ['owner', contract.usage.devices['GPU-0'].owners[0], owner],
+  ['usage of a replica', contract.usage.replicas['00000000'], replicaUsage]
 ])('a %s has the fields that the server writes', (_, sent, known) => {
   expect(Object.keys(sent).sort()).toEqual(Object.keys(known).sort());
 });

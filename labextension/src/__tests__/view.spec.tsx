@@ -89,9 +89,7 @@ it('every button has a name', () => {
 
 it('shows how full a device is, and of what', () => {
   const GIB = 2 ** 30;
-  const measured = structuredClone(contract) as object as {
-    usage: object;
-  };
+  const measured = structuredClone(contract) as { usage: object };
   const odd = '<b>x</b>\x1b[31m';
   const owner = { label: 'gpu[0]', kind: 'replica', replica: '00000000', pid: 1, user: null };
   measured.usage = {
