@@ -16,6 +16,7 @@ import re
 import shutil
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +29,8 @@ from . import _version, errors, runtime
 from .client import text
 from .client.arguments import parse_count, parse_duration, parse_replicas
 from .core import protocol as p
-from .core.snapshot import PoolView, ReplicaView
+from .core.snapshot import DeviceView, PoolView, ReplicaView
+from .core.usage import Usage
 
 OK: Final = 0
 FAILED: Final = 1
@@ -43,6 +45,8 @@ TERM_S: Final = 5.0
 GUARDIAN_S: Final = 6.0
 APPLIED_S: Final = 5.0
 REDRAW_S: Final = 1.0
+MEASURED_S: Final = 8.0
+"""How long a driver may take; the broker gives up on it before that."""
 BIG_LIBRARIES: Final = ("torch", "tensorflow", "jax", "cupy", "numpy")
 ADVISED: Final = {"tornado": "6.5.7"}
 """Floors of packages that we do not require, but that must not be older where they are installed."""
@@ -139,9 +143,9 @@ class Conversation:
         except ValidationError as problem:
             raise errors.ProtocolError(f"the broker said something unknown ({problem.title})") from None
 
-    def snapshot(self) -> p.Snapped:
-        """The state now."""
-        self.send(p.Watch(once=True))
+    def snapshot(self, *, usage: bool = False) -> p.Snapped:
+        """The state now; with `usage` it is measured what is used, if that is quick."""
+        self.send(p.Watch(once=True, usage=usage))
         deadline = time.monotonic() + self._answer_s
         while (left := deadline - time.monotonic()) > 0:
             match self.receive(left):
@@ -277,7 +281,7 @@ def _status(options: argparse.Namespace) -> int:
             if broker is None:
                 _show_none(options)
             else:
-                _show(options, broker, broker.snapshot())
+                _show(options, broker, broker.snapshot(usage=True))
         return OK
     return OK if options.watch else INTERRUPTED
 
@@ -293,7 +297,7 @@ def _watch(options: argparse.Namespace) -> int:
                 time.sleep(REDRAW_S / 4)
                 continue
             alone = False
-            broker.send(p.Watch())
+            broker.send(p.Watch(usage=True))
             last: p.Snapped | None = None
             with contextlib.suppress(Closed):
                 while True:
@@ -344,9 +348,11 @@ def _show(options: argparse.Namespace, broker: Conversation, snapped: p.Snapped)
             shown["pools"] = [view for view in shown["pools"] if view["key"] in keys]
         zygotes = [zygote.model_dump(mode="json") for zygote in snapped.zygotes]
         forks = {"zygotes": zygotes, "spawned": snapped.spawned}
-        _say_json({"broker": _broker_facts(broker), "taken_at": time.time(), **forks, **shown})
+        usage = _dump(snapped.usage.model_dump(mode="json"), snapped.epoch_offset)
+        facts = {"broker": _broker_facts(broker), "taken_at": time.time(), "usage": usage}
+        _say_json({**facts, **forks, **shown})
         return
-    parts = [text.snapshot_table(snapshot, now=_clock(snapped), pools=pools)]
+    parts = [text.snapshot_table(snapshot, now=_clock(snapped), pools=pools, usage=snapped.usage)]
     if pools is None:
         parts.insert(0, _broker_line(broker))
         parts.append(text.zygotes_table(snapped.zygotes, snapped.spawned, snapshot.pools))
@@ -376,6 +382,66 @@ def _broker_line(broker: Conversation) -> str:
     if facts["started_at"] is not None:
         words += [f"up {text.duration(time.time() - facts['started_at'])}", text.size(facts["memory_bytes"])]
     return " · ".join((*words, facts["folder"]))
+
+
+# --- gpu
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    devices, problem, usage = _measured()
+    if options.json:
+        used = usage.model_dump(mode="json")["devices"]
+        gpus = [device.model_dump(mode="json") | {"usage": used.get(device.uuid)} for device in devices]
+        _say_json({"gpus": gpus, "problem": problem or usage.problem})
+    else:
+        _say(text.usage_table(devices, usage) if devices else text.no_devices(problem))
+    if usage.problem is None:
+        return OK
+    _complain(f"What is used could not be measured: {usage.problem}.")
+    return FAILED
+
+
+def _measured() -> tuple[tuple[DeviceView, ...], str | None, Usage]:
+    """The GPUs, why there are none, and what is used of them; from the broker, if one runs: it knows its replicas."""
+    with _talk() as broker:
+        if broker is None:
+            return _measure_here()
+        broker.send(p.Watch(usage=True))
+        deadline = time.monotonic() + MEASURED_S
+        while True:
+            message = broker.receive(max(0.0, deadline - time.monotonic()))
+            if message is None:
+                raise _hangs()
+            if isinstance(message, p.Snapped) and message.usage.measured_at is not None:
+                return message.snapshot.devices, message.snapshot.device_problem, message.usage
+
+
+def _measure_here() -> tuple[tuple[DeviceView, ...], str | None, Usage]:
+    from .devices import DECLARED, Driver, DriverFailed, find_devices
+    from .usage import Processes
+
+    def ask() -> None:
+        found = find_devices()
+        problem = None
+        readings = {}
+        if found.devices and DECLARED not in os.environ:
+            try:
+                readings = Driver().read()
+            except DriverFailed as failure:
+                problem = str(failure)
+        used, _ = Processes().usage(readings, {})
+        views = tuple(
+            DeviceView(**asdict(device), replica=None, replica_name=None)
+            for device in sorted(found.devices, key=lambda device: (device.index, device.uuid))
+        )
+        answers.append((views, found.problem, Usage(devices=used, problem=problem)))
+
+    answers: list[tuple[tuple[DeviceView, ...], str | None, Usage]] = []
+    asking = threading.Thread(target=ask, daemon=True)  # a driver may hang for ever
+    asking.start()
+    asking.join(MEASURED_S)
+    problem = f"the NVIDIA driver does not answer within {MEASURED_S:g} s"
+    return answers[0] if answers else ((), problem, Usage(problem=problem))
 
 
 # --- stop
@@ -1098,6 +1164,15 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("pool", nargs="?", metavar="POOL", help="only this one, by name or key")
     status.add_argument("--watch", action="store_true", help="draw again on every change; Ctrl-C ends")
     status.add_argument("--json", action="store_true", help="instants are seconds since 1970")
+
+    gpu = add(
+        "gpu",
+        _gpu,
+        "show the GPUs, and who uses their memory: replicas, other notebooks, other processes",
+        "flyte-jupyter gpu --json",
+        "0 also when there is no GPU, 1 the driver or the broker does not answer",
+    )
+    gpu.add_argument("--json", action="store_true")
 
     stop = add(
         "stop",

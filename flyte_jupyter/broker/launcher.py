@@ -32,6 +32,7 @@ from ..core.commands import StartReplica
 from ..core.events import Event, ReplicaFailed, ReplicaLoading, ReplicaReady
 from ..core.frames import FrameReader, Kind, encode
 from ..core.protocol import Declaration
+from ..usage import private_bytes
 from .zygotes import CannotFork, ForkedProcess, Zygotes
 
 log = logging.getLogger(__name__)
@@ -475,14 +476,12 @@ def reap_strangers(ours: set[int]) -> None:
 
 
 def _resident_bytes(pid: int) -> int:
-    """Without what is shared: arrays that the caller wrote and is charged for, and the zygote's pages of files."""
     total = 0
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         for member in (process, *process.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
-                memory = member.memory_info()
-                total += memory.rss - getattr(memory, "shared", 0)
+                total += private_bytes(member)
     return total
 
 
