@@ -16,7 +16,6 @@ import re
 import shutil
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -417,31 +416,18 @@ def _measured() -> tuple[tuple[DeviceView, ...], str | None, Usage]:
 
 
 def _measure_here() -> tuple[tuple[DeviceView, ...], str | None, Usage]:
-    from .devices import DECLARED, Driver, DriverFailed, find_devices
+    from .devices import DECLARED, DriverFailed, find_devices, in_time
     from .usage import Processes
 
-    def ask() -> None:
-        found = find_devices()
-        problem = None
-        readings = {}
-        if found.devices and DECLARED not in os.environ:
-            try:
-                readings = Driver().read()
-            except DriverFailed as failure:
-                problem = str(failure)
-        used, _ = Processes().usage(readings, {})
-        views = tuple(
-            DeviceView(**asdict(device), replica=None, replica_name=None)
-            for device in sorted(found.devices, key=lambda device: (device.index, device.uuid))
-        )
-        answers.append((views, found.problem, Usage(devices=used, problem=problem)))
-
-    answers: list[tuple[tuple[DeviceView, ...], str | None, Usage]] = []
-    asking = threading.Thread(target=ask, daemon=True)  # a driver may hang for ever
-    asking.start()
-    asking.join(MEASURED_S)
-    problem = f"the NVIDIA driver does not answer within {MEASURED_S:g} s"
-    return answers[0] if answers else ((), problem, Usage(problem=problem))
+    found = find_devices()
+    views = tuple(DeviceView(**asdict(device), replica=None, replica_name=None) for device in found.devices)
+    if DECLARED in os.environ or not found.devices:
+        return views, found.problem, Usage()
+    try:
+        used, _ = Processes().usage(in_time(lambda driver: driver.read()), {})
+    except DriverFailed as problem:
+        return views, None, Usage(problem=str(problem))
+    return views, None, Usage(devices=used)
 
 
 # --- stop

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from .core.events import DevicesFound
 from .core.inventory import Device
 
 DECLARED = "FLYTE_JUPYTER_GPUS"
+PATIENCE_S = 20.0
+"""Opening a driver takes some seconds where nothing else holds it open; longer, and it hangs."""
+
+T = TypeVar("T")
 
 
 class DriverFailed(Exception):
@@ -108,13 +113,34 @@ def find_devices() -> DevicesFound:
     declared = os.environ.get(DECLARED)
     if declared is not None:
         return _declared(declared)
-    driver = Driver()
     try:
-        return DevicesFound(driver.devices())
+        return DevicesFound(in_time(lambda driver: driver.devices()))
     except DriverFailed as problem:
         return DevicesFound((), str(problem))
-    finally:
-        driver.close()
+
+
+def in_time(question: Callable[[Driver], T]) -> T:
+    """The answer of a driver that is opened for this question. Raises DriverFailed, also if it takes too long."""
+
+    def ask() -> None:
+        driver = Driver()
+        try:
+            answers.append(question(driver))
+        except BaseException as problem:
+            problems.append(problem)
+        finally:
+            driver.close()
+
+    answers: list[T] = []
+    problems: list[BaseException] = []
+    asking = threading.Thread(target=ask, name="flyte_jupyter: driver", daemon=True)  # it may never come back
+    asking.start()
+    asking.join(PATIENCE_S)
+    if problems:
+        raise problems[0]
+    if not answers:
+        raise DriverFailed(f"the NVIDIA driver does not answer within {PATIENCE_S:g} s")
+    return answers[0]
 
 
 def _declared(text: str) -> DevicesFound:

@@ -12,7 +12,9 @@ import psutil
 import pytest
 from standin import CARD, LOST, NO_PERMISSION
 from standin import Driver as StandIn
+from support import wait_until
 
+from flyte_jupyter import devices as devices_module
 from flyte_jupyter.core.usage import DeviceUsage, OwnerView, ReplicaUsage, Usage
 from flyte_jupyter.devices import DECLARED, Driver, DriverFailed, Reading, find_devices
 from flyte_jupyter.usage import Known, Processes, private_bytes
@@ -89,6 +91,16 @@ def test_the_driver_stays_open_between_readings(standin: StandIn, driver: Driver
     driver.read()
     driver.read()
     assert standin.calls("init") == opened + 1
+
+
+def test_a_driver_that_hangs_has_no_devices(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DECLARED, raising=False)
+    monkeypatch.setattr(devices_module, "PATIENCE_S", 0.1)
+    standin.say(CARD, hang=1)
+    found = find_devices()
+    standin.say(CARD)
+    assert (found.devices, found.problem) == ((), "the NVIDIA driver does not answer within 0.1 s")
+    wait_until(lambda: standin.calls("init") == standin.calls("shutdown"))
 
 
 # --- processes

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 import anyio
-from anyio import CancelScope, create_memory_object_stream, current_time, to_thread
+from anyio import CancelScope, create_memory_object_stream, current_time
 from anyio.abc import TaskGroup
 
 from ..core import commands, events
@@ -33,7 +33,7 @@ from ..core.protocol import (
 from ..core.scheduler import Scheduler
 from ..core.usage import Usage
 from .launcher import Exit, Orders
-from .sampler import Sampler
+from .sampler import Aside, Sampler
 
 log = logging.getLogger(__name__)
 
@@ -343,7 +343,7 @@ class Engine:
     async def _ask_for_devices(self) -> None:
         try:
             # Abandoned, not awaited, at the end: a driver may hang.
-            found = await to_thread.run_sync(self._find_devices, abandon_on_cancel=True)
+            found = await Aside("flyte_jupyter: devices").run(self._find_devices)
         except Exception as problem:
             log.exception("asking for GPUs failed")
             found = events.DevicesFound((), f"asking the machine for GPUs failed: {problem!r}")

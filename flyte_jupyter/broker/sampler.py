@@ -40,13 +40,13 @@ class Aside:
         self._name = name
         self._busy = False
 
-    async def run(self, function: Callable[[], T], patience: float = PATIENCE_S) -> T:
+    async def run(self, function: Callable[[], T], patience: float = math.inf) -> T:
         """What `function` returns. TimeoutError if it takes too long, and at once while an earlier one still does."""
         if self._busy:
             raise TimeoutError
-        self._busy = True
         outcome: list[tuple[T | None, BaseException | None]] = []
         reading, writing = os.pipe()
+        self._busy = True
 
         def work() -> None:
             try:
@@ -78,7 +78,6 @@ class Sampler:
 
     def __init__(self, driver: Driver | None = None) -> None:
         self.usage = Usage()
-        self.samples = 0
         self._driver = driver
         self._asking = Aside("flyte_jupyter: driver")
         self._processes = Processes()
@@ -106,8 +105,8 @@ class Sampler:
 
     async def fresh(self) -> None:
         """Wait until what is shown has been measured just now, but not long."""
-        with self.watching(), anyio.move_on_after(QUICK_S):
-            while anyio.current_time() > self._measured_at + PERIOD_S:
+        if anyio.current_time() > self._measured_at + PERIOD_S:
+            with self.watching(), anyio.move_on_after(QUICK_S):
                 await self._measured.wait()
 
     async def run(self, state: Callable[[], Snapshot], changed: Callable[[], None]) -> None:
@@ -128,29 +127,28 @@ class Sampler:
             with anyio.move_on_after(LINGER_S):
                 await self._watched.wait()
             if not self._watchers:
-                self.usage = Usage()
+                self.usage, self._measured_at = Usage(), -math.inf
                 if self._driver is not None:
                     with suppress(TimeoutError):
-                        await self._asking.run(self._driver.close)
+                        await self._asking.run(self._driver.close, PATIENCE_S)
 
     async def _measure(self, state: Snapshot, changed: Callable[[], None]) -> None:
         readings: Mapping[str, Reading] = {}
         problem = None
         if self._driver is not None and state.devices:
             try:
-                readings = await self._asking.run(self._driver.read)
+                readings = await self._asking.run(self._driver.read, PATIENCE_S)
             except TimeoutError:
                 problem = f"the NVIDIA driver does not answer within {PATIENCE_S:g} s"
             except DriverFailed as failure:
                 problem = str(failure)
         known = _known(state)
-        devices, replicas = await self._looking.run(lambda: self._processes.usage(readings, known))
+        devices, replicas = await self._looking.run(lambda: self._processes.usage(readings, known), PATIENCE_S)
         self._measured_at = anyio.current_time()
         usage = Usage(measured_at=self._measured_at, devices=devices, replicas=replicas, problem=problem)
         if usage.differs(self.usage):
             self.usage = usage
             changed()
-        self.samples += 1
         measured, self._measured = self._measured, anyio.Event()
         measured.set()
 
