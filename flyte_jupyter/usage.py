@@ -64,6 +64,11 @@ class Processes:
         self._facts = seen
         return devices, self._replicas(known)
 
+    def tree_bytes(self, pid: int) -> int:
+        """Main memory of a process and of what it has started."""
+        self._look()
+        return self._replicas({pid: Known("", "it")})["it"].memory_bytes
+
     def _look(self) -> None:
         here = psutil.pids()
         alive = {0, *here}

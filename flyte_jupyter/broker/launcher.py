@@ -32,7 +32,7 @@ from ..core.commands import StartReplica
 from ..core.events import Event, ReplicaFailed, ReplicaLoading, ReplicaReady
 from ..core.frames import FrameReader, Kind, encode
 from ..core.protocol import Declaration
-from ..usage import private_bytes
+from ..usage import Processes
 from .zygotes import CannotFork, ForkedProcess, Zygotes
 
 log = logging.getLogger(__name__)
@@ -380,8 +380,9 @@ class Launcher:
         kill_group(process.pid)
 
     async def _watch_memory(self, process: Child, limit: int, note: dict[str, str]) -> None:
+        processes = Processes()
         while True:
-            used = await to_thread.run_sync(_resident_bytes, process.pid)
+            used = await to_thread.run_sync(processes.tree_bytes, process.pid)
             if used > limit:
                 note["out_of_memory"] = f"it used {used / 2**30:.2f} GiB of its limit of {limit / 2**30:.2f} GiB"
                 kill_group(process.pid)
@@ -473,16 +474,6 @@ def reap_strangers(ours: set[int]) -> None:
         with contextlib.suppress(psutil.Error, ChildProcessError):
             if child.pid not in ours and child.status() == psutil.STATUS_ZOMBIE:
                 os.waitpid(child.pid, os.WNOHANG)
-
-
-def _resident_bytes(pid: int) -> int:
-    total = 0
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for member in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                total += private_bytes(member)
-    return total
 
 
 def _cpus(text: str) -> float:

@@ -141,6 +141,26 @@ say(four())
     assert own.run(script) == ["4"]
 
 
+def test_a_replica_that_passes_its_limit_of_memory_is_stopped_and_says_so(own_broker: OwnBroker) -> None:
+    script = """
+policy = flyte.ReusePolicy(replicas=1)
+small = flyte.TaskEnvironment("small", resources=flyte.Resources(memory="300Mi"), reusable=policy)
+
+@small.task
+def take(megabytes: int) -> None:
+    held = bytearray(b"x") * (megabytes << 20)
+    time.sleep(megabytes and 60)
+
+take(0)
+try:
+    take(400)
+except errors.OOMError as error:
+    say(error)
+"""
+    [said] = own_broker.run(script)
+    assert "of its limit of 0.29 GiB" in said
+
+
 def test_the_command_says_who_uses_a_gpu(own: OwnBroker, standin: StandIn) -> None:
     own.start(HOLDER, name="holder")
     [pid] = own.wait_said("holder")
