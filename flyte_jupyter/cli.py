@@ -154,6 +154,16 @@ class Conversation:
                     raise errors.ProtocolError(f"the broker did not understand: {why}")
         raise _hangs()
 
+    def first_measurement(self) -> p.Snapped:
+        """The state once it is known what is used, or why that is not known."""
+        self.send(p.Watch(usage=True))
+        deadline = time.monotonic() + MEASURED_S
+        while (left := deadline - time.monotonic()) > 0:
+            message = self.receive(left)
+            if isinstance(message, p.Snapped) and message.usage.measured_at is not None:
+                return message
+        raise _hangs()
+
     def until(self, holds: Callable[[p.Snapped], bool], timeout: float) -> p.Snapped | None:
         """The first state in which `holds`; None if `timeout` passes before."""
         deadline = time.monotonic() + timeout
@@ -405,14 +415,10 @@ def _measured() -> tuple[tuple[DeviceView, ...], str | None, Usage]:
     with _talk() as broker:
         if broker is None:
             return _measure_here()
-        broker.send(p.Watch(usage=True))
-        deadline = time.monotonic() + MEASURED_S
-        while True:
-            message = broker.receive(max(0.0, deadline - time.monotonic()))
-            if message is None:
-                raise _hangs()
-            if isinstance(message, p.Snapped) and message.usage.measured_at is not None:
-                return message.snapshot.devices, message.snapshot.device_problem, message.usage
+        snapped = broker.snapshot(usage=True)
+        if snapped.usage.measured_at is None:
+            snapped = broker.first_measurement()
+        return snapped.snapshot.devices, snapped.snapshot.device_problem, snapped.usage
 
 
 def _measure_here() -> tuple[tuple[DeviceView, ...], str | None, Usage]:
@@ -1156,7 +1162,7 @@ def _parser() -> argparse.ArgumentParser:
         _gpu,
         "show the GPUs, and who uses their memory: replicas, other notebooks, other processes",
         "flyte-jupyter gpu --json",
-        "0 also when there is no GPU, 1 the driver or the broker does not answer",
+        "0 also when there is no GPU, 1 what is used cannot be measured",
     )
     gpu.add_argument("--json", action="store_true")
 
