@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -28,9 +29,11 @@ from ..core.protocol import (
     Recalled,
     Refused,
     Snapped,
+    ToldTimeline,
     ZygoteView,
 )
 from ..core.scheduler import Scheduler
+from ..core.timeline import Timeline
 from ..core.usage import Usage
 from .launcher import Exit, Orders
 from .sampler import Aside, Sampler
@@ -80,6 +83,7 @@ class Engine:
         sampler: Sampler | None = None,
     ) -> None:
         self.scheduler = scheduler
+        self._timeline = Timeline(secrets.token_hex(4), scheduler.index_of)
         self._launcher = launcher
         self._idle_s = idle_s
         self._find_devices = find_devices
@@ -175,6 +179,7 @@ class Engine:
             zygotes=self._zygotes(),
             spawned=dict(self._spawned),
             usage=self.sampler.usage,
+            recent=self._timeline.recent(),
             snapshot=self.scheduler.snapshot(),
         )
 
@@ -182,6 +187,11 @@ class Engine:
         """A snapshot with what is used just now, if that can be said quickly."""
         await self.sampler.fresh()
         return self.snapped()
+
+    def timeline(self, pool: str, since: str | None) -> ToldTimeline:
+        now = current_time()
+        view = self._timeline.view(pool, since, now=now, epoch_offset=time.time() - now)
+        return ToldTimeline(pool=pool, timeline=view)
 
     @property
     def ending(self) -> anyio.Event:
@@ -218,7 +228,9 @@ class Engine:
             revision = self.scheduler.revision
             if isinstance(event, events.PoolDeclared):
                 self._coming[event.pool] -= 1
-            for command in self.scheduler.handle(event, now=now):
+            done = self.scheduler.handle(event, now=now)
+            self._timeline.record(event, done, now=now)
+            for command in done:
                 self._perform(command)
             self._after(event, revision, now)
 
@@ -236,7 +248,7 @@ class Engine:
                     del self._leases[lease]
                 self._exits.pop(replica, None)
                 self._names.pop(replica, None)
-            case events.Tick():
+            case events.Tick() | events.CallsReported():
                 pass
             case _:
                 log.debug("%s", event)

@@ -14,9 +14,10 @@ from pydantic import Base64Bytes, Field, SecretStr, TypeAdapter, field_serialize
 from .commands import RefusalReason
 from .snapshot import Snapshot
 from .spec import EnvironmentSpec, Frozen, Scaling
+from .timeline import RecentView, TimelineView
 from .usage import Usage
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 """A declaration carries the preload's code; nothing else comes near this."""
 
@@ -158,6 +159,14 @@ class Unwatch(Frozen):
     type: Literal["unwatch"] = "unwatch"
 
 
+class AskTimeline(Frozen):
+    """What the pool did in the last minutes, or what is new `since` the mark of an answer; `ToldTimeline` follows."""
+
+    type: Literal["ask-timeline"] = "ask-timeline"
+    pool: str
+    since: str | None = None
+
+
 class Shutdown(Frozen):
     """End the broker and everything it started."""
 
@@ -180,6 +189,7 @@ ToBroker = Annotated[
     | Interrupt
     | Watch
     | Unwatch
+    | AskTimeline
     | Shutdown,
     Field(discriminator="type"),
 ]
@@ -254,7 +264,16 @@ class Snapped(Frozen):
     zygotes: tuple[ZygoteView, ...] = ()
     spawned: dict[str, str] = {}  # pool -> why its replicas are spawned and not forked
     usage: Usage = Usage()
+    recent: tuple[RecentView, ...] = ()  # the calls of all pools that ended last, the newest first
     snapshot: Snapshot
+
+
+class ToldTimeline(Frozen):
+    """The answer to `AskTimeline`; None if there is no such pool."""
+
+    type: Literal["told-timeline"] = "told-timeline"
+    pool: str
+    timeline: TimelineView | None
 
 
 class Goodbye(Frozen):
@@ -272,7 +291,7 @@ class Failed(Frozen):
 
 
 FromBroker = Annotated[
-    Welcome | Rejected | Granted | Refused | Recalled | Lost | Snapped | Goodbye | Failed,
+    Welcome | Rejected | Granted | Refused | Recalled | Lost | Snapped | ToldTimeline | Goodbye | Failed,
     Field(discriminator="type"),
 ]
 

@@ -31,6 +31,7 @@ from .commands import (
     StopReplica,
 )
 from .events import (
+    CallsReported,
     ClientConnected,
     ClientGone,
     DevicesFound,
@@ -115,6 +116,10 @@ class Scheduler:
         """What people call a replica: "gpu[0]"."""
         return self._replicas[replica].name
 
+    def index_of(self, replica: str) -> int:
+        """Its number in its pool."""
+        return self._replicas[replica].index
+
     def snapshot(self) -> Snapshot:
         """What every view shows, as of the last event."""
         return describe(
@@ -138,6 +143,9 @@ class Scheduler:
                     if held.replica:
                         held.pool.streak = 0
                     self._end(held, now)
+            case CallsReported(replica):
+                if told := self._replicas.get(replica):
+                    self._note_calls(told, event)
             case ReplicaReady(replica):
                 self._become_ready(replica, now)
             case ReplicaLoading(replica, pid):
@@ -248,10 +256,19 @@ class Scheduler:
         replica = self._replicas.get(replica_id)
         if replica is None or replica.state not in {"starting", "loading"}:
             return
-        replica.ready_at = replica.idle_since = now
+        replica.pool.note_ready(replica, now)
         replica.pool.move(replica, "ready")
         replica.pool.used_at = now
         self._touch(replica.pool)
+
+    def _note_calls(self, replica: Replica, event: CallsReported) -> None:
+        # Nothing to decide: who may use a slot depends on leases alone.
+        replica.pool.count_calls(replica, event.ended)
+        for use in event.uses:
+            lease = replica.leases.get(use.lease)
+            if lease:
+                lease.task, lease.since, lease.running = use.task, use.since, use.running
+        self.revision += 1
 
     def _exit(self, replica: Replica, cause: str, now: float) -> None:
         pool = replica.pool
@@ -413,7 +430,7 @@ class Scheduler:
 
     def _grant(self, pool: Pool, replica: Replica, now: float) -> None:
         lease = pool.next_request()
-        lease.granted_at = now
+        lease.since = now
         pool.unqueue(lease)
         pool.hold(lease, replica)
         self._commands.append(Grant(lease.client, lease.id, replica.id))

@@ -22,17 +22,22 @@ ReplicaState = Literal["starting", "loading", "ready", "busy", "draining", "stop
 
 
 class LeaseView(Frozen):
-    """A call that runs. `client` is the client's label."""
+    """A slot that somebody holds. `client` is the client's label; `task` runs in it `since` then.
+
+    Between two calls, and after the last one until the client lets go, it is not `running`: `task` is the one before.
+    """
 
     lease: str
     task: str
     client: str
     since: float
+    running: bool = True
 
 
 class RequestView(LeaseView):
     """A call that waits; position 0 is served next, as far as one can tell now."""
 
+    running: bool = False
     position: int
 
 
@@ -56,6 +61,11 @@ class ReplicaView(Frozen):
     generation_current: bool
     why: str
 
+    @property
+    def running(self) -> tuple[LeaseView, ...]:
+        """Its leases in which a task runs."""
+        return tuple(lease for lease in self.leases if lease.running)
+
 
 class FailureView(Frozen):
     """Why the last start failed; `retry_at` is None once the pool has given up."""
@@ -67,7 +77,11 @@ class FailureView(Frozen):
 
 
 class PoolView(Frozen):
-    """One environment. `calls_warm` are those that found a warm replica: the cold starts avoided."""
+    """One environment.
+
+    `calls` have ended on its replicas. Each but the first of each replica found it warm: `cold_starts_avoided`.
+    `cold_start_s` is how long a replica took from the order to start it until it was ready, on average.
+    """
 
     key: str
     name: str
@@ -88,7 +102,8 @@ class PoolView(Frozen):
     starts: int
     failures: int
     calls: int
-    calls_warm: int
+    cold_starts_avoided: int
+    cold_start_s: float | None
 
 
 class DeviceView(Frozen):
@@ -208,14 +223,15 @@ def _pool_view(
         starts=pool.starts,
         failures=pool.failures_seen,
         calls=pool.calls,
-        calls_warm=pool.warm_calls,
+        cold_starts_avoided=pool.cold_starts_avoided,
+        cold_start_s=pool.cold_start_s,
     )
 
 
 def _pool_state(pool: Pool) -> PoolState:
     if pool.failed:
         return "failed"
-    if pool.running:
+    if any(replica.busy for replica in pool.replicas.values()):
         return "busy"
     if pool.count["ready"]:
         return "ready"
@@ -237,7 +253,7 @@ def _replica_views(pool: Pool, clients: Mapping[str, Client]) -> tuple[ReplicaVi
             id=replica.id,
             index=replica.index,
             name=replica.name,
-            state="busy" if replica.state == "ready" and replica.leases else replica.state,
+            state="busy" if replica.state == "ready" and replica.busy else replica.state,
             pid=replica.pid,
             devices=replica.devices,
             leases=tuple(
@@ -245,7 +261,8 @@ def _replica_views(pool: Pool, clients: Mapping[str, Client]) -> tuple[ReplicaVi
                     lease=lease.id,
                     task=lease.task,
                     client=_label(lease, clients),
-                    since=lease.requested_at if lease.granted_at is None else lease.granted_at,
+                    since=lease.since,
+                    running=lease.running,
                 )
                 for lease in replica.leases.values()
             ),
@@ -273,7 +290,7 @@ def _queue_view(pool: Pool, clients: Mapping[str, Client]) -> tuple[RequestView,
             lease=lease.id,
             task=lease.task,
             client=_label(lease, clients),
-            since=lease.requested_at,
+            since=lease.since,
             position=position,
         )
         for position, (*_, lease) in enumerate(first)

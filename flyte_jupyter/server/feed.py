@@ -58,6 +58,7 @@ class State:
             zygotes=[],
             spawned={},
             usage=Usage().model_dump(mode="json"),
+            recent=[],
             snapshot=None,
         )
 
