@@ -73,7 +73,7 @@ export class Pen {
     if (look === "failed" || look === "cancelled" || look === "lost") this.#marks(top, look, bars);
   }
 
-  // Above the end of a bar: a cross for what failed, a dash for what was cancelled, a square for what was lost.
+  // Above the end of a bar: a cross for what failed, a dash for what was cancelled, two for what was lost.
   #marks(top, look, bars) {
     const { context } = this;
     const [y, arm] = [top + this.px(BAR.top - 4), this.px(2.5)];
@@ -85,7 +85,7 @@ export class Pen {
       if (to - last < 3 * arm) continue; // beside each other, not upon each other
       last = to;
       const x = to - arm;
-      const lines = { failed: [-arm, arm], cancelled: [0], lost: [-arm, -arm / 3, arm / 3, arm] }[look];
+      const lines = { failed: [-arm, arm], cancelled: [0], lost: [-arm / 2, arm] }[look];
       for (const line of lines) {
         context.moveTo(x - arm, y + line);
         context.lineTo(x + arm, look === "failed" ? y - line : y + line);
