@@ -97,24 +97,29 @@ class Recorder:
     def ended(self, call: RunningCall) -> None:
         now = monotonic()
         began = call.began
-        with self._lock:
-            self._running.discard(call)
-            span = call.channel.span
-            if (
-                span is not None
-                and now - began < SHORT_S
-                and began - span.ended < GAP_S
-                and now - span.began < LONGEST_S
-                and span.task == call.name
-                and span.status is call.status
-            ):
-                span.calls += 1
-            else:
+        self._running.discard(call)  # before its span is looked at: see `_open`
+        span = call.channel.span
+        if (
+            span is not None
+            and now - began < SHORT_S
+            and began - span.ended < GAP_S
+            and now - span.began < LONGEST_S
+            and span.task == call.name
+            and span.status is call.status
+            and call.span is None
+        ):
+            # Nearly every call goes here, without the lock: only this thread writes these two, and `tell` takes
+            # `noted` back before it reads them.
+            span.calls += 1
+            span.ended = now
+            if not span.noted:
+                with self._lock:
+                    self._note(span, call)
+        else:
+            with self._lock:
                 span = call.channel.span = call.span or self._span(call, now)
                 span.status = call.status
-                self._note(span, call)
-            span.ended = now
-            if not span.noted:  # the span of a call like this one, of which the broker knows
+                span.ended = now
                 self._note(span, call)
         if not self._timer:
             self._wake()
@@ -177,8 +182,7 @@ class Recorder:
         again = False
         for call in list(self._running):
             if call.span is None and now - call.began >= SHORT_S and self._room(now):
-                call.span = self._new(call)
-                self._untold[call.span.number] = call.span
+                self._open(call)
             again = again or call.span is None
             running[call.channel.hello.lease] = (call.name, call.began)
         for lease, span in self._used.items():
@@ -199,6 +203,14 @@ class Recorder:
         calls = [_described(span) for span in self._untold.values()]
         self._untold.clear()
         return {"calls": calls, "uses": uses, "ended": ended}, again
+
+    def _open(self, call: RunningCall) -> None:
+        """It takes long: tell that it runs."""
+        span = call.span = self._new(call)
+        if call in self._running:
+            self._untold[span.number] = span
+        else:  # it has just ended, and may not have seen that it has a span
+            call.span = None
 
 
 def _newly_ended(span: Span) -> int:
