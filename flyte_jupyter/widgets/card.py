@@ -49,7 +49,7 @@ class PoolCard(anywidget.AnyWidget):
             replicas are not forked, or None) and `broker` (whether there is one).
     """
 
-    _esm = _module("words", "elements", "link", "timeline", "replicas", "card")
+    _esm = _module("words", "elements", "link", "pen", "timeline", "replicas", "card")
     _css = HERE / "card.css"
     name = Unicode().tag(sync=True)
     key = Unicode().tag(sync=True)

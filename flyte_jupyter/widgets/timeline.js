@@ -4,10 +4,9 @@
 // One device pixel is a fixed piece of time, and bars begin and end on whole pixels: so the picture has to be drawn
 // again only when it has moved by a pixel, and what is short and many becomes one bar.
 
+import { COLOURS, Pen, ROW } from "./pen.js";
 import { duration, timeOfDay, visible } from "./words.js";
 
-const ROW = 22;
-const BAR = { top: 7, height: 13 };
 const AXIS = 20;
 const QUEUE = "queue";
 const REACHES = [60, 120, 300]; // a pool that is younger than the window fills the picture, too
@@ -26,28 +25,6 @@ const WORDS = {
   failed: "failed",
   succeeded: "succeeded",
 };
-
-// Those of JupyterLab's theme, those of VS Code, or those that suit the reader's system.
-const palette = (text, quiet, line, back, running, loading, failed) => `
-  --flyte-text: var(--jp-ui-font-color1, var(--vscode-foreground, ${text}));
-  --flyte-quiet: var(--jp-ui-font-color2, var(--vscode-descriptionForeground, ${quiet}));
-  --flyte-line: var(--jp-border-color2, var(--vscode-panel-border, ${line}));
-  --flyte-back: var(--jp-layout-color1, var(--vscode-editor-background, ${back}));
-  --flyte-running: var(--jp-brand-color1, var(--vscode-charts-blue, ${running}));
-  --flyte-loading: var(--jp-warn-color1, var(--vscode-charts-orange, ${loading}));
-  --flyte-failed: var(--jp-error-color1, var(--vscode-errorForeground, ${failed}));`;
-
-export const COLOURS = `
-.flyte-colours { ${palette("#212121", "#5f5f5f", "#bdbdbd", "#fff", "#1976d2", "#c25700", "#b71c1c")} }
-@media (prefers-color-scheme: dark) {
-  .flyte-colours { ${palette("#e6e6e6", "#b0b0b0", "#5c5c5c", "#1b1b1b", "#64b5f6", "#ffb74d", "#ff8a80")} }
-}
-@media (forced-colors: active) {
-  .flyte-colours {
-    --flyte-text: CanvasText; --flyte-quiet: CanvasText; --flyte-line: GrayText; --flyte-back: Canvas;
-    --flyte-running: Highlight; --flyte-loading: CanvasText; --flyte-failed: LinkText;
-  }
-}`;
 
 const STYLE = `${COLOURS}
 .flyte-timeline { color: var(--flyte-text); position: relative; }
@@ -89,7 +66,6 @@ export class Timeline {
   #picked = null; // {row, span, more: how many others lie there}
   #told = "";
   #plot = { left: 0, right: 1, scale: 1, ratio: 1, now: 0 }; // device pixels, and pixels per second
-  #patterns = new Map();
 
   constructor(host, options = {}) {
     this.#text = options.text ?? english;
@@ -332,37 +308,30 @@ export class Timeline {
   #draw() {
     const width = this.#root.clientWidth;
     if (!width) return;
-    const context = this.#canvas.getContext("2d");
-    const ratio = globalThis.devicePixelRatio;
-    const px = (length) => Math.round(length * ratio);
-    const style = getComputedStyle(this.#root);
-    const colour = (name) => style.getPropertyValue(`--flyte-${name}`);
-    const font = `${px(parseFloat(style.fontSize))}px ${style.fontFamily}`;
-    context.font = font; // measures; a new size of the canvas forgets it
-
+    const pen = new Pen(this.#canvas.getContext("2d"), this.#root);
+    const { context, ratio } = pen;
+    context.font = pen.font; // measures; a new size of the canvas forgets it
     const names = this.#rows.map((row) => context.measureText(row.label).width);
-    const left = Math.min(Math.ceil(Math.max(0, ...names)) + px(8), px(width / 3));
-    const right = px(width) - 1;
+    const left = Math.min(Math.ceil(Math.max(0, ...names)) + pen.px(8), pen.px(width / 3));
+    const right = pen.px(width) - 1;
     const now = this.#instant();
     this.#reach = REACHES.find((seconds) => seconds >= now - this.#earliest && seconds < this.#window) ?? this.#window;
     this.#plot = { left, right, scale: (right - left) / this.#reach, ratio, now };
-    const legend = this.#legend(context, px, px(width));
+    const legend = this.#legend(pen, pen.px(width));
     const bottom = Math.max(1, this.#rows.length) * ROW;
     this.#resize(width, bottom + AXIS + (legend.length ? legend.at(-1).line + 1 : 0) * ROW);
 
-    context.font = font;
+    context.font = pen.font;
     context.textBaseline = "middle";
-    this.#axis(context, px, bottom, colour);
-    this.#rows.forEach((row, place) => this.#row(context, px, px(place * ROW), row, colour));
-    context.textAlign = "left";
+    this.#axis(pen, pen.px(bottom));
+    this.#rows.forEach((row, place) => this.#row(pen, pen.px(place * ROW), row));
     for (const { look, line, x } of legend) {
-      const y = px(bottom + AXIS + ROW * line);
-      this.#bar(context, px, y, look, x, x + px(22), colour);
-      this.#outcome(context, px, y, look, x + px(22), colour);
-      context.fillStyle = colour("text");
-      context.fillText(this.#text(WORDS[look]), x + px(28), y + px(BAR.top + BAR.height / 2));
+      const top = pen.px(bottom + AXIS + ROW * line);
+      if (look === "idle") pen.idle(top, x, x + pen.px(22), false);
+      else pen.bars(top, look, [[x, x + pen.px(22)]]);
+      pen.text(this.#text(WORDS[look]), x + pen.px(28), top);
     }
-    if (!this.#rows.length) context.fillText(this.#text("Nothing ran in this time."), left, px(ROW / 2));
+    if (!this.#rows.length) pen.text(this.#text("Nothing ran in this time."), left, 0);
     this.#tell();
   }
 
@@ -377,64 +346,52 @@ export class Timeline {
   }
 
   // What the looks mean, of those that are there; as many lines as they need.
-  #legend(context, px, width) {
+  #legend(pen, width) {
     const there = LOOKS.filter((look) => this.#rows.some((row) => row.looks.has(look)));
     if (this.#rows.some((row) => row.lanes.length)) there.push("idle");
     let [x, line] = [0, 0];
     return there.map((look) => {
-      const long = px(44) + context.measureText(this.#text(WORDS[look])).width;
+      const long = pen.px(44) + Math.ceil(pen.context.measureText(this.#text(WORDS[look])).width);
       if (x && x + long > width) [x, line] = [0, line + 1];
       const place = { look, line, x };
-      x += Math.ceil(long);
+      x += long;
       return place;
     });
   }
 
-  #axis(context, px, bottom, colour) {
+  #axis(pen, bottom) {
     const { left, right, scale, ratio, now } = this.#plot;
+    const { context } = pen;
     const step = [10, 30, 60, 120, 300].find((seconds) => seconds * scale >= 70 * ratio) ?? 600;
     const first = Math.ceil((now - this.#reach + this.#epoch) / step) * step - this.#epoch;
     context.textAlign = "center";
     for (let instant = first; instant <= now; instant += step) {
       const x = this.#at(instant);
-      context.fillStyle = colour("line");
-      context.fillRect(x, 0, 1, px(bottom + 3));
-      context.fillStyle = colour("quiet");
+      context.fillStyle = pen.colours.line;
+      context.fillRect(x, 0, 1, bottom + pen.px(3));
       const text = timeOfDay(instant + this.#epoch, step < 60);
       const half = context.measureText(text).width / 2;
-      if (x - half > left && x + half < right) context.fillText(text, x, px(bottom + 4 + (AXIS - 4) / 2));
+      if (x - half > left && x + half < right) pen.text(text, x, bottom - pen.px(1), "quiet");
     }
     context.textAlign = "left";
-    context.fillStyle = colour("text");
   }
 
-  #row(context, px, top, row, colour) {
+  #row(pen, top, row) {
     const { left, now } = this.#plot;
     const oldest = now - this.#reach;
-    context.fillStyle = colour("text");
-    context.fillText(row.label, 0, top + px(BAR.top + BAR.height / 2), left - px(6));
+    pen.text(row.label, 0, top, "text", left - pen.px(6));
     for (const { ready_at: ready, ended_at: ended } of row.lanes) {
-      if (ready !== null) this.#bar(context, px, top, "idle", this.#at(ready), this.#at(ended), colour);
-      context.fillStyle = colour("text");
-      if (ended !== null && ended > oldest) context.fillRect(this.#at(ended), top + px(BAR.top), px(1), px(BAR.height));
-    }
-    for (const look of LOOKS) {
-      let marked = -Infinity;
-      for (const [from, to] of this.#bars(row.looks.get(look) ?? [], oldest)) {
-        this.#bar(context, px, top, look, from, to, colour);
-        // Marks beside each other, not upon each other.
-        if (to - marked < px(8)) continue;
-        this.#outcome(context, px, top, look, to, colour);
-        marked = to;
+      if (ready !== null && (ended === null || ended > oldest)) {
+        pen.idle(top, this.#at(ready), this.#at(ended), ended !== null);
       }
     }
-    const picked = this.#picked;
-    if (picked?.row === row) {
-      const from = this.#at(picked.span.began);
-      context.strokeStyle = colour("text");
-      context.lineWidth = px(2);
-      const high = [top + px(BAR.top - 2), this.#at(picked.span.ended) - from + px(4), px(BAR.height + 4)];
-      context.strokeRect(from - px(2), ...high);
+    for (const look of LOOKS) {
+      const spans = row.looks.get(look);
+      if (spans) pen.bars(top, look, this.#bars(spans, oldest));
+    }
+    if (this.#picked?.row === row) {
+      const { began, ended } = this.#picked.span;
+      pen.frame(top, this.#at(began), this.#at(ended));
     }
   }
 
@@ -452,68 +409,4 @@ export class Timeline {
     }
     return bars;
   }
-
-  // One bar. What it means is in its height, its pattern or a mark as well as in its colour.
-  #bar(context, px, top, look, from, to, colour) {
-    const wide = to - from;
-    if (look === "idle") {
-      context.fillStyle = colour("quiet");
-      context.fillRect(from, top + px(BAR.top + BAR.height / 2 - 1), wide, px(2));
-      return;
-    }
-    const [y, high] =
-      look === "waiting" ? [top + px(BAR.top + 3), px(BAR.height - 6)] : [top + px(BAR.top), px(BAR.height)];
-    context.fillStyle = this.#fill(context, look, px, colour);
-    context.fillRect(from, y, wide, high);
-    if (look === "starting" || look === "loading") {
-      context.strokeStyle = colour(look === "loading" ? "loading" : "quiet");
-      context.lineWidth = px(1);
-      if (wide > px(2)) context.strokeRect(from + 0.5, y + 0.5, wide - 1, high - 1);
-    }
-  }
-
-  // Above the end of its bar: a cross for what failed, a dash for what was cancelled, a square for what was lost.
-  #outcome(context, px, top, look, end, colour) {
-    const [x, y, arm] = [end - px(2), top + px(BAR.top - 4), px(2.5)];
-    context.strokeStyle = context.fillStyle = colour(look === "cancelled" ? "text" : "failed");
-    context.lineWidth = Math.max(1, arm / 2);
-    context.beginPath();
-    if (look === "failed") {
-      context.moveTo(x - arm, y - arm);
-      context.lineTo(x + arm, y + arm);
-      context.moveTo(x - arm, y + arm);
-      context.lineTo(x + arm, y - arm);
-    } else if (look === "cancelled") {
-      context.moveTo(x - arm, y);
-      context.lineTo(x + arm, y);
-    } else if (look === "lost") {
-      context.fillRect(x - arm, y - arm, 2 * arm, 2 * arm);
-    }
-    context.stroke();
-  }
-
-  #fill(context, look, px, colour) {
-    const ink = colour({ running: "running", loading: "loading", failed: "failed", lost: "failed" }[look] ?? "quiet");
-    if (look !== "starting" && look !== "loading" && look !== "waiting") return ink;
-    const key = `${look} ${ink} ${this.#plot.ratio}`;
-    if (!this.#patterns.has(key)) this.#patterns.set(key, context.createPattern(hatched(look, ink, px(6)), "repeat"));
-    return this.#patterns.get(key);
-  }
-}
-
-// A tile of stripes: upright for what waits, rising while a process starts, falling while its preload runs.
-function hatched(look, ink, side) {
-  const tile = document.createElement("canvas");
-  tile.width = tile.height = side;
-  const context = tile.getContext("2d");
-  context.strokeStyle = ink;
-  context.lineWidth = side / (look === "loading" ? 2.5 : 5);
-  // Beyond the corners, too, so that the tiles join.
-  for (const shift of [-side, 0, side]) {
-    const [from, to] = { waiting: [side / 2, side / 2], starting: [0, side], loading: [side, 0] }[look];
-    context.moveTo(from + shift, side);
-    context.lineTo(to + shift, 0);
-  }
-  context.stroke();
-  return tile;
 }

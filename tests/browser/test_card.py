@@ -1,14 +1,18 @@
-"""The pool card in a real notebook, with real replicas, while a cell blocks; its timeline with made-up answers, too."""
+"""The pool card in a real notebook, with real replicas, while a cell blocks; elsewhere with made-up answers."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import states
 from conftest import Jupyter, Lab, checked_page, keep_sight, serious
 from support import TIME_SCALE
+
+from flyte_jupyter.widgets.card import PoolCard
 
 Until = Callable[[Callable[[], Any], float], Any]
 
@@ -188,3 +192,166 @@ def test_stop_asks_first(cards: Cards) -> None:
     cards.press("Stop now")
     cards.first.locator(".flyte-wide").wait_for(state="detached")
     assert cards.lab.page.evaluate("() => window.hacked") is None
+
+
+# On a page that is not JupyterLab's: no server to ask, no theme. State and answers are made up.
+
+PAGE = """<!doctype html><html lang="en"><title>elsewhere</title><style>
+{css} @media (prefers-color-scheme: dark) {{ body {{ background: #1e1e1e; }} }}
+</style><main id="host"></main></html>"""
+SHOW = """async ([state, timeline]) => {
+    const listeners = {};
+    const values = { name: 'gpu', key: '0123456789abcdef', client: 'eval.ipynb', state };
+    const said = { timeline, log: { text: 'loaded\\n\\u001b[31mred' }, peek: { lines: ['train.py:7 step'] } };
+    window.sent = [];
+    const model = {
+        get: name => values[name],
+        on: (event, listener) => (listeners[event] ??= new Set()).add(listener),
+        off: (event, listener) => listeners[event].delete(listener),
+        send: question => {
+            window.sent.push(question);
+            const answer = { number: question.number, answer: said[question.verb] ?? {} };
+            queueMicrotask(() => listeners['msg:custom'].forEach(each => each(answer)));
+        }
+    };
+    window.change = state => { values.state = state; listeners['change:state'].forEach(each => each()); };
+    const { default: widget } = await import('/card.js');
+    window.dispose = widget.render({ model, el: document.getElementById('host') });
+}"""
+DRAW = """async answer => {
+    window.frames_ms = [];
+    const request = window.requestAnimationFrame;
+    window.requestAnimationFrame = draw => request(() => {
+        const began = performance.now();
+        draw();
+        window.frames_ms.push(performance.now() - began);
+    });
+    const { Timeline } = await import('/card.js');
+    window.timeline = new Timeline(document.getElementById('host'));
+    window.timeline.take(answer);
+}"""
+
+
+@pytest.fixture
+def elsewhere(page: Any) -> Any:
+    """A page with the card's module and nothing of JupyterLab."""
+
+    def answer(route: Any) -> None:
+        if route.request.url.endswith("/card.js"):
+            route.fulfill(body=str(PoolCard._esm), content_type="text/javascript")
+        else:
+            route.fulfill(body=PAGE.format(css=PoolCard._css), content_type="text/html")
+
+    page.route("http://elsewhere.test/**", answer)
+    page.goto("http://elsewhere.test/")
+    page.evaluate("() => localStorage.clear()")
+    return page
+
+
+def made_up(lanes: int, spans: int) -> dict[str, Any]:
+    """The last ten minutes of a pool whose replicas had so many short calls, of which some went wrong."""
+    now, each = 5000.0, 560 * lanes / spans
+    outcomes = ["succeeded"] * 17 + ["failed", "cancelled", "lost"]
+    calls = [
+        {
+            **{"id": number, "replica": f"r{number % lanes}", "kind": "running", "task": f"embed {EVIL}", "calls": 1},
+            **{"client": "train.ipynb", "outcome": outcomes[number % 20]},
+            **{"began": (began := now - 570 + each * (number // lanes)), "ended": began + each / 2},
+        }
+        for number in range(spans)
+    ]
+    return {
+        **{"now": time.time(), "epoch_offset": time.time() - now, "mark": "m", "whole": True, "window_s": 600},
+        "lanes": [
+            {
+                **{"replica": f"r{index}", "name": f"gpu[{index}]", "index": index, "why": "a call waits"},
+                **{"started_at": now - 590, "ready_at": now - 575, "ended_at": None},
+            }
+            for index in range(lanes)
+        ],
+        "spans": calls,
+        "changes": [{"id": 1, "at": now - 590, "text": f"gpu[0] starts: {EVIL}"}],
+    }
+
+
+def test_a_frame_of_5000_spans_is_drawn_in_8_ms(elsewhere: Any, until: Until) -> None:
+    elsewhere.evaluate(DRAW, made_up(20, 5000))
+    for x in range(120):  # each move has it drawn again
+        elsewhere.mouse.move(200 + 5 * x, 60)
+    until(lambda: elsewhere.evaluate("() => window.frames_ms.length") >= 100, 20)
+    frames = sorted(elsewhere.evaluate("() => window.frames_ms"))
+    print(
+        f"{len(frames)} frames: median {frames[len(frames) // 2]:.1f} ms, 95 % {frames[len(frames) * 95 // 100]:.1f} ms"
+    )
+    assert frames[len(frames) // 2] < 8 * TIME_SCALE
+    keep_sight(elsewhere, "timeline of 5000 spans")
+
+
+def test_the_timeline_moves_and_stands_still_while_it_is_out_of_sight(elsewhere: Any, until: Until) -> None:
+    elsewhere.evaluate(DRAW, made_up(2, 50))
+    frames = "() => window.frames_ms.length"
+    until(lambda: elsewhere.evaluate(frames) >= 3, 10)
+    elsewhere.evaluate("() => { document.getElementById('host').style.marginTop = '5000px'; }")
+    elsewhere.wait_for_timeout(1000)  # what was under way
+    seen = elsewhere.evaluate(frames)
+    elsewhere.wait_for_timeout(2500)
+    assert elsewhere.evaluate(frames) == seen
+    elsewhere.evaluate("() => { document.getElementById('host').style.marginTop = '0'; }")
+    until(lambda: elsewhere.evaluate(frames) > seen, 10)
+    elsewhere.evaluate("() => window.timeline.dispose()")
+    assert elsewhere.locator(".flyte-timeline").count() == 0
+
+
+def test_a_span_under_the_pointer_is_told(elsewhere: Any) -> None:
+    elsewhere.evaluate(DRAW, made_up(1, 4))
+    box = elsewhere.locator("canvas").bounding_box()
+    elsewhere.mouse.move(box["x"] + box["width"] / 2 + 60, box["y"] + 14)
+    tip = elsewhere.locator(".flyte-tip div")
+    tip.first.wait_for()
+    assert tip.all_inner_texts() == [f"embed {SHOWN}", "train.ipynb", "succeeded 1 min 10 s", "gpu[0]"]
+    elsewhere.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] + 50)
+    tip.first.wait_for(state="detached")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_and_used_without_jupyterlab(elsewhere: Any, scheme: str) -> None:
+    elsewhere.emulate_media(color_scheme=scheme)
+    state = states.rich()
+    pool = state["snapshot"]["pools"][0]
+    pool["failure"] = {"cause": f"Traceback\nValueError: {EVIL}", "replica": "gpu[1]", "attempts": 2, "retry_at": None}
+    shown = {
+        **{"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None},
+        **{"pool": pool, "devices": state["snapshot"]["devices"]},
+    }
+    elsewhere.evaluate(SHOW, [shown, made_up(3, 300)])
+    card = elsewhere.locator(".flyte-card")
+    card.get_by_text("Timeline", exact=True).click()
+    card.locator("canvas[aria-label*='calls: 300']").wait_for()
+    card.get_by_text("Why it scaled").click()
+    card.get_by_text(f"starts: {SHOWN}").wait_for()
+    card.get_by_role("button", name="Actions for gpu[0]").click()
+    card.get_by_role("button", name="Log").click()
+    card.get_by_text("\\u001b[31mred").wait_for()
+    card.get_by_role("button", name="Drain").click()
+    assert elsewhere.evaluate("() => window.sent.map(each => each.verb)") == ["timeline", "log", "drain"]
+    assert serious(elsewhere, ".flyte-card") == []
+    keep_sight(card, f"card elsewhere, {scheme}")
+    assert elsewhere.evaluate("() => window.hacked") is None
+    elsewhere.evaluate("() => window.dispose()")
+
+
+def test_a_button_keeps_its_focus_when_the_state_changes(elsewhere: Any) -> None:
+    state = states.rich()
+    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
+    elsewhere.evaluate(SHOW, [{**shown, "pool": state["snapshot"]["pools"][0]}, made_up(1, 4)])
+    button = elsewhere.get_by_role("button", name="Drain")
+    button.focus()
+    button.hover()
+    elsewhere.mouse.down()
+    elsewhere.evaluate(
+        "state => window.change(state)", {**shown, "pool": {**state["snapshot"]["pools"][0], "calls": 77}}
+    )
+    elsewhere.get_by_text("77 calls").wait_for()
+    elsewhere.mouse.up()
+    assert elsewhere.evaluate("() => document.activeElement.textContent") == "Drain"
+    assert elsewhere.evaluate("() => window.sent.map(each => each.verb)") == ["drain"]

@@ -180,10 +180,13 @@ def test_restart_replaces_the_replica(front: Front) -> None:
 def test_nothing_is_sent_while_nothing_changes(front: Front) -> None:
     front.run("pool.scale(1, 3); echo(1)")
     front.until(ready(1))
-    quiet = 2.0  # a count down by messages would send one each second
-    with pytest.raises(queue.Empty):
-        while True:
-            front.client.get_iopub_msg(timeout=quiet)
+    for _ in range(5):
+        try:
+            front.client.get_iopub_msg(timeout=2)  # a countdown by messages would send one each second
+        except queue.Empty:
+            break
+    else:
+        pytest.fail("there is always something said")
 
 
 def test_a_saved_notebook_shows_it_without_a_kernel(front: Front) -> None:
