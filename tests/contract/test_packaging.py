@@ -65,16 +65,25 @@ def test_every_command_in_a_menu_exists() -> None:
 
 
 def test_the_panel_is_built_again_exactly_when_a_source_changes(hook: ModuleType, tmp_path: Path) -> None:
+    panel = tmp_path / "labextension"
+    panel.mkdir()
     for name in ("package.json", "package-lock.json", "src", "schema"):
         source = NPM / name
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, tmp_path / name)
-    before = hook.inputs_hash(tmp_path, "prod")
-    assert hook.inputs_hash(tmp_path, "prod") == before
-    assert hook.inputs_hash(tmp_path, "dev") != before
-    (tmp_path / "src" / "__tests__" / "new.spec.ts").write_text("")
-    assert hook.inputs_hash(tmp_path, "prod") == before
-    index = tmp_path / "src" / "index.ts"
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, panel / name)
+    widgets = shutil.copytree(ROOT / "flyte_jupyter" / "widgets", tmp_path / "flyte_jupyter" / "widgets")
+    before = hook.inputs_hash(panel, "prod")
+    assert hook.inputs_hash(panel, "prod") == before
+    assert hook.inputs_hash(panel, "dev") != before
+    (panel / "src" / "__tests__" / "new.spec.ts").write_text("")
+    assert hook.inputs_hash(panel, "prod") == before
+    index = panel / "src" / "index.ts"
     index.write_bytes(index.read_bytes().replace(b"\n", b"\r\n"))
-    assert hook.inputs_hash(tmp_path, "prod") == before
+    assert hook.inputs_hash(panel, "prod") == before
+    (widgets / "card.py").write_text("")
+    assert hook.inputs_hash(panel, "prod") == before
+    timeline = widgets / "timeline.js"
+    timeline.write_text(timeline.read_text() + "// more\n")
+    after = hook.inputs_hash(panel, "prod")
+    assert after != before
     index.write_text(index.read_text() + "// more\n")
-    assert hook.inputs_hash(tmp_path, "prod") != before
+    assert hook.inputs_hash(panel, "prod") != after
