@@ -277,6 +277,13 @@ class Lab:
         found: dict[str, Any] = state["snapshot"]
         return found
 
+    def act(self, pool: str, verb: str, **body: Any) -> None:
+        """Ask the real server for something."""
+        key = next(each["key"] for each in self.snapshot()["pools"] if each["name"] == pool)
+        headers = {"Authorization": f"token {self.jupyter.token}", "Content-Type": "application/json"}
+        url = f"{self.jupyter.url}flyte-jupyter/pools/{key}/{verb}"
+        urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=5).close()
+
     def scaling(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = next(pool for pool in self.snapshot()["pools"] if pool["name"] == name)["scaling"]
         return found

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from conftest import Jupyter, Lab
+import pytest
+from conftest import Jupyter, Lab, checked_page, wait_on
 from support import TIME_SCALE
 
 Until = Callable[[Callable[[], Any], float], Any]
+Warm = tuple[Lab, Any]
 
 POOL = """
 import flyte_jupyter as flyte
@@ -29,7 +31,7 @@ def slow(seconds: float) -> str:
 
 
 def open_pool(lab: Lab, name: str, call: str = "double(21)") -> Any:
-    """A notebook that declares a pool and calls a task; its row in the panel."""
+    """A notebook that declares a pool and calls a task; the pool's row in the panel."""
     lab.open(lab.jupyter.notebook(f"{name}.ipynb", POOL.format(name=name, replicas="(1, 3)"), call))
     lab.run_cells()
     row = lab.pool(name)
@@ -39,6 +41,35 @@ def open_pool(lab: Lab, name: str, call: str = "double(21)") -> Any:
 
 def ready(row: Any) -> int:
     return int(row.locator(".fj-Replica[data-state=ready]").count())
+
+
+@pytest.fixture(scope="module")
+def shared(context: Any, jupyter: Jupyter) -> Iterator[Lab]:
+    with checked_page(context) as page:
+        lab = Lab(page, jupyter)
+        open_pool(lab, "warm")
+        yield lab
+
+
+@pytest.fixture
+def until(request: pytest.FixtureRequest) -> Until:
+    """As conftest's, with whichever page the test has."""
+    of = "shared" if "warm" in request.fixturenames else "lab"
+    return wait_on(request.getfixturevalue(of).page)
+
+
+@pytest.fixture
+def warm(shared: Lab) -> Iterator[Warm]:
+    """A page that many tests share, and the row of a pool there: one replica is ready, one to three may be."""
+    lab, until = shared, wait_on(shared.page)
+    lab.show_panel()
+    row = lab.pool("warm")
+    lab.act("warm", "scale", minimum=1, maximum=3)
+    lab.act("warm", "keep", seconds=0)
+    lab.act("warm", "warm")
+    until(lambda: ready(row) >= 1 and lab.scaling("warm")["min_replicas"] == 1, 20)
+    yield lab, row
+    lab.page.keyboard.press("Escape")
 
 
 def test_without_a_broker_the_panel_says_so(lab: Lab) -> None:
@@ -70,28 +101,25 @@ def test_a_pool_is_listed_within_two_seconds(lab: Lab) -> None:
     lab.page.locator(".jp-OutputArea-output").get_by_text("42").wait_for()
 
 
-def test_the_countdown_of_an_idle_pool_ticks(lab: Lab) -> None:
-    row = open_pool(lab, "idle")
+def test_the_countdown_of_an_idle_pool_ticks(warm: Warm, until: Until) -> None:
+    _, row = warm
     timer = row.get_by_role("timer")
     timer.wait_for(timeout=20_000)
     first = timer.inner_text()
-    lab.page.wait_for_timeout(2100)
-    assert timer.inner_text() != first
+    until(lambda: timer.inner_text() != first, 5)
 
 
-def test_a_button_changes_the_number_of_replicas(lab: Lab, until: Until) -> None:
-    row = open_pool(lab, "scaled")
-    until(lambda: ready(row) == 1, 20)
+def test_a_button_changes_the_number_of_replicas(warm: Warm, until: Until) -> None:
+    lab, row = warm
     row.get_by_role("button", name="Raise the minimum").click()
-    until(lambda: ready(row) == 2, 20)
-    assert lab.scaling("scaled")["min_replicas"] == 2
+    until(lambda: ready(row) >= 2, 20)
+    assert lab.scaling("warm")["min_replicas"] == 2
     row.get_by_role("button", name="Lower the minimum").click()
-    until(lambda: lab.scaling("scaled")["min_replicas"] == 1, 10)
+    until(lambda: lab.scaling("warm")["min_replicas"] == 1, 10)
 
 
-def test_scale_asks_for_two_numbers(lab: Lab, until: Until) -> None:
-    row = open_pool(lab, "asked")
-    until(lambda: ready(row) == 1, 20)
+def test_scale_asks_for_two_numbers(warm: Warm, until: Until) -> None:
+    lab, row = warm
     lab.menu(row, "Scale…")
     dialog = lab.dialog()
     dialog.get_by_label("At least").fill("2")
@@ -100,15 +128,14 @@ def test_scale_asks_for_two_numbers(lab: Lab, until: Until) -> None:
     until(lambda: ready(row) == 2, 20)
 
 
-def test_stop_asks_first(lab: Lab, until: Until) -> None:
-    row = open_pool(lab, "stopped")
-    until(lambda: ready(row) == 1, 20)
+def test_stop_asks_first(warm: Warm, until: Until) -> None:
+    lab, row = warm
     row.get_by_role("button", name="Stop…").click()
     dialog = lab.dialog()
-    assert "1 warm replica" in dialog.inner_text().replace("\xa0", " ")
+    assert "warm replica" in dialog.inner_text().replace("\xa0", " ")
     dialog.get_by_role("button", name="Cancel").click()
-    lab.page.wait_for_timeout(500)
-    assert ready(row) == 1
+    dialog.wait_for(state="detached")
+    assert ready(row) >= 1
     row.get_by_role("button", name="Stop…").click()
     lab.dialog().get_by_role("button", name="Stop").click()
     until(lambda: row.locator(".fj-Replica").count() == 0, 20)
@@ -116,14 +143,45 @@ def test_stop_asks_first(lab: Lab, until: Until) -> None:
     until(lambda: ready(row) == 1, 20)
 
 
-def test_keep_changes_the_countdown(lab: Lab, until: Until) -> None:
-    row = open_pool(lab, "kept")
-    until(lambda: ready(row) == 1, 20)
+def test_keep_changes_the_countdown(warm: Warm, until: Until) -> None:
+    _, row = warm
     row.get_by_role("button", name="Keep 2 h").click()
     row.get_by_role("button", name="Stop keeping").wait_for()
     until(lambda: "1:59:" in row.get_by_role("timer").inner_text(), 10)
     row.get_by_role("button", name="Stop keeping").click()
     row.get_by_role("button", name="Keep 2 h").wait_for()
+
+
+def test_a_log_opens_in_a_tab(warm: Warm) -> None:
+    lab, row = warm
+    lab.menu(row.locator(".fj-Replica").first, "Show Log")
+    lab.page.locator(".fj-Text").first.wait_for()
+    lab.execute("application:close")
+
+
+def test_what_has_happened_is_told(warm: Warm, until: Until) -> None:
+    lab, _ = warm
+    call = lab.panel.locator(".fj-Recent > [data-outcome=succeeded]").filter(has_text="double")
+    assert "warm.ipynb" in call.first.inner_text()
+    tab = lab.details("warm")
+    until(lambda: "calls: 1" in (tab.locator("canvas").get_attribute("aria-label") or ""), 10)
+    tab.locator(".fj-Changes").get_by_text("warm[0] starts").first.wait_for()
+    assert "RAM" in tab.locator(".fj-Replica").first.inner_text()
+    lab.execute("application:close")
+    tab.wait_for(state="detached")
+
+
+def test_the_running_panel_lists_pools_and_asks_before_it_stops_them(warm: Warm) -> None:
+    lab, row = warm
+    lab.execute("running:show-panel")
+    section = lab.page.locator(".jp-RunningSessions")
+    section.get_by_text("warm", exact=True).wait_for()
+    section.get_by_text("Stop All Pools").click()
+    dialog = lab.dialog()
+    assert "loaded" in dialog.inner_text()
+    dialog.get_by_role("button", name="Cancel").click()
+    lab.show_panel()
+    assert ready(row) >= 1
 
 
 def test_a_running_call_is_shown_and_can_be_stopped(lab: Lab, until: Until) -> None:
@@ -134,28 +192,7 @@ def test_a_running_call_is_shown_and_can_be_stopped(lab: Lab, until: Until) -> N
     call.get_by_role("button", name="Stop call").click()
     lab.page.locator(".jp-OutputArea-output").get_by_text("TaskCancelled").first.wait_for(timeout=20_000)
     until(lambda: ready(row) == 1, 20)
-    assert lab.panel.locator(".fj-Recent").get_by_text("slow").count() >= 1
-
-
-def test_a_log_opens_in_a_tab(lab: Lab, until: Until) -> None:
-    row = open_pool(lab, "logged")
-    until(lambda: ready(row) == 1, 20)
-    lab.menu(row.locator(".fj-Replica").first, "Show Log")
-    lab.page.locator(".fj-Text").wait_for()
-
-
-def test_the_running_panel_lists_pools_and_asks_before_it_stops_them(lab: Lab, until: Until) -> None:
-    row = open_pool(lab, "listed-too")
-    until(lambda: ready(row) == 1, 20)
-    lab.execute("running:show-panel")
-    section = lab.page.locator(".jp-RunningSessions")
-    section.get_by_text("listed-too", exact=True).wait_for()
-    section.get_by_text("Stop All Pools").click()
-    dialog = lab.dialog()
-    assert "loaded" in dialog.inner_text()
-    dialog.get_by_role("button", name="Cancel").click()
-    lab.execute("flyte-jupyter:open")
-    assert ready(row) == 1
+    lab.panel.locator(".fj-Recent > [data-outcome=cancelled]").get_by_text("slow").wait_for()
 
 
 def test_shutting_down_all_kernels_leaves_replicas_warm(lab: Lab, until: Until) -> None:
