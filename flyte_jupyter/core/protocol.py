@@ -15,7 +15,7 @@ from .commands import RefusalReason
 from .snapshot import Snapshot
 from .spec import EnvironmentSpec, Frozen, Scaling
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 """A declaration carries the preload's code; nothing else comes near this."""
 
@@ -72,6 +72,16 @@ class Acquire(Frozen):
     pool: str
     task: str
     parent: str | None = None
+
+
+class Attach(Frozen):
+    """Open that replica by hand, alone or (`shared`) beside its calls: a lease for as long as it is open."""
+
+    type: Literal["attach"] = "attach"
+    lease: str
+    replica: str
+    task: str
+    shared: bool = False
 
 
 class Release(Frozen):
@@ -163,6 +173,7 @@ ToBroker = Annotated[
     Hello
     | Declare
     | Acquire
+    | Attach
     | Release
     | Revoke
     | Cancel
