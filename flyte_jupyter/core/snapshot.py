@@ -22,12 +22,13 @@ ReplicaState = Literal["starting", "loading", "ready", "busy", "attached", "drai
 
 
 class LeaseView(Frozen):
-    """A call that runs. `client` is the client's label."""
+    """A call that runs, or somebody who has `attached` to the replica. `client` is the client's label."""
 
     lease: str
     task: str
     client: str
     since: float
+    attached: bool = False
 
 
 class RequestView(LeaseView):
@@ -58,6 +59,10 @@ class ReplicaView(Frozen):
     stops_at: float | None
     generation_current: bool
     why: str
+
+    @property
+    def calls(self) -> tuple[LeaseView, ...]:
+        return tuple(lease for lease in self.leases if not lease.attached)
 
 
 class FailureView(Frozen):
@@ -249,6 +254,7 @@ def _replica_views(pool: Pool, clients: Mapping[str, Client]) -> tuple[ReplicaVi
                     task=lease.task,
                     client=_label(lease, clients),
                     since=lease.requested_at if lease.granted_at is None else lease.granted_at,
+                    attached=lease.opens is not None,
                 )
                 for lease in (*replica.leases.values(), *replica.guests.values())
             ),

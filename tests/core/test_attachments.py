@@ -42,8 +42,11 @@ def lines(machine: Machine, index: int = 0) -> list[str]:
 def test_a_free_replica_is_granted_whole_at_once() -> None:
     machine = warm(1, 1, concurrency=10)
     assert attach(machine, "x") == [Grant("cyd", "x", "p-1")]
-    assert machine.states() == {"p-1": "attached"}
-    assert lines(machine) == ["attached console"]
+    (replica,) = machine.pool().replicas
+    assert (replica.state, replica.calls) == ("attached", ())
+    assert [(lease.task, lease.client, lease.attached) for lease in replica.leases] == [
+        ("attached console", "cyd.ipynb", True)
+    ]
 
 
 def test_calls_go_to_other_replicas_which_are_started_for_them() -> None:
