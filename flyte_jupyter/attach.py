@@ -34,8 +34,9 @@ from jupyter_client.session import DELIM, Session
 
 from . import _version, errors, runtime
 from .client import broker, text
-from .client.attached import Attachment, find_replica, jupyter_channels
+from .client.attached import Attachment, find_replica
 from .client.identity import present_as
+from .peek import jupyter_channels
 
 WANTED: Final = "FLYTE_JUPYTER_ATTACH"
 SHARED: Final = "FLYTE_JUPYTER_ATTACH_SHARED"

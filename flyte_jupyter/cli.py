@@ -734,7 +734,7 @@ def _attach(options: argparse.Namespace) -> int:
 
 
 def _peek(options: argparse.Namespace) -> int:
-    from .client.peek import peek
+    from .peek import peek
 
     replica, now = _find_replica(options.replica, busy=True)
     stack = options.stack or not (options.expressions or options.gpu)

@@ -7,9 +7,9 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
-from .. import errors, runtime
+from .. import errors
 from ..core import protocol as p
 from ..core.snapshot import PoolView, ReplicaView, Snapshot
 from . import text
@@ -71,19 +71,6 @@ def _used_at(view: PoolView) -> float:
     instants += [replica.ready_at or 0.0 for replica in view.replicas]
     instants += [lease.since for replica in view.replicas for lease in replica.leases]
     return max(instants)
-
-
-def jupyter_channels(replica: ReplicaView) -> dict[str, Any]:
-    """What is in its connection file.
-
-    Raises:
-        NoSuchReplica: It has just ended.
-    """
-    for path in runtime.private_folder().glob(f"*/{replica.id}/kernel.json"):
-        with suppress(OSError, ValueError):
-            info: dict[str, Any] = json.loads(path.read_text())
-            return info
-    raise errors.NoSuchReplica(replica.name)
 
 
 class Attachment:

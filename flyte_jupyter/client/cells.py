@@ -565,7 +565,8 @@ def waiting_line(pool: PoolHandle, snapped: p.Snapped, name: str) -> str:
             words.append(f"{replica.name} {replica.state} {text.countdown(now - replica.started_at)}")
         elif replica.leases:
             lease = replica.leases[0]
-            words.append(f"{replica.name} {replica.state} {text.countdown(now - lease.since)} ({lease.task}, {lease.client})")
+            since = text.countdown(now - lease.since)
+            words.append(f"{replica.name} {replica.state} {since} ({lease.task}, {lease.client})")
     if view.failure is not None and view.failure.cause.strip():
         words.append(f"last start failed: {view.failure.cause.strip().splitlines()[-1]}")
     if view.waits_for:
