@@ -148,6 +148,8 @@ class Proxy:
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
         self._parent = os.getppid()
+        self._listeners = 0
+        self._heard = False  # somebody has listened once
         self._again = self._take_mark()
 
     # --- life
@@ -158,7 +160,7 @@ class Proxy:
             self._front.open(self._context, channel, zmq.ROUTER).bind(self._front.url(channel))
         self._front.open(self._context, "hb", zmq.ROUTER).bind(self._front.url("hb"))
         published = self._front.open(self._context, "iopub", zmq.XPUB)
-        published.setsockopt(zmq.XPUB_VERBOSE, 1)  # each client is welcomed
+        published.setsockopt(zmq.XPUB_VERBOSER, 1)  # each client is welcomed, and its end is heard of
         published.bind(self._front.url("iopub"))
         self._publish("status", {"execution_state": "starting"}, {})
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
@@ -200,8 +202,8 @@ class Proxy:
                 self._calls.get_nowait()()
         if self._leave_at and (not self._running or time.monotonic() > self._leave_at):
             self._exit = 0
-        if "JPY_PARENT_PID" in os.environ and os.getppid() != self._parent:  # the front end died
-            self._exit = 0
+        if os.getppid() != self._parent and ("JPY_PARENT_PID" in os.environ or (self._heard and not self._listeners)):
+            self._exit = 0  # the front end died, or nobody is left of those who came
 
     def _later(self, call: Callable[[], None]) -> None:
         """Run `call` on the main thread."""
@@ -345,7 +347,10 @@ class Proxy:
             self._front.sockets["hb"].send_multipart(frames)
             return
         if channel == "iopub":  # a subscription
-            if frames[0][:1] == b"\x01":
+            joined = frames[0][:1] == b"\x01"
+            self._listeners += 1 if joined else -1
+            self._heard = True
+            if joined:
                 self._publish("iopub_welcome", {"subscription": frames[0][1:].decode("utf-8", "replace")}, {})
             return
         try:
