@@ -396,7 +396,7 @@ def _stop_pool(options: argparse.Namespace) -> int:
         found = _named(options.pool, broker.snapshot().snapshot.pools)
         keys = {view.key for view in found}
         replicas = [replica.name for view in found for replica in view.replicas]
-        running = sum(len(replica.leases) for view in found for replica in view.replicas)
+        running = sum(len(replica.running) for view in found for replica in view.replicas)
 
         def gone(snapped: p.Snapped) -> bool:
             return not any(view.replicas for view in snapped.snapshot.pools if view.key in keys)
@@ -478,7 +478,7 @@ def _end_broker(process: Any, force: bool, stopped: dict[str, Any]) -> str:
             pools = broker.snapshot().snapshot.pools
             replicas = [replica for view in pools for replica in view.replicas]
             stopped["replicas"] = [replica.name for replica in replicas]
-            stopped["tasks"] = sum(len(replica.leases) for replica in replicas)
+            stopped["tasks"] = sum(len(replica.running) for replica in replicas)
             if force:
                 for view in pools:
                     broker.send(p.StopPool(pool=view.key, force=True))

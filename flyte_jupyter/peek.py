@@ -34,7 +34,7 @@ class Peeked:
     def lines(self, now: float, *, stack: bool = True) -> list[str]:
         """For people; `now` is on the snapshot's clock."""
         replica = self.replica
-        work = [f"{each.task} ({each.client}, {duration(now - each.since)})" for each in replica.leases]
+        work = [f"{each.task} ({each.client}, {duration(now - each.since)})" for each in replica.running]
         lines = [f"{replica.name} · pid {replica.pid} · {', '.join(work) or replica.state}"]
         if stack:
             if not self.stack:

@@ -217,6 +217,8 @@ class _Reader:
                 if self.watching is not None:
                     self.watching.cancel()
                     self.watching = None
+            case p.AskTimeline(pool=pool, since=since):
+                send(engine.timeline(pool, since))
             case p.Shutdown():
                 log.info("client %s asked to shut down", self.client)
                 engine.end()

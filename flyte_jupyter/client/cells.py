@@ -563,8 +563,8 @@ def waiting_line(pool: PoolHandle, snapped: p.Snapped, name: str) -> str:
     for replica in view.replicas:
         if replica.state in ("starting", "loading"):
             words.append(f"{replica.name} {replica.state} {text.countdown(now - replica.started_at)}")
-        elif replica.leases:
-            lease = replica.leases[0]
+        elif replica.running:
+            lease = replica.running[0]
             since = text.countdown(now - lease.since)
             words.append(f"{replica.name} {replica.state} {since} ({lease.task}, {lease.client})")
     if view.failure is not None and view.failure.cause.strip():

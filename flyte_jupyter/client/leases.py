@@ -238,13 +238,14 @@ class LeaseGroup:
             return not self._held and not self._waiting and not self._requests
 
     def hello(self, lease: Lease) -> bytes:
-        task = current.get()
+        task, client = current.get(), describe_client()
         return json.dumps(
             {
                 "role": "calls",
                 "lease": lease.id,
+                "label": client.label,
                 # A task that calls a task speaks for its notebook: both share the names there.
-                "notebook": describe_client().notebook if task is None else task.notebook,
+                "notebook": client.notebook if task is None else task.notebook,
                 "cwd": folder(),
                 "sys_path": [os.path.abspath(entry) for entry in sys.path],
                 "run": self.run,

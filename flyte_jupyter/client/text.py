@@ -33,6 +33,25 @@ _HEAD: Final = ("#", "state", "GPU", "task", "age", "pid")
 visible, countdown, duration, size = words.visible, words.countdown, words.duration, words.size
 
 
+def roughly(seconds: float) -> str:
+    """An estimate, for people.
+
+    Example:
+        >>> roughly(0.3), roughly(42), roughly(130), roughly(9000)
+        ('1 s', '42 s', '2 min', '2.5 h')
+    """
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def cold_starts(view: PoolView) -> str:
+    """What it was good for that replicas stay: "cold starts avoided: 3 (about 2 min saved)"."""
+    saved = view.cold_starts_avoided * (view.cold_start_s or 0.0)
+    about = f" (about {roughly(saved)} saved)" if saved else ""
+    return f"cold starts avoided: {view.cold_starts_avoided}{about}"
+
+
 def pool_state(view: PoolView) -> str:
     """What its replicas do: "2 ready · 1 busy"."""
     count = Counter(replica.state for replica in view.replicas)
@@ -93,6 +112,8 @@ def pool_table(
     lines += [f"├ note ── {visible(note)}" for note in view.notes]
     if view.failure is not None:
         lines.append(f"├ failed ── {_failure(view.failure, now)}")
+    if view.cold_starts_avoided:
+        lines.append(f"├ {cold_starts(view)}")
     lines.append(f"└ {_history(view)} · {_ttls(view.scaling)}")
     return "\n".join(lines)
 
@@ -170,8 +191,8 @@ def _timers(view: PoolView, now: float) -> list[str]:
 
 def _replica_row(replica: ReplicaView, view: PoolView, names: dict[str, str], now: float) -> tuple[str, ...]:
     state: str = replica.state
-    if replica.leases:
-        state += f" {countdown(now - min(lease.since for lease in replica.leases))}"
+    if replica.running:
+        state += f" {countdown(now - min(lease.since for lease in replica.running))}"
     elif replica.ready_at is None:
         state += f" {countdown(now - replica.started_at)}"
     gpus = ", ".join(names.get(uuid) or _short(uuid, 12) for uuid in replica.devices)
@@ -186,7 +207,7 @@ def _replica_row(replica: ReplicaView, view: PoolView, names: dict[str, str], no
         str(replica.index),
         state,
         gpus or "-",
-        _tasks(replica.leases),
+        _tasks(replica.running),
         duration(now - replica.started_at),
         "-" if replica.pid is None else str(replica.pid),
         ", ".join(remarks),
@@ -218,7 +239,7 @@ def _failure(failure: FailureView, now: float) -> str:
 def _history(view: PoolView) -> str:
     calls = "1 call" if view.calls == 1 else f"{view.calls} calls"
     starts = "1 start" if view.starts == 1 else f"{view.starts} starts"
-    return f"{calls}, {view.calls_warm} of them warm · {starts}"
+    return f"{calls} · {starts}"
 
 
 def _device_name(device: DeviceView) -> str:

@@ -7,6 +7,7 @@ event: `handle(event, now=...)` carries them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .inventory import Device
 from .spec import DeviceRequest, Scaling
@@ -188,6 +189,44 @@ class ReplicaExited:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A call that runs on a replica, or ran there; or several short ones in a row, of one task and with one outcome.
+
+    `number` is the replica's own, from 1; what is said of a number again replaces what was said before. `client` is
+    for people: "train.ipynb". Instants are of the clock of `handle`, which all processes of a machine share.
+    """
+
+    number: int
+    lease: str
+    task: str
+    client: str
+    began: float
+    ended: float | None
+    outcome: Literal["succeeded", "failed", "cancelled"] | None
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseUse:
+    """What a lease is used for: `task` runs in it, or ran last, `since` that instant."""
+
+    lease: str
+    running: bool
+    task: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallsReported:
+    """A replica tells what it did since it last told, at most ten times a second. `ended` is the number of calls."""
+
+    replica: str
+    calls: tuple[Call, ...]
+    uses: tuple[LeaseUse, ...]
+    ended: int
+
+
+@dataclass(frozen=True, slots=True)
 class DevicesFound:
     """What the machine has. `problem` says why nothing is there, if the driver could not be asked."""
 
@@ -221,6 +260,7 @@ Event = (
     | ReplicaReady
     | ReplicaFailed
     | ReplicaExited
+    | CallsReported
     | DevicesFound
     | Tick
 )

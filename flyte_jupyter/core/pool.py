@@ -86,12 +86,12 @@ class Lease:
     client: str
     pool: Pool
     task: str
-    requested_at: float
+    since: float  # requested, then granted, then as its replica says
     order: int
     parent: Lease | None = None  # the lease of the task that waits for this one
     children: dict[str, Lease] = field(default_factory=dict)  # those it waits for, queued or held
     replica: Replica | None = None
-    granted_at: float | None = None
+    running: bool = True  # while it is held: as far as one knows; its replica says when nothing runs in it
     abandoned: bool = False  # its client is gone; the replica is stopping what runs in it
     over: bool = False  # its replica says that its client has hung up, and that nothing runs in it
     recalled: bool = False  # its client was asked to give it back after the call that runs
@@ -129,6 +129,12 @@ class Replica:
     idle_since: float = 0.0
     leases: dict[str, Lease] = field(default_factory=dict)  # of calls
     guests: dict[str, Lease] = field(default_factory=dict)  # attachments, those that wait for it among them
+    calls: int = 0  # that have ended
+
+    @property
+    def busy(self) -> bool:
+        """Whether a task runs, or is about to: a lease alone may be one that its client keeps for the next call."""
+        return any(lease.running for lease in self.leases.values())
 
     @property
     def attached(self) -> bool:
@@ -242,7 +248,9 @@ class Pool:
     starts: int = 0
     failures_seen: int = 0
     calls: int = 0
-    warm_calls: int = 0
+    cold_starts_avoided: int = 0
+    made_ready: int = 0
+    start_s: float = 0.0  # of those that were made ready, all together
 
     # Sizes
 
@@ -275,6 +283,10 @@ class Pool:
     def slots(self) -> int:
         return 1 if self.single_use else self.scaling.concurrency
 
+    @property
+    def cold_start_s(self) -> float | None:
+        return self.start_s / self.made_ready if self.made_ready else None
+
     # Instants
 
     @property
@@ -303,6 +315,16 @@ class Pool:
         return (self.count["ready"] - held) * self.slots + held
 
     # Replicas
+
+    def note_ready(self, replica: Replica, now: float) -> None:
+        replica.ready_at = replica.idle_since = now
+        self.made_ready += 1
+        self.start_s += now - replica.started_at
+
+    def count_calls(self, replica: Replica, ended: int) -> None:
+        self.calls += ended
+        self.cold_starts_avoided += max(0, ended - (not replica.calls))
+        replica.calls += ended
 
     def take_index(self) -> int:
         if self._indices:
@@ -471,8 +493,6 @@ class Pool:
         self.turns += 2
         share.turn = self.turns
         self.running += 1
-        self.calls += 1
-        self.warm_calls += replica.ready_at is not None and replica.ready_at <= lease.requested_at
         self.rank(share)
         self.place(replica)
 

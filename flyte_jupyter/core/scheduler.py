@@ -35,6 +35,7 @@ from .commands import (
 )
 from .events import (
     AttachRequested,
+    CallsReported,
     ClientConnected,
     ClientGone,
     DevicesFound,
@@ -119,6 +120,10 @@ class Scheduler:
         """What people call a replica: "gpu[0]"."""
         return self._replicas[replica].name
 
+    def index_of(self, replica: str) -> int:
+        """Its number in its pool."""
+        return self._replicas[replica].index
+
     def snapshot(self) -> Snapshot:
         """What every view shows, as of the last event."""
         return describe(
@@ -144,6 +149,9 @@ class Scheduler:
                     if held.replica and held.opens is None:
                         held.pool.streak = 0
                     self._end(held, now)
+            case CallsReported(replica):
+                if told := self._replicas.get(replica):
+                    self._note_calls(told, event)
             case ReplicaReady(replica):
                 self._become_ready(replica, now)
             case ReplicaLoading(replica, pid):
@@ -240,7 +248,15 @@ class Scheduler:
         pool = replica.pool
         self._requested += 1
         guest = Lease(
-            event.lease, client.id, pool, event.task, now, self._requested, opens=replica, shared=event.shared
+            event.lease,
+            client.id,
+            pool,
+            event.task,
+            now,
+            self._requested,
+            running=False,
+            opens=replica,
+            shared=event.shared,
         )
         self._leases[guest.id] = client.leases[guest.id] = guest
         pool.invite(guest, replica)
@@ -285,10 +301,19 @@ class Scheduler:
         replica = self._replicas.get(replica_id)
         if replica is None or replica.state not in {"starting", "loading"}:
             return
-        replica.ready_at = replica.idle_since = now
+        replica.pool.note_ready(replica, now)
         replica.pool.move(replica, "ready")
         replica.pool.used_at = now
         self._touch(replica.pool)
+
+    def _note_calls(self, replica: Replica, event: CallsReported) -> None:
+        # Nothing to decide: who may use a slot depends on leases alone.
+        replica.pool.count_calls(replica, event.ended)
+        for use in event.uses:
+            lease = replica.leases.get(use.lease)
+            if lease:
+                lease.task, lease.since, lease.running = use.task, use.since, use.running
+        self.revision += 1
 
     def _exit(self, replica: Replica, cause: str, now: float) -> None:
         pool = replica.pool
@@ -434,7 +459,7 @@ class Scheduler:
             free = guest.shared or (replica.holder is None and len(replica.leases) < replica.pool.slots)
             if free and replica.state == "ready":
                 replica.pool.admit(guest, replica)
-                guest.granted_at = now
+                guest.since, guest.running = now, True
                 self._commands.append(Grant(guest.client, guest.id, replica.id))
 
     def _turn_away(self, replica: Replica, now: float) -> None:
@@ -468,7 +493,7 @@ class Scheduler:
 
     def _grant(self, pool: Pool, replica: Replica, now: float) -> None:
         lease = pool.next_request()
-        lease.granted_at = now
+        lease.since = now
         pool.unqueue(lease)
         pool.hold(lease, replica)
         self._commands.append(Grant(lease.client, lease.id, replica.id))

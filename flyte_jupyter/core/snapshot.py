@@ -22,18 +22,24 @@ ReplicaState = Literal["starting", "loading", "ready", "busy", "attached", "drai
 
 
 class LeaseView(Frozen):
-    """A call that runs, or somebody who has `attached` to the replica. `client` is the client's label."""
+    """A slot that somebody holds. `client` is the client's label; `task` runs in it `since` then.
+
+    Between two calls, and after the last one until the client lets go, it is not `running`: `task` is the one before.
+    Or it is somebody who has `attached` to the replica, or still waits for it: then it is not `running`.
+    """
 
     lease: str
     task: str
     client: str
     since: float
+    running: bool = True
     attached: bool = False
 
 
 class RequestView(LeaseView):
     """A call that waits; position 0 is served next, as far as one can tell now."""
 
+    running: bool = False
     position: int
 
 
@@ -64,6 +70,11 @@ class ReplicaView(Frozen):
     def calls(self) -> tuple[LeaseView, ...]:
         return tuple(lease for lease in self.leases if not lease.attached)
 
+    @property
+    def running(self) -> tuple[LeaseView, ...]:
+        """Its leases in which a task runs."""
+        return tuple(lease for lease in self.leases if lease.running)
+
 
 class FailureView(Frozen):
     """Why the last start failed; `retry_at` is None once the pool has given up."""
@@ -75,7 +86,11 @@ class FailureView(Frozen):
 
 
 class PoolView(Frozen):
-    """One environment. `calls_warm` are those that found a warm replica: the cold starts avoided."""
+    """One environment.
+
+    `calls` have ended on its replicas. Each but the first of each replica found it warm: `cold_starts_avoided`.
+    `cold_start_s` is how long a replica took from the order to start it until it was ready, on average.
+    """
 
     key: str
     name: str
@@ -96,7 +111,8 @@ class PoolView(Frozen):
     starts: int
     failures: int
     calls: int
-    calls_warm: int
+    cold_starts_avoided: int
+    cold_start_s: float | None
 
 
 class DeviceView(Frozen):
@@ -216,14 +232,15 @@ def _pool_view(
         starts=pool.starts,
         failures=pool.failures_seen,
         calls=pool.calls,
-        calls_warm=pool.warm_calls,
+        cold_starts_avoided=pool.cold_starts_avoided,
+        cold_start_s=pool.cold_start_s,
     )
 
 
 def _pool_state(pool: Pool) -> PoolState:
     if pool.failed:
         return "failed"
-    if pool.running:
+    if any(replica.busy for replica in pool.replicas.values()):
         return "busy"
     if pool.count["ready"]:
         return "ready"
@@ -253,7 +270,8 @@ def _replica_views(pool: Pool, clients: Mapping[str, Client]) -> tuple[ReplicaVi
                     lease=lease.id,
                     task=lease.task,
                     client=_label(lease, clients),
-                    since=lease.requested_at if lease.granted_at is None else lease.granted_at,
+                    since=lease.since,
+                    running=lease.running,
                     attached=lease.opens is not None,
                 )
                 for lease in (*replica.leases.values(), *replica.guests.values())
@@ -274,7 +292,7 @@ def _replica_state(replica: Replica) -> ReplicaState:
         return replica.state
     if replica.attached:
         return "attached"
-    return "busy" if replica.leases else "ready"
+    return "busy" if replica.busy else "ready"
 
 
 def _queue_view(pool: Pool, clients: Mapping[str, Client]) -> tuple[RequestView, ...]:
@@ -290,7 +308,7 @@ def _queue_view(pool: Pool, clients: Mapping[str, Client]) -> tuple[RequestView,
             lease=lease.id,
             task=lease.task,
             client=_label(lease, clients),
-            since=lease.requested_at,
+            since=lease.since,
             position=position,
         )
         for position, (*_, lease) in enumerate(first)

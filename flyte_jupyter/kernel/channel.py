@@ -34,6 +34,7 @@ from .cells import Cells
 from .comms import Comms
 from .namespace import Namespaces, NotebookModule
 from .outputs import NOBODY_TO_ASK, OutputSink
+from .recorder import Recorder, Span
 from .runner import Runner, RunningCall, dump_failure, enter, make_context
 
 HANDSHAKE_S: Final = 5.0
@@ -51,6 +52,8 @@ class CallerHello:
     """Who a connection for calls belongs to."""
 
     lease: str
+    label: str
+    """For people: "train.ipynb"."""
     notebook: str
     cwd: str
     sys_path: tuple[str, ...]
@@ -80,6 +83,7 @@ class CallChannel:
         self.module: NotebookModule = replica.namespaces.notebook(hello.notebook)
         self.find = replica.namespaces.find_class(self.module)
         self.running: RunningCall | None = None
+        self.span: Span | None = None  # what the recorder noted last
         self.cancelled: set[int] = set()  # calls whose cancel came before they did
         self._withdrawn: set[int] = set()  # calls that their client has taken back
         self._begun = 0  # the last call that was begun
@@ -233,7 +237,7 @@ class CallChannel:
                 return
         if verb is not None:
             function = self.replica.cells.function(verb, self.module)
-        self._start(frame, name, function)
+        self._start(frame, name, function, recorded=verb != "names")
 
     def _on_define(self, frame: Frame, waiting: Frame) -> None:
         try:
@@ -246,7 +250,7 @@ class CallChannel:
             return
         self._on_call(waiting)
 
-    def _start(self, frame: Frame, name: str, function: Any) -> None:
+    def _start(self, frame: Frame, name: str, function: Any, *, recorded: bool) -> None:
         ask = functools.partial(self._ask, frame.call)
         sink = OutputSink(frame.call, self.send_output, self.replica.later, ask)
         context = make_context(frame.call, name, self, frame.flags, sink)
@@ -256,6 +260,8 @@ class CallChannel:
                 return
             self._begun = frame.call
             self.running = call
+        if recorded:
+            self.replica.recorder.began(call)
         self.replica.runner.start(call)
 
     # --- out
@@ -263,6 +269,8 @@ class CallChannel:
     def finished(self, call: RunningCall, reply: list[Buffer]) -> None:
         """The runner's last word on a call."""
         self.running = None
+        if call.began:
+            self.replica.recorder.ended(call)
         if self.closed:
             self.replica.abandoned_call_ended(self.hello.lease)
             return
@@ -426,6 +434,7 @@ class Listener:
         if hello["role"] == "calls":
             caller = CallerHello(
                 lease=hello["lease"],
+                label=hello.get("label", ""),
                 notebook=hello["notebook"],
                 cwd=hello["cwd"],
                 sys_path=tuple(hello["sys_path"]),
@@ -529,6 +538,8 @@ class ControlChannel:
         except (OSError, ProtocolError):
             self._loop.remove_reader(self._connection)
             self._sink.closed = True
+            if self._supervisor:
+                self._replica.supervisor = None
             self._connection.close()
             return
         self._take_frames()
@@ -552,6 +563,12 @@ class ControlChannel:
                 self._replica.runner.loop.call_soon_threadsafe(self._replica.stop)
             else:
                 self._replica.log(f"unexpected on a control connection: {frame!r}")
+
+    def ready(self) -> bool:
+        """Whether a few bytes can be sent without waiting."""
+        poller = select.poll()
+        poller.register(self._connection, select.POLLOUT)
+        return bool(poller.poll(0))
 
     def send(self, kind: Kind, body: bytes) -> None:
         """A few bytes to the broker, from any thread."""
@@ -588,6 +605,7 @@ class Replica:
         self.cells = cells
         self.comms = comms
         self.supervisor: ControlChannel | None = None
+        self.recorder = Recorder(self.later, self._can_tell, self._tell)
         self._control_loop = control_loop
         self._control_thread = 0
         control_loop.call_soon_threadsafe(self._note_control_thread)
@@ -705,6 +723,13 @@ class Replica:
     def report(self, state: str, **fields: Any) -> None:
         if self.supervisor is not None:
             self.supervisor.send(Kind.STATE, json.dumps({"state": state, **fields}).encode())
+
+    def _can_tell(self) -> bool:
+        return self.supervisor is None or self.supervisor.ready()
+
+    def _tell(self, body: bytes) -> None:
+        if self.supervisor is not None:
+            self.supervisor.send(Kind.CALLS, body)
 
     def abandoned_call_ended(self, lease: str) -> None:
         if self.supervisor is not None:

@@ -149,6 +149,7 @@ class ReplicaApp(IPKernelApp):
             )
         )
         self.runner: Runner | None = None
+        self.replica: Replica | None = None
 
     def init_path(self) -> None:
         """Nothing: a notebook's folders come with its first call, and the process's own folder is nobody's."""
@@ -188,7 +189,9 @@ class ReplicaApp(IPKernelApp):
         self.runner = Runner(loop, router)
         control: asyncio.AbstractEventLoop = self.kernel.control_thread.io_loop.asyncio_loop
         namespaces = Namespaces()
-        replica = Replica(self.runner, namespaces, Cells(own, namespaces, loop), comms.install(router), control)
+        replica = self.replica = Replica(
+            self.runner, namespaces, Cells(own, namespaces, loop), comms.install(router), control
+        )
         signal.signal(signal.SIGTERM, lambda *_: self.leave())
         replica.front_end_interrupted = self.kernel.front_end_interrupted
         replica.front_end_left = self.kernel.front_end_left
@@ -209,8 +212,10 @@ class ReplicaApp(IPKernelApp):
     def start(self) -> None:
         """The kernel's main loop; returns when the replica shall end."""
         assert self.runner is not None
+        assert self.replica is not None
         self.kernel.start()
         self.runner.run()
+        self.replica.recorder.tell()
 
 
 def _let_children_end() -> None:

@@ -416,7 +416,7 @@ class PoolMagics(Magics):
 
 def _running(pool: PoolHandle) -> list[LeaseView]:
     view = pool.status()
-    return [] if view is None else [lease for replica in view.replicas for lease in replica.leases]
+    return [] if view is None else [lease for replica in view.replicas for lease in replica.running]
 
 
 def _numbered(name: str) -> tuple[str, int | None]:

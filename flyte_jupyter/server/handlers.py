@@ -41,6 +41,7 @@ def routes(base_url: str) -> list[tuple[Any, ...]]:
         ("pools", PoolsHandler, feed),
         ("stream", StreamHandler, feed),
         ("pools/([0-9a-f]{16})/failure", FailureHandler, {}),
+        ("pools/([0-9a-f]{16})/timeline", TimelineHandler, {}),
         ("replicas/([0-9a-f]{8}-[0-9]{1,12})/log", LogHandler, {}),
         ("replicas/([0-9a-f]{8}-[0-9]{1,12})/peek", PeekHandler, {}),
         ("pools/([0-9a-f]{16})/([a-z]+)", VerbHandler, {"kind": POOL}),
@@ -147,6 +148,20 @@ class StreamHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
     def on_close(self) -> None:
         if self.sending is not None:
             self.sending.cancel()
+
+
+class TimelineHandler(Handler):
+    _track_activity = False
+
+    @web.authenticated
+    @authorized("read")
+    async def get(self, key: str) -> None:
+        since = self.get_query_argument("since", None)
+        async with self.broker() as link:
+            timeline = await link.timeline(key, since)
+        if timeline is None:
+            raise Problem(404, f"There is no pool {key}.")
+        self.finish(timeline.model_dump_json())
 
 
 class FailureHandler(Handler):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from .. import _version, errors, runtime
 from ..core import protocol as p
+from ..core.timeline import TimelineView
 
 ANSWER_S: Final = 5.0
 
@@ -70,6 +71,17 @@ class Link:
                 match await self.receive():
                     case p.Snapped() as snapped:
                         return snapped
+                    case p.Failed(why=why):
+                        raise ValueError(why)
+
+    async def timeline(self, pool: str, since: str | None) -> TimelineView | None:
+        """What a pool did in the last minutes; None if there is no such pool."""
+        async with _patience():
+            await self.send(p.AskTimeline(pool=pool, since=since))
+            while True:
+                match await self.receive():
+                    case p.ToldTimeline(timeline=timeline):
+                        return timeline
                     case p.Failed(why=why):
                         raise ValueError(why)
 

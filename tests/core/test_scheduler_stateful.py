@@ -21,6 +21,8 @@ from flyte_jupyter.core.commands import (
 )
 from flyte_jupyter.core.events import (
     AttachRequested,
+    Call,
+    CallsReported,
     ClientConnected,
     ClientGone,
     DevicesFound,
@@ -30,6 +32,7 @@ from flyte_jupyter.core.events import (
     LeaseReleased,
     LeaseRequested,
     LeaseRevoked,
+    LeaseUse,
     PoolDeclared,
     PoolKept,
     PoolRestarted,
@@ -48,6 +51,7 @@ from flyte_jupyter.core.inventory import Device
 from flyte_jupyter.core.scheduler import Scheduler
 from flyte_jupyter.core.snapshot import Snapshot
 from flyte_jupyter.core.spec import DeviceRequest, Scaling
+from flyte_jupyter.core.timeline import Timeline
 
 GPUS = tuple(Device(uuid=f"GPU-{index}", model="NVIDIA RTX 4090", index=index) for index in range(2))
 REQUESTS = {
@@ -83,6 +87,7 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.scheduler = Scheduler()
+        self.timeline = Timeline("b", self.scheduler.index_of)
         self.now = 0.0
         self.clients: set[str] = set()
         self.scaling: dict[str, Scaling] = {}
@@ -101,7 +106,9 @@ class World(RuleBasedStateMachine):
         self.picture: Snapshot = self.scheduler.snapshot()
 
     def play(self, event: Event) -> None:
-        for command in self.scheduler.handle(event, now=self.now):
+        commands = self.scheduler.handle(event, now=self.now)
+        self.timeline.record(event, commands, now=self.now)
+        for command in commands:
             self.perform(command)
         picture = self.scheduler.snapshot()
         if picture.revision == self.picture.revision:
@@ -262,6 +269,17 @@ class World(RuleBasedStateMachine):
         self.play(LeaseReleased(lease))
 
     @precondition(lambda self: self.held)
+    @rule(data=st.data(), running=st.booleans(), number=st.integers(1, 9))
+    def report(self, data: st.DataObject, running: bool, number: int) -> None:
+        lease = data.draw(st.sampled_from([*self.held]))
+        ended = None if running else self.now
+        call = Call(number, lease, "t", "a.ipynb", self.now, ended, None if running else "succeeded", 1)
+        replica = self.held[lease][2]
+        self.play(CallsReported(replica, (call,), (LeaseUse(lease, running, "t", self.now),), not running))
+        shown = [each for pool in self.picture.pools for r in pool.replicas for each in r.leases]
+        assert next(each for each in shown if each.lease == lease).running is running
+
+    @precondition(lambda self: self.held)
     @rule(data=st.data(), seldom=SELDOM)
     def revoke(self, data: st.DataObject, seldom: bool) -> None:
         if seldom:
@@ -368,6 +386,23 @@ class World(RuleBasedStateMachine):
         Snapshot.model_validate_json(self.picture.model_dump_json())
 
     @invariant()
+    def the_timeline_tells_what_was_commanded(self) -> None:
+        for pool in self.picture.pools:
+            view = self.timeline.view(pool.key, None, now=self.now, epoch_offset=0)
+            assert view is not None
+            assert {lane.replica for lane in view.lanes if lane.ended_at is None} == {r.id for r in pool.replicas}
+            assert {lane.replica for lane in view.lanes if lane.ready_at is not None} >= {
+                replica.id for replica in pool.replicas if replica.ready_at is not None
+            }
+            going_on = [span for span in view.spans if span.ended is None]
+            assert all(span.replica in {r.id for r in pool.replicas} for span in going_on if span.kind != "waiting")
+            assert sum(span.kind == "waiting" for span in going_on) <= pool.waiting
+            assert len({span.id for span in view.spans}) == len(view.spans)
+            assert self.timeline.view(pool.key, view.mark, now=self.now, epoch_offset=0) == view.model_copy(
+                update={"whole": False, "spans": (), "changes": ()}
+            )
+
+    @invariant()
     def nobody_waits_beside_a_free_slot(self) -> None:
         for pool in self.picture.pools:
             assert pool.scaling == self.scaling[pool.key]
@@ -422,6 +457,7 @@ class World(RuleBasedStateMachine):
         assert all(device.replica is None for device in self.picture.devices)
         assert self.scheduler.next_deadline() == math.inf
         assert self.scaling == {}
+        assert self.timeline._leases == {}
 
     def serve_one_round(self) -> None:
         for replica in list(self.starts):
