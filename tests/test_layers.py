@@ -25,12 +25,13 @@ ALLOWED = {
     "orphans": set(),
     "devices": {"core"},
     "usage": {"core", "devices"},
+    "peek": {"core", "errors", "runtime"},
     "client": {"errors", "core", "loader", "memory", "runtime", "_version"},
     "broker": {"errors", "core", "runtime", "orphans", "devices", "usage", "_version"},
     "kernel": {"errors", "core", "loader", "memory", "runtime", "_version"},
-    "server": {"errors", "core", "runtime", "_version"},
+    "server": {"errors", "core", "runtime", "peek", "_version"},
 }
-CALLERS = ALLOWED["client"] | {"client", "orphans", "devices", "usage"}
+CALLERS = ALLOWED["client"] | {"client", "orphans", "devices", "usage", "peek"}
 """Of magics, widgets, provisioner and cli."""
 
 IMPURE = {"time", "os", "socket", "threading", "asyncio", "anyio", "random", "subprocess", "select", "logging"}

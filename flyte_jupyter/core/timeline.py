@@ -257,7 +257,7 @@ class Timeline:
 
     def _follow(self, command: Command, now: float) -> None:
         match command:
-            case Grant(_, lease, replica):
+            case Grant(_, lease, replica) if lease in self._leases:  # else a person has the replica, and no call
                 self._serve(lease, self._lanes[replica], now)
             case Refuse(_, lease, reason):
                 self._give_up(lease, now, "cancelled" if reason == "cancelled" else "failed")

@@ -14,6 +14,7 @@ import { visibleLines } from './words';
 export function addTab(shell: JupyterFrontEnd.IShell, tab: Widget): void {
   shell.add(tab, 'main');
   if (!tab.isAttached) {
+    tab.addClass('fj-mod-below');
     shell.add(tab, 'down');
   }
   shell.activateById(tab.id);
