@@ -159,6 +159,13 @@ def test_a_log_opens_in_a_tab(warm: Warm) -> None:
     lab.execute("application:close")
 
 
+def test_a_peek_says_what_a_replica_does(warm: Warm) -> None:
+    lab, row = warm
+    lab.menu(row.locator(".fj-Replica").first, "Peek")
+    lab.page.locator(".fj-Text").get_by_text("nothing runs on its main thread").wait_for()
+    lab.execute("application:close")
+
+
 def test_what_has_happened_is_told(warm: Warm, until: Until) -> None:
     lab, _ = warm
     call = lab.panel.locator(".fj-Recent > [data-outcome=succeeded]").filter(has_text="double")
@@ -195,9 +202,18 @@ def test_a_running_call_is_shown_and_can_be_stopped(lab: Lab, until: Until) -> N
     lab.panel.locator(".fj-Recent > [data-outcome=cancelled]").get_by_text("slow").wait_for()
 
 
-def test_shutting_down_all_kernels_leaves_replicas_warm(lab: Lab, until: Until) -> None:
+def test_a_console_on_a_replica_and_all_kernels_go_and_leave_it_warm(lab: Lab, until: Until) -> None:
     row = open_pool(lab, "survives")
     until(lambda: ready(row) == 1, 20)
+    pid = next(pool for pool in lab.snapshot()["pools"] if pool["name"] == "survives")["replicas"][0]["pid"]
+    lab.menu(row.locator(".fj-Replica"), "Open Console")
+    prompt = lab.page.locator(".jp-CodeConsole-promptCell .cm-content")
+    prompt.click()
+    lab.page.keyboard.type("import os; os.getpid()")
+    lab.page.keyboard.press("Shift+Enter")
+    output = lab.page.locator(".jp-CodeConsole .jp-OutputArea-output")
+    output.get_by_text(str(pid), exact=True).wait_for(timeout=30_000 * TIME_SCALE)
+    row.locator(".fj-Replica[data-state=attached]").wait_for()
     lab.execute("kernelmenu:shutdownAll")
     dialog = lab.page.locator(".jp-Dialog")
     dialog.wait_for()
@@ -220,3 +236,7 @@ def test_notebook_7_has_the_panel(page: Any, jupyter: Jupyter) -> None:
     panel = page.locator(".fj-Panel")
     panel.wait_for()
     panel.locator(".fj-Hint, .fj-Pool").first.wait_for()
+    page.evaluate("() => void window.jupyterapp.commands.execute('flyte-jupyter:details', { pool: 'none' })")
+    gone = page.locator(".fj-Details").get_by_text("There is no pool none any more")
+    gone.wait_for()  # a page has one document there: the tab is below it
+    assert gone.bounding_box()["y"] > page.locator(".jp-Notebook").bounding_box()["y"]
