@@ -224,19 +224,17 @@ class Proxy:
                 attachment = self._take()
             info = jupyter_channels(attachment.replica)
             self._later(lambda: self._open(attachment, info))
-        except (errors.BaseRuntimeError, OSError, ValueError, argparse.ArgumentTypeError) as problem_met:
-            error: BaseException = problem_met
-            if (
-                isinstance(error, errors.BrokerUnavailable)
-                and not runtime.broker_socket(runtime.private_folder()).exists()
-            ):
-                error = errors.NoSuchReplica(self._wanted)
+        except (errors.BaseRuntimeError, OSError, ValueError, argparse.ArgumentTypeError) as error:
             problem = "\n".join([str(error), *getattr(error, "__notes__", [])])
             self._later(lambda: self._fail(problem))
 
     def _take(self) -> Attachment | None:
         """None if the replica ended just then, so that another one has to be found."""
-        connection = broker.connect(start=False)
+        runtime.private_folder()  # which raises if it is not safe
+        try:
+            connection = broker.connect(start=False)
+        except errors.BrokerUnavailable:
+            raise errors.NoSuchReplica(self._wanted) from None
         snapshot = connection.snapshot().snapshot
         wanted = self._wanted or session_target([view.name for view in snapshot.pools])
         _, replica = find_replica(snapshot, wanted, again=self._again)

@@ -259,6 +259,27 @@ def test_without_a_warm_kernel_the_first_cell_says_so(own_broker: OwnBroker) -> 
         assert "flyte-jupyter warm" in ran.error
 
 
+def test_a_broker_that_dies_takes_the_names_along_and_the_next_cell_finds_its_successor(own_broker: OwnBroker) -> None:
+    owner = """
+        env = flyte.TaskEnvironment("short-lived", reusable=flyte.ReusePolicy(1))
+        flyte.pool(env).warm()
+        say("warm")
+        time.sleep(60)
+    """
+    own_broker.start(owner, name="first")
+    own_broker.wait_said("first")
+    with front_end(wanted="short-lived", FLYTE_JUPYTER_RUNTIME_DIR=str(own_broker.folder)) as console:
+        asked = console.begin("import time; print('in'); time.sleep(60)")
+        with within(3):
+            os.kill(own_broker.pid, signal.SIGKILL)
+            said = console.reply(asked)["evalue"]
+        assert said.startswith("short-lived[0] ended: the broker ended. Its names are gone")
+        assert "FJ106 There is no warm kernel short-lived." in console.run("1").error
+        own_broker.start(owner, name="second")
+        own_broker.wait_said("second")
+        assert console.run("1").result == "1"
+
+
 def test_an_unknown_pool_or_replica_is_named() -> None:
     with front_end(wanted="atached") as console:
         error = console.run("1").error

@@ -151,7 +151,8 @@ def test_an_interrupt_from_the_panel_stops_its_cell(whole: bool) -> None:
         with within(1):
             send(p.Interrupt(replica=replica_id()) if whole else p.Cancel(lease=lease.lease))
             assert front_end.reply(asked)["ename"] == "KeyboardInterrupt"
-        assert front_end.run("mine").result == "1"
+        # ipykernel may still drop what comes right after an error.
+        wait_until(lambda: front_end.run("mine").result == "1")
         assert pids(pool) == before
 
 

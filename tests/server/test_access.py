@@ -40,7 +40,7 @@ def looks_only(jp_serverapp: Any) -> LooksOnly:
 
 def test_these_are_all_endpoints() -> None:
     paths = {path for path, *_ in handlers.routes("/")}
-    assert len(paths) == 8
+    assert len(paths) == 9
     verbs = {verb for kind in (handlers.POOL, handlers.REPLICA, handlers.LEASE) for verb in kind.verbs}
     assert verbs == {path.rpartition("/")[2] for path in VERBS}
 
