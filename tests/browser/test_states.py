@@ -479,8 +479,8 @@ def test_axe_finds_nothing_serious(here: Here, theme: str, tmp_path: Path) -> No
             # Between its groups a menu of JupyterLab has rows that are no items.
             found += [each for each in serious(lab.page, ".lm-Menu") if each[0] != "aria-required-children"]
             lab.page.keyboard.press("Escape")
-        for command in ("stop", "scale", "keep-for", "restart", "drain"):
-            lab.execute(f"flyte-jupyter:{command}", pool=states.GPU)
+        for command in ("stop", "scale", "keep-for", "restart", "drain", "restart-replica"):
+            lab.execute(f"flyte-jupyter:{command}", pool=states.GPU, replica="00000000")
             dialog = lab.dialog()
             found += serious(lab.page, ".jp-Dialog")
             lab.page.keyboard.press("Escape")
