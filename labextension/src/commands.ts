@@ -267,13 +267,12 @@ export function addCommands(services: ICommandServices): IDisposable {
         ? trans.__('Stop Keeping')
         : trans.__('Keep for %1', duration(keepSeconds())),
     caption: trans.__('No replica stops for being idle in that time'),
-    run: pool =>
-      manager.act({
-        on: 'pools',
-        id: pool.key,
-        verb: 'keep',
-        body: { seconds: pool.kept_until ? 0 : keepSeconds() }
-      })
+    args: ['seconds'],
+    run: (pool, { seconds }) => {
+      const usual = pool.kept_until ? 0 : keepSeconds();
+      const body = { seconds: typeof seconds === 'number' ? seconds : usual };
+      return manager.act({ on: 'pools', id: pool.key, verb: 'keep', body });
+    }
   });
   addPoolVerb(Commands.keepFor, {
     label: trans.__('Keep…'),

@@ -86,14 +86,20 @@ export class Warner implements IDisposable {
   private _warn({ key, name, idle_stops_at }: IPool, now: number): string {
     const left = (idle_stops_at ?? now) - now;
     const { keepSeconds } = this._settings();
+    const about = left < 60 ? left : 60 * Math.round(left / 60);
     return Notification.warning(
-      this._trans.__('Pool %1 stops in %2: it is idle.', visible(name), duration(Math.round(left))),
+      this._trans.__(
+        'Pool %1 stops in %2: it is idle.',
+        visible(name),
+        duration(Math.round(about))
+      ),
       {
         autoClose: Math.max(1, left * 1000),
         actions: [
           {
             label: this._trans.__('Keep for %1', duration(keepSeconds)),
-            callback: () => void this._commands.execute(Commands.keep, { pool: key })
+            callback: () =>
+              void this._commands.execute(Commands.keep, { pool: key, seconds: keepSeconds })
           },
           {
             label: this._trans.__('Details'),

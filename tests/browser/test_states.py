@@ -450,15 +450,16 @@ def test_console_and_notebook_name_the_replica(lab: Lab, fake: FakeServer) -> No
     session.value.response()
 
 
-def test_a_pool_that_goes_soon_is_announced_with_a_button_that_keeps_it(here: Here, until: Until) -> None:
+def test_a_pool_that_goes_soon_is_announced_with_a_button_that_keeps_it(here: Here) -> None:
     lab, fake = here
     state = states.changed()
     state["snapshot"]["pools"][0]["idle_stops_at"] = 1000 + 110
     fake.send(state)
     toast = lab.page.locator(".Toastify__toast")
-    toast.get_by_text("Pool gpu stops in").wait_for()
-    toast.get_by_role("button", name="Keep for 2 h").click()
-    until(lambda: any("/keep" in request for request in fake.requests), 5)
+    toast.get_by_text("Pool gpu stops in 2 min: it is idle.").wait_for()
+    with lab.page.expect_request("**/keep*") as request:
+        toast.get_by_role("button", name="Keep for 2 h").click()
+    assert request.value.post_data_json == {"seconds": 7200}  # also if it was kept until now
     fake.send(states.changed())
     toast.wait_for(state="detached")
 

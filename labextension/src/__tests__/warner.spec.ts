@@ -67,7 +67,7 @@ it('has a button that keeps the pool, and takes it back when it is kept', () => 
   manager.set(idle());
   pass(END - 100);
   Notification.manager.notifications[0].options.actions?.[0].callback(new MouseEvent('click'));
-  expect(kept).toEqual([{ pool: contract.snapshot.pools[0].key }]);
+  expect(kept).toEqual([{ pool: contract.snapshot.pools[0].key, seconds: 7200 }]);
   manager.set(idle(state => void (pool(state).idle_stops_at = END + 7200)));
   expect(said()).toEqual([]);
 });
