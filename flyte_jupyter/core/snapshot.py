@@ -24,7 +24,8 @@ ReplicaState = Literal["starting", "loading", "ready", "busy", "attached", "drai
 class LeaseView(Frozen):
     """A slot that somebody holds. `client` is the client's label; `task` runs in it `since` then.
 
-    Between two calls, and after the last one until the client lets go, it is not `running`: `task` is the one before.
+    Between two calls, and after the last one until the client lets go, it is not `running`: `task` is the one before,
+    and `since` when it ended.
     Or it is somebody who has `attached` to the replica, or still waits for it: then it is not `running`.
     """
 
