@@ -47,7 +47,11 @@ def ready(row: Any) -> int:
 def shared(context: Any, jupyter: Jupyter) -> Iterator[Lab]:
     with checked_page(context) as page:
         lab = Lab(page, jupyter)
-        open_pool(lab, "warm")
+        row = open_pool(lab, "warm")
+        page.locator(".jp-OutputArea-output").get_by_text("42").wait_for(timeout=30_000 * TIME_SCALE)
+        wait_on(page)(lambda: ready(row) == 1, 20)
+        # Another test ends all kernels; a page that lost one would complain.
+        page.evaluate("() => window.jupyterapp.commands.execute('kernelmenu:shutdown')")
         yield lab
 
 
@@ -112,8 +116,7 @@ def test_the_countdown_of_an_idle_pool_ticks(warm: Warm, until: Until) -> None:
 def test_a_button_changes_the_number_of_replicas(warm: Warm, until: Until) -> None:
     lab, row = warm
     row.get_by_role("button", name="Raise the minimum").click()
-    until(lambda: ready(row) >= 2, 20)
-    assert lab.scaling("warm")["min_replicas"] == 2
+    until(lambda: ready(row) >= 2 and lab.scaling("warm")["min_replicas"] == 2, 20)
     row.get_by_role("button", name="Lower the minimum").click()
     until(lambda: lab.scaling("warm")["min_replicas"] == 1, 10)
 
