@@ -70,13 +70,14 @@ class Jupyter:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment(),
+                env=self.environment(),
                 cwd=home,
                 start_new_session=True,
             )
         self.url = wait_until(self._find, 30, f"JupyterLab does not start, see {self.log}")
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Of programs that are to find its broker, and nothing else of this machine."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "JPY", "FLYTE_JUPYTER_"))}
         folders = {name: str(self.home / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")}
         return {

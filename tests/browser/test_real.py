@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -45,14 +47,21 @@ def ready(row: Any) -> int:
 
 @pytest.fixture(scope="module")
 def shared(context: Any, jupyter: Jupyter) -> Iterator[Lab]:
-    with checked_page(context) as page:
-        lab = Lab(page, jupyter)
-        row = open_pool(lab, "warm")
-        page.locator(".jp-OutputArea-output").get_by_text("42").wait_for(timeout=30_000 * TIME_SCALE)
-        wait_on(page)(lambda: ready(row) == 1, 20)
-        # Another test ends all kernels; a page that lost one would complain.
-        page.evaluate("() => window.jupyterapp.commands.execute('kernelmenu:shutdown')")
-        yield lab
+    """A page, and a script that uses a pool: no kernel of a notebook, since another test ends all of them."""
+    script = jupyter.home / "warm.py"
+    script.write_text(POOL.format(name="warm", replicas="(1, 3)") + "\ndouble(21)\ninput()\n")
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, env=jupyter.environment(), cwd=jupyter.home
+    )
+    try:
+        with checked_page(context) as page:
+            lab = Lab(page, jupyter).open()
+            row = lab.pool("warm")
+            row.wait_for(timeout=30_000 * TIME_SCALE)
+            wait_on(page)(lambda: ready(row) == 1, 20)
+            yield lab
+    finally:
+        process.communicate(b"\n", timeout=10)
 
 
 @pytest.fixture
@@ -171,8 +180,8 @@ def test_a_peek_says_what_a_replica_does(warm: Warm) -> None:
 
 def test_what_has_happened_is_told(warm: Warm, until: Until) -> None:
     lab, _ = warm
-    call = lab.panel.locator(".fj-Recent > [data-outcome=succeeded]").filter(has_text="double")
-    assert "warm.ipynb" in call.first.inner_text()
+    call = lab.panel.locator(".fj-Recent > [data-outcome=succeeded]").filter(has_text="warm.py")
+    assert "double" in call.first.inner_text()
     tab = lab.details("warm")
     until(lambda: "calls: 1" in (tab.locator("canvas").get_attribute("aria-label") or ""), 10)
     tab.locator(".fj-Changes").get_by_text("warm[0] starts").first.wait_for()
@@ -210,6 +219,8 @@ def test_a_console_on_a_replica_and_all_kernels_go_and_leave_it_warm(lab: Lab, u
     until(lambda: ready(row) == 1, 20)
     pid = next(pool for pool in lab.snapshot()["pools"] if pool["name"] == "survives")["replicas"][0]["pid"]
     lab.menu(row.locator(".fj-Replica"), "Open Console")
+    # Its banner is there with the kernel, and a new prompt with both.
+    lab.page.locator(".jp-CodeConsole").get_by_text("Interactive Python").wait_for(timeout=30_000 * TIME_SCALE)
     prompt = lab.page.locator(".jp-CodeConsole-promptCell .cm-content")
     prompt.click()
     lab.page.keyboard.type("import os; os.getpid()")
