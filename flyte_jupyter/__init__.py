@@ -10,6 +10,12 @@ from importlib import import_module as _import_module
 
 from ._version import __version__
 
+if _sys.platform == "win32":
+    raise ImportError(
+        "flyte_jupyter needs Unix sockets and processes that can be forked and signalled: it runs on Linux and macOS."
+        " On Windows, use it inside WSL 2."
+    )
+
 if _typing.TYPE_CHECKING:
     from . import errors
     from .client.environment import Task, TaskEnvironment
