@@ -160,6 +160,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT, copy, ignore=left_out)
     shutil.rmtree(copy / "flyte_jupyter" / "labextension", ignore_errors=True)
     (copy / "labextension" / "node_modules").symlink_to(NPM / "node_modules")
+    os.utime(copy / "labextension" / "package-lock.json", (0, 0))  # old: `npm ci` would empty what the link leads to
     run(sys.executable, "-m", "hatchling", "build", "--target", "sdist", cwd=copy, path=os.environ["PATH"])
     (made,) = (copy / "dist").glob("*.tar.gz")
     return made
