@@ -177,6 +177,7 @@ def wheel(sdist: Path) -> Path:
     return made
 
 
+@pytest.mark.timeout(300)
 def test_a_wheel_holds_the_panel_once(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     data = f"flyte_jupyter-{flyte_jupyter.__version__}.data/data"
@@ -188,6 +189,7 @@ def test_a_wheel_holds_the_panel_once(wheel: Path) -> None:
     assert [name for name in names if name.endswith((".ts", ".tsx", ".map")) and "/widgets/" not in name] == []
 
 
+@pytest.mark.timeout(300)
 def test_an_installed_wheel_is_enabled_and_uninstalls_without_a_trace(wheel: Path, tmp_path: Path) -> None:
     pytest.importorskip("jupyterlab")
     environment = Environment(tmp_path / "environment")
