@@ -63,30 +63,6 @@ def test_an_installation_enables_panel_and_server() -> None:
     assert (NPM / "install.json").exists()
 
 
-def test_every_command_in_a_menu_exists() -> None:
-    menus = read(NPM / "schema" / "plugin.json")["jupyter.lab.menus"]
-    context = {item["command"] for item in menus["context"] if "command" in item}
-    main = {item["command"] for menu in menus["main"] for item in menu["items"]}
-    source = (NPM / "src" / "commands.ts").read_text()
-    assert [command for command in context | main if f"'{command}'" not in source] == []
-
-
-def test_the_panel_is_built_again_exactly_when_a_source_changes(hook: ModuleType, tmp_path: Path) -> None:
-    for name in ("package.json", "package-lock.json", "src", "schema"):
-        source = NPM / name
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, tmp_path / name)
-    before = hook.inputs_hash(tmp_path, "prod")
-    assert hook.inputs_hash(tmp_path, "prod") == before
-    assert hook.inputs_hash(tmp_path, "dev") != before
-    (tmp_path / "src" / "__tests__" / "new.spec.ts").write_text("")
-    assert hook.inputs_hash(tmp_path, "prod") == before
-    index = tmp_path / "src" / "index.ts"
-    index.write_bytes(index.read_bytes().replace(b"\n", b"\r\n"))
-    assert hook.inputs_hash(tmp_path, "prod") == before
-    index.write_text(index.read_text() + "// more\n")
-    assert hook.inputs_hash(tmp_path, "prod") != before
-
-
 @pytest.mark.parametrize(
     ("version", "enough"),
     [("v18.19.0", False), ("v20.19.0", True), ("v21.7.3", False), ("v22.12.0", True), ("not installed", False)],
@@ -194,3 +170,27 @@ def test_an_installed_wheel_is_enabled_and_uninstalls_without_a_trace(wheel: Pat
     assert where.startswith(str(environment.folder))
     environment.pip("uninstall", "--yes", "flyte-jupyter")
     assert environment.files() - before == set()
+
+
+def test_every_command_in_a_menu_exists() -> None:
+    menus = read(NPM / "schema" / "plugin.json")["jupyter.lab.menus"]
+    context = {item["command"] for item in menus["context"] if "command" in item}
+    main = {item["command"] for menu in menus["main"] for item in menu["items"]}
+    source = (NPM / "src" / "commands.ts").read_text()
+    assert [command for command in context | main if f"'{command}'" not in source] == []
+
+
+def test_the_panel_is_built_again_exactly_when_a_source_changes(hook: ModuleType, tmp_path: Path) -> None:
+    for name in ("package.json", "package-lock.json", "src", "schema"):
+        source = NPM / name
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, tmp_path / name)
+    before = hook.inputs_hash(tmp_path, "prod")
+    assert hook.inputs_hash(tmp_path, "prod") == before
+    assert hook.inputs_hash(tmp_path, "dev") != before
+    (tmp_path / "src" / "__tests__" / "new.spec.ts").write_text("")
+    assert hook.inputs_hash(tmp_path, "prod") == before
+    index = tmp_path / "src" / "index.ts"
+    index.write_bytes(index.read_bytes().replace(b"\n", b"\r\n"))
+    assert hook.inputs_hash(tmp_path, "prod") == before
+    index.write_text(index.read_text() + "// more\n")
+    assert hook.inputs_hash(tmp_path, "prod") != before
