@@ -396,7 +396,7 @@ def _stop_pool(options: argparse.Namespace) -> int:
         found = _named(options.pool, broker.snapshot().snapshot.pools)
         keys = {view.key for view in found}
         replicas = [replica.name for view in found for replica in view.replicas]
-        running = sum(len(replica.leases) for view in found for replica in view.replicas)
+        running = sum(len(replica.running) for view in found for replica in view.replicas)
 
         def gone(snapped: p.Snapped) -> bool:
             return not any(view.replicas for view in snapped.snapshot.pools if view.key in keys)
@@ -478,7 +478,7 @@ def _end_broker(process: Any, force: bool, stopped: dict[str, Any]) -> str:
             pools = broker.snapshot().snapshot.pools
             replicas = [replica for view in pools for replica in view.replicas]
             stopped["replicas"] = [replica.name for replica in replicas]
-            stopped["tasks"] = sum(len(replica.leases) for replica in replicas)
+            stopped["tasks"] = sum(len(replica.running) for replica in replicas)
             if force:
                 for view in pools:
                     broker.send(p.StopPool(pool=view.key, force=True))
@@ -595,7 +595,7 @@ def _warm(options: argparse.Namespace) -> int:
             return _report(broker, view, options, lambda now: bool(now.replicas))
 
         def settled(now: PoolView) -> bool:
-            ready = sum(replica.state in ("ready", "busy") for replica in now.replicas)
+            ready = sum(replica.state in ("ready", "busy", "attached") for replica in now.replicas)
             return ready >= wanted or (now.failures > attempts and now.failure is not None)
 
         code = _report(broker, view, options, settled, options.timeout)
@@ -734,7 +734,7 @@ def _attach(options: argparse.Namespace) -> int:
 
 
 def _peek(options: argparse.Namespace) -> int:
-    from .client.peek import peek
+    from .peek import peek
 
     replica, now = _find_replica(options.replica, busy=True)
     stack = options.stack or not (options.expressions or options.gpu)

@@ -24,12 +24,13 @@ ALLOWED = {
     "memory": {"core", "errors"},
     "orphans": set(),
     "devices": {"core"},
+    "peek": {"core", "errors", "runtime"},
     "client": {"errors", "core", "loader", "memory", "runtime", "_version"},
     "broker": {"errors", "core", "runtime", "orphans", "devices", "_version"},
     "kernel": {"errors", "core", "loader", "memory", "runtime", "_version"},
-    "server": {"errors", "core", "runtime", "_version"},
+    "server": {"errors", "core", "runtime", "peek", "_version"},
 }
-CALLERS = ALLOWED["client"] | {"client", "orphans", "devices"}
+CALLERS = ALLOWED["client"] | {"client", "orphans", "devices", "peek"}
 """Of magics, widgets, provisioner and cli."""
 
 HUNG_IN = {"_view"}

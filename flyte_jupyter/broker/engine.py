@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -28,9 +29,11 @@ from ..core.protocol import (
     Recalled,
     Refused,
     Snapped,
+    ToldTimeline,
     ZygoteView,
 )
 from ..core.scheduler import Scheduler
+from ..core.timeline import Timeline
 from .launcher import Exit, Orders
 
 log = logging.getLogger(__name__)
@@ -77,6 +80,7 @@ class Engine:
         spawned: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.scheduler = scheduler
+        self._timeline = Timeline(secrets.token_hex(4), scheduler.index_of)
         self._launcher = launcher
         self._idle_s = idle_s
         self._find_devices = find_devices
@@ -168,8 +172,14 @@ class Engine:
             log_dir=self._log_dir,
             zygotes=self._zygotes(),
             spawned=dict(self._spawned),
+            recent=self._timeline.recent(),
             snapshot=self.scheduler.snapshot(),
         )
+
+    def timeline(self, pool: str, since: str | None) -> ToldTimeline:
+        now = current_time()
+        view = self._timeline.view(pool, since, now=now, epoch_offset=time.time() - now)
+        return ToldTimeline(pool=pool, timeline=view)
 
     @property
     def ending(self) -> anyio.Event:
@@ -205,7 +215,9 @@ class Engine:
             revision = self.scheduler.revision
             if isinstance(event, events.PoolDeclared):
                 self._coming[event.pool] -= 1
-            for command in self.scheduler.handle(event, now=now):
+            done = self.scheduler.handle(event, now=now)
+            self._timeline.record(event, done, now=now)
+            for command in done:
                 self._perform(command)
             self._after(event, revision, now)
 
@@ -223,7 +235,7 @@ class Engine:
                     del self._leases[lease]
                 self._exits.pop(replica, None)
                 self._names.pop(replica, None)
-            case events.Tick():
+            case events.Tick() | events.CallsReported():
                 pass
             case _:
                 log.debug("%s", event)

@@ -29,8 +29,8 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from .. import orphans
 from ..core.commands import StartReplica
-from ..core.events import Event, ReplicaFailed, ReplicaLoading, ReplicaReady
-from ..core.frames import FrameReader, Kind, encode
+from ..core.events import Call, CallsReported, Event, LeaseUse, ReplicaFailed, ReplicaLoading, ReplicaReady
+from ..core.frames import Buffer, FrameReader, Kind, encode
 from ..core.protocol import Declaration
 from .zygotes import CannotFork, ForkedProcess, Zygotes
 
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 POLITE_S: Final = 3.0
 """How long an idle replica may take to end itself."""
+LAST_WORDS_S: Final = 0.1
+"""How long the end of a replica's connection is waited for: a process that it has forked may hold it open."""
 LOG_TAIL_LINES: Final = 40
 MEMORY_CHECK_S: Final = 0.5
 KEPT_LOGS: Final = 50
@@ -294,15 +296,18 @@ class Launcher:
     ) -> Exit:
         replica = command.replica
         note: dict[str, str] = {}
+        heard = anyio.Event()
         async with (
             await anyio.connect_unix(self.address(replica)) as supervisor,
             anyio.create_task_group() as tasks,
         ):
-            tasks.start_soon(self._set_up, supervisor, command, declaration, post, ended, note)
+            tasks.start_soon(self._set_up, supervisor, command, declaration, post, ended, note, heard)
             tasks.start_soon(self._obey, supervisor, process, orders, note)
             if declaration.spec.memory_bytes:
                 tasks.start_soon(self._watch_memory, process, declaration.spec.memory_bytes, note)
             await wait_exit(process)
+            with anyio.move_on_after(LAST_WORDS_S):
+                await heard.wait()
             tasks.cancel_scope.cancel()
         return describe_exit(process.returncode, note, self._tail(replica))
 
@@ -314,7 +319,9 @@ class Launcher:
         post: Callable[[Event], None],
         ended: Callable[[str], None],
         note: dict[str, str],
+        heard: anyio.Event,
     ) -> None:
+        """Hand it the preload, and hear what it says; `heard` is set once it will say nothing more."""
         replica = command.replica
         payload = declaration.preload.payload if declaration.preload is not None else b""
         reader = FrameReader()
@@ -332,6 +339,9 @@ class Launcher:
                         if frame.kind == Kind.ENDED:
                             ended(str(frame.body, "utf-8"))
                             continue
+                        if frame.kind == Kind.CALLS:
+                            post(_calls(replica, frame.body))
+                            continue
                         state = json.loads(frame.body)
                         if state["state"] == "loading":
                             post(ReplicaLoading(replica, int(state["pid"])))
@@ -343,6 +353,7 @@ class Launcher:
                         else:
                             patience.deadline = math.inf
                             post(ReplicaFailed(replica, str(state["cause"])))
+        heard.set()
         if patience.cancelled_caught and not ready:
             note["cause"] = f"not ready after {declaration.start_timeout:g} s (start_timeout)"
             post(ReplicaFailed(replica, note["cause"]))
@@ -414,6 +425,16 @@ class Launcher:
         logs = sorted(self._logs.glob("*-*.log"), key=lambda path: path.stat().st_mtime)
         for old in logs[:-KEPT_LOGS]:
             old.unlink(missing_ok=True)
+
+
+def _calls(replica: str, body: Buffer) -> CallsReported:
+    said = json.loads(bytes(body))
+    return CallsReported(
+        replica,
+        calls=tuple(Call(*each) for each in said["calls"]),
+        uses=tuple(LeaseUse(*each) for each in said["uses"]),
+        ended=said["ended"],
+    )
 
 
 async def wait_exit(process: Child) -> None:

@@ -183,6 +183,8 @@ class _Reader:
         match message:
             case p.Acquire(lease=lease, pool=pool, task=task, parent=parent):
                 engine.post(events.LeaseRequested(self.client, lease, pool, task, parent))
+            case p.Attach(lease=lease, replica=replica, task=task, shared=shared):
+                engine.post(events.AttachRequested(self.client, lease, replica, task, shared))
             case p.Release(lease=lease):
                 engine.post(events.LeaseReleased(lease))
             case p.Declare(declaration=declaration):
@@ -215,6 +217,8 @@ class _Reader:
                 if self.watching is not None:
                     self.watching.cancel()
                     self.watching = None
+            case p.AskTimeline(pool=pool, since=since):
+                send(engine.timeline(pool, since))
             case p.Shutdown():
                 log.info("client %s asked to shut down", self.client)
                 engine.end()

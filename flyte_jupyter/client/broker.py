@@ -15,17 +15,21 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from pydantic import ValidationError
 
 from .. import _version, errors, memory, runtime
 from ..core import protocol as p
+from ..core.timeline import TimelineView
 from .identity import describe_client
+
+T = TypeVar("T")
 
 CONNECT_S: Final = 15.0
 ANSWER_S: Final = 10.0
@@ -57,6 +61,8 @@ class Connection:
         self._watchers: list[Callable[[p.Snapped | None], None]] = []
         self._watch_lock = threading.Lock()
         self._watching = 0
+        self._ask_lock = threading.Lock()
+        self._timelines: deque[Future[p.ToldTimeline | None]] = deque()  # asked for, in order
         self._goodbye: str | None = None
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_count = 0
@@ -137,18 +143,30 @@ class Connection:
             self._watchers.append(take)
         try:
             self.send(p.Watch(once=True))
-            snapped = answer.result(ANSWER_S)
+            return self._answer(answer)
+        finally:
+            with self._lock:
+                self._watchers.remove(take)
+
+    def timeline(self, pool: str, since: str | None = None) -> TimelineView | None:
+        """What a pool did in the last minutes, or what is new since that mark; None if there is no such pool."""
+        answer: Future[p.ToldTimeline | None] = Future()
+        with self._ask_lock:  # answers come in the order of the questions
+            self._timelines.append(answer)
+            self.send(p.AskTimeline(pool=pool, since=since))
+        return self._answer(answer).timeline
+
+    def _answer(self, answer: Future[T | None]) -> T:
+        try:
+            said = answer.result(ANSWER_S)
         except TimeoutError:
             raise errors.BrokerUnavailable(
                 f"broker {self.broker_pid} did not answer within {ANSWER_S:g} s",
                 do="Run `flyte-jupyter stop`, then try again.",
             ) from None
-        finally:
-            with self._lock:
-                self._watchers.remove(take)
-        if snapped is None:
+        if said is None:
             raise self._gone()
-        return snapped
+        return said
 
     def close(self) -> None:
         with suppress(OSError):
@@ -221,6 +239,8 @@ class Connection:
                     listener.lost(message)
             case p.Snapped():
                 self._tell_watchers(message)
+            case p.ToldTimeline():
+                self._timelines.popleft().set_result(message)
             case p.Goodbye():
                 self._goodbye = message.why
             case p.Failed():
@@ -256,6 +276,8 @@ class Connection:
         for lease, listener in orphaned.items():
             listener.broken(lease, self._gone())
         self._tell_watchers(None)
+        while self._timelines:
+            self._timelines.popleft().set_result(None)
 
     def forget(self) -> None:
         """In a forked child: the conversation and its leases are the parent's, and its thread does not exist here."""

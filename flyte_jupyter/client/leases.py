@@ -238,13 +238,14 @@ class LeaseGroup:
             return not self._held and not self._waiting and not self._requests
 
     def hello(self, lease: Lease) -> bytes:
-        task = current.get()
+        task, client = current.get(), describe_client()
         return json.dumps(
             {
                 "role": "calls",
                 "lease": lease.id,
+                "label": client.label,
                 # A task that calls a task speaks for its notebook: both share the names there.
-                "notebook": describe_client().notebook if task is None else task.notebook,
+                "notebook": client.notebook if task is None else task.notebook,
                 "cwd": folder(),
                 "sys_path": [os.path.abspath(entry) for entry in sys.path],
                 "run": self.run,
@@ -435,6 +436,8 @@ def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
     match message.reason:
         case "no-such-pool":
             return errors.NoSuchPool(pool, [name for name in detail.get("pools", "").split(", ") if name])
+        case "no-such-replica":
+            return errors.NoSuchReplica(detail.get("replica", ""))
         case "no-gpu":
             return errors.NoUsableGPU(detail.get("problem") or "this machine has none", float(detail.get("wanted", 1)))
         case "no-room":

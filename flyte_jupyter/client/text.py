@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from ..core import words
 from ..core.protocol import ZygoteView
 from ..core.snapshot import (
     ClientView,
@@ -25,71 +26,30 @@ from ..core.spec import Scaling
 
 LONGEST_NAME: Final = 48
 SHOWN_REQUESTS: Final = 10
-_HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 _REPLICA_STATES: Final = ("ready", "busy", "attached", "loading", "starting", "draining", "stopping")
 _HEAD: Final = ("#", "state", "GPU", "task", "age", "pid")
 
 
-def visible(text: str, *, keep: str = "") -> str:
-    """Show what would steer a terminal or turn text around: control characters and bidi overrides as escapes.
-
-    Args:
-        text: Anything.
-        keep: Characters that stay as they are, such as line ends in a log.
-
-    Example:
-        >>> visible("a\\x1b[2Jb\\u202ec")
-        'a\\\\x1b[2Jb\\\\u202ec'
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in _HIDDEN and character not in keep
-        else character
-        for character in text
-    )
+visible, countdown, duration, size = words.visible, words.countdown, words.duration, words.size
 
 
-def countdown(seconds: float) -> str:
-    """A time that runs, as a clock shows it.
+def roughly(seconds: float) -> str:
+    """An estimate, for people.
 
     Example:
-        >>> countdown(7), countdown(1780.2), countdown(7200)
-        ('0:07', '29:40', '2:00:00')
+        >>> roughly(0.3), roughly(42), roughly(130), roughly(9000)
+        ('1 s', '42 s', '2 min', '2.5 h')
     """
-    left = max(0, int(seconds))
-    hours, rest = divmod(left, 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def duration(seconds: float) -> str:
-    """A time that stands still, roughly.
-
-    Example:
-        >>> duration(12), duration(1800), duration(5400), duration(86400 * 3)
-        ('12s', '30m', '1h30m', '3d')
-    """
-    left = max(0, int(seconds))
-    if left < 60:
-        return f"{left}s"
-    if left < 3600:
-        return f"{left // 60}m" + (f"{left % 60}s" if left < 600 and left % 60 else "")
-    if left < 86400:
-        return f"{left // 3600}h" + (f"{left % 3600 // 60}m" if left % 3600 >= 60 else "")
-    return f"{left // 86400}d"
-
-
-def size(count: int) -> str:
-    """Bytes, as people say them.
-
-    Example:
-        >>> size(50_000_000), size(24 * 2**30), size(9000)
-        ('48 MiB', '24.0 GiB', '9 KiB')
-    """
-    if count < 2**20:
-        return f"{count / 2**10:.0f} KiB"
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+def cold_starts(view: PoolView) -> str:
+    """What it was good for that replicas stay: "cold starts avoided: 3 (about 2 min saved)"."""
+    saved = view.cold_starts_avoided * (view.cold_start_s or 0.0)
+    about = f" (about {roughly(saved)} saved)" if saved else ""
+    return f"cold starts avoided: {view.cold_starts_avoided}{about}"
 
 
 def pool_state(view: PoolView) -> str:
@@ -152,6 +112,8 @@ def pool_table(
     lines += [f"├ note ── {visible(note)}" for note in view.notes]
     if view.failure is not None:
         lines.append(f"├ failed ── {_failure(view.failure, now)}")
+    if view.cold_starts_avoided:
+        lines.append(f"├ {cold_starts(view)}")
     lines.append(f"└ {_history(view)} · {_ttls(view.scaling)}")
     return "\n".join(lines)
 
@@ -229,8 +191,8 @@ def _timers(view: PoolView, now: float) -> list[str]:
 
 def _replica_row(replica: ReplicaView, view: PoolView, names: dict[str, str], now: float) -> tuple[str, ...]:
     state: str = replica.state
-    if replica.leases:
-        state += f" {countdown(now - min(lease.since for lease in replica.leases))}"
+    if replica.running:
+        state += f" {countdown(now - min(lease.since for lease in replica.running))}"
     elif replica.ready_at is None:
         state += f" {countdown(now - replica.started_at)}"
     gpus = ", ".join(names.get(uuid) or _short(uuid, 12) for uuid in replica.devices)
@@ -245,7 +207,7 @@ def _replica_row(replica: ReplicaView, view: PoolView, names: dict[str, str], no
         str(replica.index),
         state,
         gpus or "-",
-        _tasks(replica.leases),
+        _tasks(replica.running),
         duration(now - replica.started_at),
         "-" if replica.pid is None else str(replica.pid),
         ", ".join(remarks),
@@ -277,7 +239,7 @@ def _failure(failure: FailureView, now: float) -> str:
 def _history(view: PoolView) -> str:
     calls = "1 call" if view.calls == 1 else f"{view.calls} calls"
     starts = "1 start" if view.starts == 1 else f"{view.starts} starts"
-    return f"{calls}, {view.calls_warm} of them warm · {starts}"
+    return f"{calls} · {starts}"
 
 
 def _device_name(device: DeviceView) -> str:

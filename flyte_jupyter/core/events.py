@@ -7,6 +7,7 @@ event: `handle(event, now=...)` carries them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .inventory import Device
 from .spec import DeviceRequest, Scaling
@@ -100,8 +101,23 @@ class LeaseRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class AttachRequested:
+    """A person wants that replica to themselves, or (`shared`) beside the calls that run there.
+
+    `replica` leaves rotation at once, and is granted when it is ready and has a free slot: calls that still run there
+    end by themselves. Those who want it, too, follow in order of arrival. It ends as every lease does.
+    """
+
+    client: str
+    lease: str
+    replica: str
+    task: str
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseReleased:
-    """Undoes `LeaseRequested` at any stage: queued, granted, or already lost (then it is ignored)."""
+    """Undoes `LeaseRequested` or `AttachRequested` at any stage; where that is lost already, it is ignored."""
 
     lease: str
 
@@ -173,6 +189,44 @@ class ReplicaExited:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """A call that runs on a replica, or ran there; or several short ones in a row, of one task and with one outcome.
+
+    `number` is the replica's own, from 1; what is said of a number again replaces what was said before. `client` is
+    for people: "train.ipynb". Instants are of the clock of `handle`, which all processes of a machine share.
+    """
+
+    number: int
+    lease: str
+    task: str
+    client: str
+    began: float
+    ended: float | None
+    outcome: Literal["succeeded", "failed", "cancelled"] | None
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseUse:
+    """What a lease is used for: `task` runs in it, or ran last, `since` that instant."""
+
+    lease: str
+    running: bool
+    task: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallsReported:
+    """A replica tells what it did since it last told, at most ten times a second. `ended` is the number of calls."""
+
+    replica: str
+    calls: tuple[Call, ...]
+    uses: tuple[LeaseUse, ...]
+    ended: int
+
+
+@dataclass(frozen=True, slots=True)
 class DevicesFound:
     """What the machine has. `problem` says why nothing is there, if the driver could not be asked."""
 
@@ -195,6 +249,7 @@ Event = (
     | PoolStopped
     | PoolRestarted
     | LeaseRequested
+    | AttachRequested
     | LeaseReleased
     | LeaseEnded
     | LeaseRevoked
@@ -205,6 +260,7 @@ Event = (
     | ReplicaReady
     | ReplicaFailed
     | ReplicaExited
+    | CallsReported
     | DevicesFound
     | Tick
 )

@@ -69,6 +69,7 @@ class Kind(IntEnum):
     WITHDRAW = 16  # do not begin these calls; body: lease and last number
     WITHDRAWN = 17  # that many calls, from this one on (flags), will not begin: send them elsewhere
     INTERRUPT = 18  # stop what runs in that lease; if the body is empty, all that runs
+    CALLS = 19  # which calls ran since the last of these, and which do now
 
 
 class Status(IntEnum):

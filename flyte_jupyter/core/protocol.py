@@ -14,8 +14,9 @@ from pydantic import Base64Bytes, Field, SecretStr, TypeAdapter, field_serialize
 from .commands import RefusalReason
 from .snapshot import Snapshot
 from .spec import EnvironmentSpec, Frozen, Scaling
+from .timeline import RecentView, TimelineView
 
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 """A declaration carries the preload's code; nothing else comes near this."""
 
@@ -72,6 +73,16 @@ class Acquire(Frozen):
     pool: str
     task: str
     parent: str | None = None
+
+
+class Attach(Frozen):
+    """Open that replica by hand, alone or (`shared`) beside its calls: a lease for as long as it is open."""
+
+    type: Literal["attach"] = "attach"
+    lease: str
+    replica: str
+    task: str
+    shared: bool = False
 
 
 class Release(Frozen):
@@ -153,6 +164,14 @@ class Unwatch(Frozen):
     type: Literal["unwatch"] = "unwatch"
 
 
+class AskTimeline(Frozen):
+    """What the pool did in the last minutes, or what is new `since` the mark of an answer; `ToldTimeline` follows."""
+
+    type: Literal["ask-timeline"] = "ask-timeline"
+    pool: str
+    since: str | None = None
+
+
 class Shutdown(Frozen):
     """End the broker and everything it started."""
 
@@ -163,6 +182,7 @@ ToBroker = Annotated[
     Hello
     | Declare
     | Acquire
+    | Attach
     | Release
     | Revoke
     | Cancel
@@ -175,6 +195,7 @@ ToBroker = Annotated[
     | Interrupt
     | Watch
     | Unwatch
+    | AskTimeline
     | Shutdown,
     Field(discriminator="type"),
 ]
@@ -248,7 +269,16 @@ class Snapped(Frozen):
     log_dir: str
     zygotes: tuple[ZygoteView, ...] = ()
     spawned: dict[str, str] = {}  # pool -> why its replicas are spawned and not forked
+    recent: tuple[RecentView, ...] = ()  # the calls of all pools that ended last, the newest first
     snapshot: Snapshot
+
+
+class ToldTimeline(Frozen):
+    """The answer to `AskTimeline`; None if there is no such pool."""
+
+    type: Literal["told-timeline"] = "told-timeline"
+    pool: str
+    timeline: TimelineView | None
 
 
 class Goodbye(Frozen):
@@ -266,7 +296,7 @@ class Failed(Frozen):
 
 
 FromBroker = Annotated[
-    Welcome | Rejected | Granted | Refused | Recalled | Lost | Snapped | Goodbye | Failed,
+    Welcome | Rejected | Granted | Refused | Recalled | Lost | Snapped | ToldTimeline | Goodbye | Failed,
     Field(discriminator="type"),
 ]
 

@@ -6,7 +6,7 @@ Instants are those of the scheduler's monotonic clock; the broker converts them 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from heapq import nsmallest
 from itertools import islice
 from typing import Literal
@@ -18,26 +18,37 @@ from .spec import DeviceRequest, Frozen, Scaling
 SHOWN_REQUESTS = 100  # of a queue; `PoolView.waiting` counts all
 
 PoolState = Literal["failed", "busy", "ready", "starting", "waiting", "stopping", "stopped"]
-ReplicaState = Literal["starting", "loading", "ready", "busy", "draining", "stopping"]
+ReplicaState = Literal["starting", "loading", "ready", "busy", "attached", "draining", "stopping"]
 
 
 class LeaseView(Frozen):
-    """A call that runs. `client` is the client's label."""
+    """A slot that somebody holds. `client` is the client's label; `task` runs in it `since` then.
+
+    Between two calls, and after the last one until the client lets go, it is not `running`: `task` is the one before,
+    and `since` when it ended. Or it is somebody who has `attached` to the replica, or still waits for it: then it is
+    not `running`.
+    """
 
     lease: str
     task: str
     client: str
     since: float
+    running: bool = True
+    attached: bool = False
 
 
 class RequestView(LeaseView):
     """A call that waits; position 0 is served next, as far as one can tell now."""
 
+    running: bool = False
     position: int
 
 
 class ReplicaView(Frozen):
     """One warm kernel. `why` says what it was started for, or why it has to go.
+
+    It is `attached` while somebody has opened it, or waits for that, alone: it takes no calls. `leases` holds them,
+    and those who share it, after the calls that run.
 
     `generation_current` is False for one that will be replaced: its preload has changed, or the pool is restarted.
     """
@@ -56,6 +67,15 @@ class ReplicaView(Frozen):
     generation_current: bool
     why: str
 
+    @property
+    def calls(self) -> tuple[LeaseView, ...]:
+        return tuple(lease for lease in self.leases if not lease.attached)
+
+    @property
+    def running(self) -> tuple[LeaseView, ...]:
+        """Its leases in which a task runs."""
+        return tuple(lease for lease in self.leases if lease.running)
+
 
 class FailureView(Frozen):
     """Why the last start failed; `retry_at` is None once the pool has given up."""
@@ -67,7 +87,11 @@ class FailureView(Frozen):
 
 
 class PoolView(Frozen):
-    """One environment. `calls_warm` are those that found a warm replica: the cold starts avoided."""
+    """One environment.
+
+    `calls` have ended on its replicas. Each but the first of each replica found it warm: `cold_starts_avoided`.
+    `cold_start_s` is how long a replica took from the order to start it until it was ready, on average.
+    """
 
     key: str
     name: str
@@ -88,7 +112,8 @@ class PoolView(Frozen):
     starts: int
     failures: int
     calls: int
-    calls_warm: int
+    cold_starts_avoided: int
+    cold_start_s: float | None
 
 
 class DeviceView(Frozen):
@@ -145,7 +170,7 @@ def describe(
             _pool_view(
                 pool,
                 clients,
-                _notes(pool, inventory),
+                (*_notes(pool, inventory), *_attached_note(pool, clients)),
                 holders_text(inventory, pool.devices, replicas) if pool.key in hungry else None,
                 now,
             )
@@ -208,14 +233,15 @@ def _pool_view(
         starts=pool.starts,
         failures=pool.failures_seen,
         calls=pool.calls,
-        calls_warm=pool.warm_calls,
+        cold_starts_avoided=pool.cold_starts_avoided,
+        cold_start_s=pool.cold_start_s,
     )
 
 
 def _pool_state(pool: Pool) -> PoolState:
     if pool.failed:
         return "failed"
-    if pool.running:
+    if any(replica.busy for replica in pool.replicas.values()):
         return "busy"
     if pool.count["ready"]:
         return "ready"
@@ -237,7 +263,7 @@ def _replica_views(pool: Pool, clients: Mapping[str, Client]) -> tuple[ReplicaVi
             id=replica.id,
             index=replica.index,
             name=replica.name,
-            state="busy" if replica.state == "ready" and replica.leases else replica.state,
+            state=_replica_state(replica),
             pid=replica.pid,
             devices=replica.devices,
             leases=tuple(
@@ -245,9 +271,11 @@ def _replica_views(pool: Pool, clients: Mapping[str, Client]) -> tuple[ReplicaVi
                     lease=lease.id,
                     task=lease.task,
                     client=_label(lease, clients),
-                    since=lease.requested_at if lease.granted_at is None else lease.granted_at,
+                    since=lease.since,
+                    running=lease.running,
+                    attached=lease.opens is not None,
                 )
-                for lease in replica.leases.values()
+                for lease in (*replica.leases.values(), *replica.guests.values())
             ),
             started_at=replica.started_at,
             ready_at=replica.ready_at,
@@ -258,6 +286,14 @@ def _replica_views(pool: Pool, clients: Mapping[str, Client]) -> tuple[ReplicaVi
         )
         for replica in sorted(pool.replicas.values(), key=lambda replica: replica.index)
     )
+
+
+def _replica_state(replica: Replica) -> ReplicaState:
+    if replica.state != "ready":
+        return replica.state
+    if replica.attached:
+        return "attached"
+    return "busy" if replica.busy else "ready"
 
 
 def _queue_view(pool: Pool, clients: Mapping[str, Client]) -> tuple[RequestView, ...]:
@@ -273,7 +309,7 @@ def _queue_view(pool: Pool, clients: Mapping[str, Client]) -> tuple[RequestView,
             lease=lease.id,
             task=lease.task,
             client=_label(lease, clients),
-            since=lease.requested_at,
+            since=lease.since,
             position=position,
         )
         for position, (*_, lease) in enumerate(first)
@@ -310,6 +346,14 @@ def _notes(pool: Pool, inventory: Inventory) -> tuple[str, ...]:
             f"each needs {request.count} of this machine's {len(matching)} matching GPUs"
         )
     return tuple(notes)
+
+
+def _attached_note(pool: Pool, clients: Mapping[str, Client]) -> Iterator[str]:
+    """What calls wait for, if people have all that could serve them."""
+    serving = [replica for replica in pool.replicas.values() if replica.state != "stopping"]
+    if pool.waiting and serving and pool.live >= pool.cap and all(replica.attached for replica in serving):
+        holders = [f"{each.name} ({_label(next(iter(each.guests.values())), clients)})" for each in serving]
+        yield f"calls wait until somebody leaves {', '.join(holders)}, or for a higher maximum"
 
 
 def _label(lease: Lease, clients: Mapping[str, Client]) -> str:

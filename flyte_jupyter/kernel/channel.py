@@ -17,6 +17,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from .cells import Cells
 from .comms import Comms
 from .namespace import Namespaces, NotebookModule
 from .outputs import NOBODY_TO_ASK, OutputSink
+from .recorder import Recorder, Span
 from .runner import Runner, RunningCall, dump_failure, enter, make_context
 
 HANDSHAKE_S: Final = 5.0
@@ -51,6 +53,8 @@ class CallerHello:
     """Who a connection for calls belongs to."""
 
     lease: str
+    label: str
+    """For people: "train.ipynb"."""
     notebook: str
     cwd: str
     sys_path: tuple[str, ...]
@@ -80,6 +84,7 @@ class CallChannel:
         self.module: NotebookModule = replica.namespaces.notebook(hello.notebook)
         self.find = replica.namespaces.find_class(self.module)
         self.running: RunningCall | None = None
+        self.span: Span | None = None  # what the recorder noted last
         self.cancelled: set[int] = set()  # calls whose cancel came before they did
         self._withdrawn: set[int] = set()  # calls that their client has taken back
         self._begun = 0  # the last call that was begun
@@ -233,7 +238,7 @@ class CallChannel:
                 return
         if verb is not None:
             function = self.replica.cells.function(verb, self.module)
-        self._start(frame, name, function)
+        self._start(frame, name, function, recorded=verb != "names")
 
     def _on_define(self, frame: Frame, waiting: Frame) -> None:
         try:
@@ -246,7 +251,7 @@ class CallChannel:
             return
         self._on_call(waiting)
 
-    def _start(self, frame: Frame, name: str, function: Any) -> None:
+    def _start(self, frame: Frame, name: str, function: Any, *, recorded: bool) -> None:
         ask = functools.partial(self._ask, frame.call)
         sink = OutputSink(frame.call, self.send_output, self.replica.later, ask)
         context = make_context(frame.call, name, self, frame.flags, sink)
@@ -256,6 +261,8 @@ class CallChannel:
                 return
             self._begun = frame.call
             self.running = call
+        if recorded:
+            self.replica.recorder.began(call)
         self.replica.runner.start(call)
 
     # --- out
@@ -263,10 +270,14 @@ class CallChannel:
     def finished(self, call: RunningCall, reply: list[Buffer]) -> None:
         """The runner's last word on a call."""
         self.running = None
+        now = time.monotonic()
+        if not self.closed:
+            self.send(reply)
+        if call.began:  # noted while the client reads already
+            self.replica.recorder.ended(call, now)
         if self.closed:
-            self.replica.abandoned_call_ended(self.hello.lease)
+            self.replica.left_for_good(self)
             return
-        self.send(reply)
         if self._frames:
             self._advance()
 
@@ -426,6 +437,7 @@ class Listener:
         if hello["role"] == "calls":
             caller = CallerHello(
                 lease=hello["lease"],
+                label=hello.get("label", ""),
                 notebook=hello["notebook"],
                 cwd=hello["cwd"],
                 sys_path=tuple(hello["sys_path"]),
@@ -529,6 +541,8 @@ class ControlChannel:
         except (OSError, ProtocolError):
             self._loop.remove_reader(self._connection)
             self._sink.closed = True
+            if self._supervisor:
+                self._replica.supervisor = None
             self._connection.close()
             return
         self._take_frames()
@@ -552,6 +566,12 @@ class ControlChannel:
                 self._replica.runner.loop.call_soon_threadsafe(self._replica.stop)
             else:
                 self._replica.log(f"unexpected on a control connection: {frame!r}")
+
+    def ready(self) -> bool:
+        """Whether a few bytes can be sent without waiting."""
+        poller = select.poll()
+        poller.register(self._connection, select.POLLOUT)
+        return bool(poller.poll(0))
 
     def send(self, kind: Kind, body: bytes) -> None:
         """A few bytes to the broker, from any thread."""
@@ -588,14 +608,17 @@ class Replica:
         self.cells = cells
         self.comms = comms
         self.supervisor: ControlChannel | None = None
+        self.recorder = Recorder(self.later, self._running_calls, self._can_tell, self._tell)
         self._control_loop = control_loop
         self._control_thread = 0
         control_loop.call_soon_threadsafe(self._note_control_thread)
         self._lock = threading.Lock()
         self._channels: dict[str, CallChannel] = {}
         self._by_fd: dict[int, CallChannel] = {}
+        self._left: set[CallChannel] = set()  # by their client, and something still runs there
         self._early_cancels: dict[str, set[int]] = {}
         self._listener: Listener | None = None
+        self.front_end_interrupted: Callable[[str], None] = lambda session: None
         self.front_end_left: Callable[[str], None] = lambda session: None
         """What a front end that was attached by hand leaves behind is the kernel's to end; on the control thread."""
 
@@ -641,6 +664,8 @@ class Replica:
             self._listener.unwatch(channel.connection)
         with self._lock:
             self._channels.pop(channel.hello.lease, None)
+            if channel.running is not None:
+                self._left.add(channel)
             self._by_fd.pop(channel.connection.fileno(), None)
         if channel.hello.session:
             self._control_loop.call_soon_threadsafe(self.front_end_left, channel.hello.session)
@@ -666,13 +691,16 @@ class Replica:
             self.runner.cancel(call)
 
     def interrupt(self, lease: str) -> None:
-        """Stop the call that runs in this lease; in all of them if none is named."""
+        """Stop the call, or an attached front end's cell, that runs in this lease; in all of them if none is named."""
         with self._lock:
             channels = [each for each in self._channels.values() if lease in ("", each.hello.lease)]
             calls = [each.running for each in channels]
         for call in calls:
             if call is not None:
                 self.runner.cancel(call)
+        for channel in channels:
+            if channel.hello.session:
+                self.front_end_interrupted(channel.hello.session)
 
     def withdraw(self, lease: str, first: int, last: int) -> None:
         with self._lock:
@@ -701,6 +729,24 @@ class Replica:
     def report(self, state: str, **fields: Any) -> None:
         if self.supervisor is not None:
             self.supervisor.send(Kind.STATE, json.dumps({"state": state, **fields}).encode())
+
+    def _running_calls(self) -> list[RunningCall]:
+        with self._lock:
+            calls = [each.running for each in (*self._channels.values(), *self._left)]
+        return [call for call in calls if call is not None and call.began]
+
+    def _can_tell(self) -> bool:
+        return self.supervisor is None or self.supervisor.ready()
+
+    def _tell(self, body: bytes) -> None:
+        if self.supervisor is not None:
+            self.supervisor.send(Kind.CALLS, body)
+
+    def left_for_good(self, channel: CallChannel) -> None:
+        """Its client was gone already; now nothing runs there any more."""
+        with self._lock:
+            self._left.discard(channel)
+        self.abandoned_call_ended(channel.hello.lease)
 
     def abandoned_call_ended(self, lease: str) -> None:
         if self.supervisor is not None:

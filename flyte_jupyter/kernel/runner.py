@@ -35,6 +35,7 @@ from .outputs import OutputSink, Router, show_open_figures
 
 if TYPE_CHECKING:
     from .channel import CallChannel
+    from .recorder import Span
 
 set_handler: Final = _signal.signal
 """The bare function: the one in `signal` turns numbers into enums and back, for 2 us, twice a call."""
@@ -49,6 +50,7 @@ class RunningCall:
 
     __slots__ = (
         "arguments",
+        "began",
         "cancelled",
         "channel",
         "context",
@@ -57,6 +59,8 @@ class RunningCall:
         "name",
         "number",
         "sink",
+        "span",
+        "status",
         "task",
     )
 
@@ -80,6 +84,9 @@ class RunningCall:
         self.cancelled = False
         self.ended = False
         self.task: asyncio.Task[None] | None = None
+        self.began = 0.0  # stays so where nobody is told of it
+        self.span: Span | None = None  # once it is known to take long
+        self.status = Status.OK
 
 
 class Runner:
@@ -241,6 +248,7 @@ class Runner:
         stopped = isinstance(error, asyncio.CancelledError) or (call.cancelled and isinstance(error, KeyboardInterrupt))
         if stopped:
             return _cancelled(call)
+        call.status = Status.ERROR
         return encode(Kind.OUTCOME, call.number, dump_failure(error), flags=Status.ERROR)
 
     def _finish(self, call: RunningCall, reply: list[Buffer]) -> None:
@@ -288,6 +296,7 @@ _NONE: Final = payload.dump_result(None).data
 
 
 def _cancelled(call: RunningCall) -> list[Buffer]:
+    call.status = Status.CANCELLED
     return encode(Kind.OUTCOME, call.number, flags=Status.CANCELLED)
 
 

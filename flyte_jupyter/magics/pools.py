@@ -22,10 +22,10 @@ from ..client.cells import AttachedPool
 from ..client.environment import TaskEnvironment
 from ..client.handle import PoolHandle
 from ..client.leases import LINGER_S
-from ..client.peek import peek
 from ..core.policy import ReusePolicy
 from ..core.resources import Resources
 from ..core.snapshot import LeaseView, PoolView, ReplicaView
+from ..peek import peek
 from .options import (
     argument,
     magic_arguments,
@@ -416,7 +416,7 @@ class PoolMagics(Magics):
 
 def _running(pool: PoolHandle) -> list[LeaseView]:
     view = pool.status()
-    return [] if view is None else [lease for replica in view.replicas for lease in replica.leases]
+    return [] if view is None else [lease for replica in view.replicas for lease in replica.running]
 
 
 def _numbered(name: str) -> tuple[str, int | None]:

@@ -56,6 +56,7 @@ class State:
             epoch_offset=None,
             zygotes=[],
             spawned={},
+            recent=[],
             snapshot=None,
         )
 

@@ -19,6 +19,7 @@ from flyte_jupyter.core.snapshot import (
     Snapshot,
 )
 from flyte_jupyter.core.spec import DeviceRequest, Scaling
+from flyte_jupyter.core.timeline import RecentView
 
 FILE = Path(__file__).with_name("snapshot.json")
 WRITE = "FLYTE_JUPYTER_WRITE_CONTRACT"
@@ -64,21 +65,37 @@ def pool(name: str, **changes: Any) -> PoolView:
         "starts": 0,
         "failures": 0,
         "calls": 0,
-        "calls_warm": 0,
+        "cold_starts_avoided": 0,
+        "cold_start_s": None,
     }
     return PoolView(**fields | changes)
+
+
+def recent(id: int, of: PoolView, task: str, **changes: Any) -> RecentView:
+    fields: dict[str, Any] = {
+        "id": id,
+        "replica": "00000000",
+        "kind": "running",
+        "task": task,
+        "client": "train.ipynb",
+        "outcome": "succeeded",
+        "calls": 1,
+        "pool": of.key,
+    }
+    return RecentView(**fields | changes)
 
 
 def snapped() -> p.Snapped:
     """A bit of everything that a panel may have to show."""
     call = LeaseView(lease="l1", task="train", client="train.ipynb", since=993.0)
+    kept = LeaseView(lease="l3", task="load", client="train.ipynb", since=999.4, running=False)
     gpu = pool(
         "gpu",
         state="busy",
         devices=DeviceRequest(count=1),
         replicas=(
             replica(0, "busy", leases=(call,)),
-            replica(1, "ready", idle_since=980.0, stops_at=1280.0),
+            replica(1, "ready", leases=(kept,)),
             replica(2, "loading", ready_at=None, started_at=988.0, generation_current=False),
         ),
         queue=(RequestView(lease="l2", task="evaluate", client="eval.ipynb", since=996.0, position=0),),
@@ -89,7 +106,8 @@ def snapped() -> p.Snapped:
         waits_for="GPU 0: gpu[0]",
         starts=3,
         calls=41,
-        calls_warm=38,
+        cold_starts_avoided=38,
+        cold_start_s=40.5,
     )
     failure = FailureView(cause="ImportError: no <b>transformers</b>", replica="asr[0]", attempts=2, retry_at=1030.0)
     asr = pool("asr", state="failed", failure=failure, starts=2, failures=2)
@@ -97,6 +115,10 @@ def snapped() -> p.Snapped:
         epoch_offset=1_767_000_000.0,
         log_dir="logs",
         spawned={asr.key: "a secret was declared"},
+        recent=(
+            recent(17, gpu, "load", began=998.0, ended=999.4),
+            recent(16, gpu, "<img src=x>", began=990.0, ended=992.5, outcome="failed"),
+        ),
         snapshot=Snapshot(
             revision=57,
             now=999.5,
@@ -129,7 +151,7 @@ def state() -> dict[str, Any]:
         "message": None,
         "versions": {"server": "0.1.0", "broker": "0.1.0"},
         "broker_pid": 4711,
-        **{name: said[name] for name in ("epoch_offset", "zygotes", "spawned", "snapshot")},
+        **{name: said[name] for name in ("epoch_offset", "zygotes", "spawned", "recent", "snapshot")},
     }
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from flyte_jupyter.core import protocol as p
 from flyte_jupyter.core.scheduler import Scheduler
 from flyte_jupyter.core.spec import EnvironmentSpec, Scaling
+from flyte_jupyter.core.timeline import RecentView, SpanView, TimelineView
 
 SCALING = Scaling(min_replicas=0, max_replicas=2, idle_ttl=60, scaledown_ttl=30)
 DECLARATION = p.Declaration(
@@ -20,11 +21,16 @@ DECLARATION = p.Declaration(
     secret_values={"TOKEN": "hunter2"},
     inherited_env={"PATH": "/bin"},
 )
+SPAN = SpanView(
+    id=1, replica="r", kind="running", task="t\n", client="a.ipynb", began=1, ended=2, outcome="failed", calls=1
+)
+RECENT = RecentView(**dict(SPAN), pool="0123")
 
 TO_BROKER = [
     p.Hello(version="1", label="a.ipynb", kind="notebook", pid=1),
     p.Declare(declaration=DECLARATION),
     p.Acquire(lease="l", pool="0123", task="t", parent="m"),
+    p.Attach(lease="5e1f", replica="0123abcd-1", task="attached console", shared=True),
     p.Release(lease="l"),
     p.Revoke(lease="l", why="it does not stop"),
     p.Cancel(lease="l"),
@@ -37,6 +43,7 @@ TO_BROKER = [
     p.Interrupt(replica="0123-1"),
     p.Watch(once=True),
     p.Unwatch(),
+    p.AskTimeline(pool="0123", since="9f3a61c2.57"),
     p.Shutdown(),
 ]
 FROM_BROKER = [
@@ -46,7 +53,13 @@ FROM_BROKER = [
     p.Refused(lease="l", reason="no-gpu", detail={"wanted": "1"}),
     p.Recalled(lease="l"),
     p.Lost(lease="l", replica="r", name="gpu[0]", cause="signal SIGKILL", signal="SIGKILL"),
-    p.Snapped(epoch_offset=1.5, log_dir="/logs", snapshot=Scheduler().snapshot()),
+    p.Snapped(epoch_offset=1.5, log_dir="/logs", recent=(RECENT,), snapshot=Scheduler().snapshot()),
+    p.ToldTimeline(
+        pool="0123",
+        timeline=TimelineView(
+            now=1.5, epoch_offset=1, mark="9f3a61c2.58", whole=False, window_s=600, lanes=(), spans=(SPAN,), changes=()
+        ),
+    ),
     p.Goodbye(why="stopped"),
     p.Failed(why="?"),
 ]

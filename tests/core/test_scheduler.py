@@ -20,6 +20,7 @@ from flyte_jupyter.core.commands import (
     StopReplica,
 )
 from flyte_jupyter.core.events import (
+    CallsReported,
     ClientConnected,
     ClientGone,
     DevicesFound,
@@ -29,6 +30,7 @@ from flyte_jupyter.core.events import (
     LeaseReleased,
     LeaseRequested,
     LeaseRevoked,
+    LeaseUse,
     PoolDeclared,
     PoolKept,
     PoolRestarted,
@@ -45,7 +47,7 @@ from flyte_jupyter.core.events import (
 )
 from flyte_jupyter.core.inventory import Device
 from flyte_jupyter.core.scheduler import Scheduler
-from flyte_jupyter.core.snapshot import PoolView, Snapshot
+from flyte_jupyter.core.snapshot import LeaseView, PoolView, Snapshot
 from flyte_jupyter.core.spec import DeviceRequest, Scaling
 
 
@@ -878,14 +880,65 @@ def test_a_slot_that_somebody_else_will_release_is_no_starvation() -> None:
 # What views see
 
 
-def test_the_snapshot_is_json_and_counts_what_was_avoided() -> None:
+def told(
+    replica: str, lease: str, task: str, *, running: bool = True, since: float = 0, ended: int = 0
+) -> CallsReported:
+    return CallsReported(replica, (), (LeaseUse(lease, running, task, since),), ended)
+
+
+def test_a_lease_shows_the_call_that_runs_in_it() -> None:
+    machine = warm(1, 1)
+    machine.ask("a", at=5)
+    assert machine.pool().replicas[0].running == (LeaseView(lease="a", task="task-a", client="ada.ipynb", since=5),)
+    machine.do(told("p-1", "a", "second", since=5.5, ended=1), at=6)
+    assert machine.pool().replicas[0].running == (LeaseView(lease="a", task="second", client="ada.ipynb", since=5.5),)
+
+
+def test_a_replica_is_not_busy_while_a_client_only_keeps_its_slot() -> None:
+    machine = warm(1, 1)
+    machine.ask("a", at=5)
+    assert (machine.pool().state, machine.states()) == ("busy", {"p-1": "busy"})
+    machine.do(told("p-1", "a", "task-a", running=False, since=5.9, ended=1), at=6)
+    pool = machine.pool()
+    assert (pool.state, machine.states(), pool.replicas[0].running) == ("ready", {"p-1": "ready"}, ())
+    assert [lease.running for lease in pool.replicas[0].leases] == [False]
+    assert (pool.idle_stops_at, machine.ask("b", at=7)) == (None, [])  # the slot is taken all the same
+
+
+def test_what_is_told_of_a_lease_that_is_over_changes_no_other() -> None:
+    machine = warm(1, 1)
+    machine.ask("a", "b", at=5)
+    machine.release("a")
+    machine.do(told("p-1", "a", "task-a", running=False, ended=1), told("p-9", "b", "x"), at=6)
+    assert [lease.task for lease in machine.pool().replicas[0].running] == ["task-b"]
+
+
+def test_each_call_but_the_first_of_each_replica_avoids_a_cold_start() -> None:
+    machine = warm(2, 2)
+    machine.do(told("p-1", "a", "t", ended=1))
+    assert machine.pool().cold_starts_avoided == 0
+    machine.do(told("p-1", "a", "t", ended=2), told("p-2", "b", "t", ended=5))
+    assert (machine.pool().calls, machine.pool().cold_starts_avoided) == (8, 6)
+
+
+def test_the_mean_cold_start_is_from_the_order_until_ready() -> None:
+    machine = Machine()
+    machine.declare("p", scaling(0, 2))
+    machine.ask("a", "b", at=10)
+    assert machine.pool().cold_start_s is None
+    machine.ready("p-1", at=12)
+    machine.ready("p-2", at=16)
+    assert machine.pool().cold_start_s == 4
+
+
+def test_the_snapshot_is_json() -> None:
     machine = warm(1, 2)
     machine.ask("a", at=5)
     machine.ask("b", at=6)
     snapshot = machine.scheduler.snapshot()
     assert Snapshot.model_validate_json(snapshot.model_dump_json()) == snapshot
     [pool] = snapshot.pools
-    assert (pool.state, pool.calls, pool.calls_warm, pool.starts) == ("busy", 1, 1, 2)
+    assert (pool.state, pool.calls, pool.starts) == ("busy", 0, 2)
     assert [(request.client, request.position) for request in pool.queue] == [("ada.ipynb", 0)]
     assert pool.replicas[0].leases[0].since == 5
 

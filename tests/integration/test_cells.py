@@ -6,6 +6,7 @@ import queue
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,9 @@ import nbformat
 import pytest
 from support import START_S, TIME_SCALE, wait_until, within
 from test_notebook import Cell, Notebook
+
+from flyte_jupyter.client import broker
+from flyte_jupyter.core.timeline import RecentView
 
 pytestmark = pytest.mark.kernel
 
@@ -88,6 +92,25 @@ def settled(notebook: Notebook, asked: str, text: str) -> Cell:
 
     wait_until(there, START_S, text)
     return Cell(notebook._seen[asked])
+
+
+def test_a_cell_is_a_call_of_its_notebook_in_every_view(notebook: Notebook) -> None:
+    began = time.monotonic()
+    assert (
+        notebook.run("%%flyte_task magic\nimport time, asyncio\ntime.sleep(0.1)\nawait asyncio.sleep(0.1)").error == ""
+    )
+    job = "%%flyte_task magic --bg --as failing\n1 / 0"
+    assert notebook.run(job).error == ""
+
+    def spans() -> list[RecentView]:
+        return [span for span in broker.connect().snapshot().recent if span.began >= began]
+
+    failed, done = wait_until(lambda: (found := spans())[1:] and found)
+    assert (done.outcome, failed.outcome) == ("succeeded", "failed")
+    assert done.task.startswith("cell #")
+    assert done.ended is not None
+    assert done.ended - done.began >= 0.2
+    assert notebook.run("%flyte_cancel failing").error == ""
 
 
 # --- what is shown

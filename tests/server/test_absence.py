@@ -72,6 +72,7 @@ async def test_without_a_broker_there_is_a_state_and_none_is_started(folder: Pat
         "broker_pid": None,
         "epoch_offset": None,
         "zygotes": [],
+        "recent": [],
         "spawned": {},
         "snapshot": None,
     }

@@ -99,7 +99,7 @@ async def test_the_state_is_the_brokers_snapshot_with_times_that_become_unix_tim
     assert abs(state["now"] - time.time()) < 60
     assert state.keys() == {
         *("now", "tag", "state", "message", "versions", "broker_pid"),
-        *("epoch_offset", "zygotes", "spawned", "snapshot"),
+        *("epoch_offset", "zygotes", "spawned", "recent", "snapshot"),
     }
 
 
@@ -111,6 +111,44 @@ async def test_nothing_is_sent_to_who_has_it_already(ask: Ask) -> None:
     await until(lambda: view_of(shown).kept_until)
     changed = await ask("pools", params={"since": tag})
     assert (changed.code, changed.body["tag"] != tag) == (200, True)
+
+
+async def test_a_timeline_tells_what_ran_and_then_what_is_new(
+    ask: Ask, thread: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    whole = (await ask(f"pools/{POOL.key}/timeline")).body
+    assert whole.keys() == {"now", "epoch_offset", "mark", "whole", "window_s", "lanes", "spans", "changes"}
+    assert abs(whole["now"] - time.time()) < 60
+    assert whole["whole"]
+    assert {"starting", "loading"} <= {span["kind"] for span in whole["spans"]}
+    asked = time.time() - whole["epoch_offset"]
+    job = thread.submit(attempt, busy, str(tmp_path / "ran"))
+
+    async def span(ended: bool) -> Any:
+        while True:
+            news = (await ask(f"pools/{POOL.key}/timeline", params={"since": whole["mark"]})).body
+            assert not news["whole"]
+            found = [each for each in news["spans"] if each["kind"] == "running" and each["began"] >= asked]
+            if found and (found[0]["ended"] is not None) is ended:
+                assert found[0]["replica"] in {lane["replica"] for lane in news["lanes"]}
+                return found[0]
+            await asyncio.sleep(0.02)
+
+    async with asyncio.timeout(START_S * TIME_SCALE):
+        running = await span(False)
+        assert (running["task"], running["outcome"], running["calls"]) == ("shown.busy", None, 1)
+        await ask(f"replicas/{running['replica']}/interrupt", {})
+        stopped = await span(True)
+    await until(job.done)
+    assert stopped == {**running, "ended": stopped["ended"], "outcome": "cancelled"}
+    assert {**stopped, "pool": POOL.key} in (await ask("pools")).body["recent"]
+
+
+async def test_there_is_no_timeline_of_what_nobody_declared(ask: Ask) -> None:
+    answer = await ask(f"pools/{'0' * 16}/timeline")
+    assert (answer.code, answer.body["message"]) == (404, f"There is no pool {'0' * 16}.")
+    strange = await ask(f"pools/{POOL.key}/timeline", params={"since": "<script>"})
+    assert (strange.code, strange.body["whole"]) == (200, True)
 
 
 async def test_markup_in_a_name_is_text(ask: Ask, jp_fetch: Any) -> None:
