@@ -1,6 +1,10 @@
 import { defineConfig } from 'vitest/config';
 
 export default defineConfig({
+  // One copy for us and for Lumino's own modules, each of which would find another of its builds.
+  resolve: {
+    alias: [{ find: /^@lumino\/(\w+)$/, replacement: '@lumino/$1/dist/index.es6.js' }]
+  },
   test: {
     environment: 'jsdom',
     include: ['src/__tests__/**/*.spec.{ts,tsx}'],

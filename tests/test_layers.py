@@ -25,12 +25,13 @@ ALLOWED = {
     "orphans": set(),
     "devices": {"core"},
     "peek": {"core", "errors", "runtime"},
+    "usage": {"core", "devices"},
     "client": {"errors", "core", "loader", "memory", "runtime", "_version"},
-    "broker": {"errors", "core", "runtime", "orphans", "devices", "_version"},
+    "broker": {"errors", "core", "runtime", "orphans", "devices", "usage", "_version"},
     "kernel": {"errors", "core", "loader", "memory", "runtime", "_version"},
     "server": {"errors", "core", "runtime", "peek", "_version"},
 }
-CALLERS = ALLOWED["client"] | {"client", "orphans", "devices", "peek"}
+CALLERS = ALLOWED["client"] | {"client", "orphans", "devices", "usage", "peek"}
 """Of magics, widgets, provisioner and cli."""
 
 HUNG_IN = {"_view"}

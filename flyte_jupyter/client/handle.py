@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import logging
 import os
 import pickle
@@ -334,7 +333,8 @@ class PoolHandle:
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         plain = text.pool_table(self.name, self.status(), self.scaling, now=time.monotonic())
-        bundle: dict[str, Any] = {"text/plain": plain, "text/html": f"<pre>{html.escape(plain)}</pre>"}
+        still = text.still(plain, time.strftime("%Y-%m-%d %H:%M:%S"))
+        bundle: dict[str, Any] = {"text/plain": plain, "text/html": still}
         return bundle if PoolHandle.view is None else {**bundle, **PoolHandle.view(self)}
 
     # --- private

@@ -1,201 +1,271 @@
-// The pool card. Its DOM is a function of `state`; text goes in by textContent alone, whatever it contains.
+// The pool card: its DOM is a function of the model's `state`, which the kernel sends when something has changed. What
+// runs down or up is counted here.
 
-const MARKS = { ready: "●", busy: "▶", loading: "◐", starting: "◌", draining: "◑", stopping: "◌", failed: "✕" };
+import { button, el, patch, tickAll, ticking } from "./elements.js";
+import { Link } from "./link.js";
+import { Replicas } from "./replicas.js";
+import { Timeline } from "./timeline.js";
+import { clock, duration, multiline, timeOfDay, visible } from "./words.js";
+
 const SHOWN = 10;
-
-function el(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name === "onclick") made.addEventListener("click", value);
-    else if (value !== undefined && value !== null) made.setAttribute(name, value);
-  }
-  made.append(...children.filter((child) => child !== null && child !== undefined));
-  return made;
-}
-
-// Control characters and bidi overrides would steer or turn the text: they are shown as escapes.
-function visible(text) {
-  return String(text).replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (c) => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`);
-}
-
-function clock(seconds) {
-  const left = Math.max(0, Math.floor(seconds));
-  const two = (n) => String(n).padStart(2, "0");
-  const [h, m, s] = [Math.floor(left / 3600), Math.floor((left % 3600) / 60), left % 60];
-  return h ? `${h}:${two(m)}:${two(s)}` : `${m}:${two(s)}`;
-}
+const TICK_MS = 500;
+const ASK_MS = 500;
 
 const many = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+const lastLine = (text) => text.trim().split("\n").pop();
 
-// Where a Jupyter server is, its REST endpoint works also while the kernel is busy; elsewhere the comm has to do.
-async function order(model, verb, body) {
-  const said = document.getElementById("jupyter-config-data");
-  if (said) {
-    try {
-      const base = JSON.parse(said.textContent).baseUrl ?? "/";
-      const xsrf = document.cookie.split("; ").find((each) => each.startsWith("_xsrf="));
-      const answer = await fetch(`${base}flyte-jupyter/pools/${model.get("key")}/${verb}`, {
-        method: "POST",
-        credentials: "same-origin",
-        headers: { "Content-Type": "application/json", "X-XSRFToken": xsrf ? decodeURIComponent(xsrf.slice(6)) : "" },
-        body: JSON.stringify(body),
-      });
-      if (answer.ok) return;
-      if (answer.status !== 404 && answer.status !== 503) throw new Error((await answer.json()).message ?? answer.statusText);
-    } catch (problem) {
-      if (!(problem instanceof TypeError || problem instanceof SyntaxError)) throw problem;
-    }
-  }
-  model.send({ verb, body });
+function ordinal(number) {
+  if (number === 1) return "next";
+  const ending = number % 100 > 10 && number % 100 < 14 ? "th" : (["th", "st", "nd", "rd"][number % 10] ?? "th");
+  return `${number}${ending}`;
 }
 
-function render({ model, el: root }) {
-  const card = el("section", { class: "flyte-card", "aria-label": `Pool ${visible(model.get("name"))}` });
-  const live = el("p", { class: "flyte-note", "aria-live": "polite" });
-  root.append(card, live);
-  let skew = 0;
-  let timers = []; // [element, function of now]
-  let asking = false; // whether to stop
+// Which parts stand open: remembered by the browser, if it lets us.
+function remembered(name, open) {
+  try {
+    if (open === undefined) return localStorage.getItem(`flyte-jupyter:${name}`) === "open";
+    localStorage.setItem(`flyte-jupyter:${name}`, open ? "open" : "closed");
+  } catch {
+    // A front end may forbid it; then they begin closed.
+  }
+  return false;
+}
 
-  const now = () => Date.now() / 1000 + skew;
-  const timer = (attributes, text) => {
-    const made = el("span", attributes);
-    timers.push([made, text]);
-    made.textContent = text(now());
-    return made;
+class Card {
+  #model;
+  #link;
+  #main = el("div");
+  #live = el("p", { class: "flyte-note flyte-said", role: "status" });
+  #history = el("ol", { class: "flyte-history" });
+  #timeline;
+  #parts;
+  #skew = 0;
+  #asking = false; // whether to stop
+  #replicas;
+  #fetching = false;
+  #stale = false;
+  #timer;
+
+  constructor(model, root) {
+    this.#model = model;
+    this.#link = new Link(model);
+    this.#replicas = new Replicas(
+      this.#link,
+      (verb, id) => this.#act(verb, {}, id),
+      () => this.#now(),
+      () => this.#draw(),
+    );
+    const drawing = el("div");
+    this.#timeline = new Timeline(drawing);
+    this.#parts = [this.#part("timeline", "Timeline", drawing), this.#part("history", "Why it scaled", this.#history)];
+    const label = `Pool ${visible(model.get("name"))}`;
+    root.append(
+      el("section", { class: "flyte-card flyte-colours", "aria-label": label }, this.#main, this.#live, ...this.#parts),
+    );
+    model.on("change:state", this.#changed);
+    document.addEventListener("visibilitychange", this.#fetch);
+    this.#timer = setInterval(() => !document.hidden && tickAll(this.#main, this.#now()), TICK_MS);
+    this.#changed();
+  }
+
+  dispose() {
+    clearInterval(this.#timer);
+    document.removeEventListener("visibilitychange", this.#fetch);
+    this.#model.off("change:state", this.#changed);
+    this.#timeline.dispose();
+    this.#link.dispose();
+  }
+
+  #now() {
+    return Date.now() / 1000 + this.#skew;
+  }
+
+  #changed = () => {
+    this.#skew = this.#model.get("state").now - Date.now() / 1000;
+    this.#draw();
+    this.#fetch();
   };
-  const act = async (verb, body = {}) => {
-    live.textContent = "";
+
+  #say(text) {
+    this.#live.textContent = visible(text, 1000);
+  }
+
+  async #act(verb, body, replica) {
+    this.#say("");
     try {
-      await order(model, verb, body);
+      await this.#link.ask(verb, body, replica);
     } catch (problem) {
-      live.textContent = visible(problem.message);
+      this.#say(problem.message);
     }
-  };
-  const button = (text, label, onclick, extra = {}) => el("button", { type: "button", "aria-label": label, title: label, onclick, ...extra }, text);
+  }
 
-  function header(pool, at) {
-    const counts = {};
-    for (const replica of pool.replicas) counts[replica.state] = (counts[replica.state] ?? 0) + 1;
-    const words = Object.entries(counts).map(([state, count]) => `${count} ${state}`);
-    if (!words.length || pool.state === "failed" || pool.state === "waiting") words.unshift(pool.state);
-    const right = el("span", { class: "flyte-timer" });
-    if (pool.idle_stops_at !== null) {
-      right.append(timer({}, (t) => `idle off in ${clock(at(pool.idle_stops_at) - t)}`), " ");
-    } else if (pool.kept_until !== null) {
-      right.append(timer({}, (t) => (at(pool.kept_until) > t ? `kept for ${clock(at(pool.kept_until) - t)}` : "")), " ");
+  // --- timeline and history
+
+  #part(name, title, content) {
+    const part = el("details", {}, el("summary", {}, title), content);
+    part.open = remembered(name);
+    part.addEventListener("toggle", () => {
+      remembered(name, part.open);
+      this.#fetch();
+    });
+    return part;
+  }
+
+  // What is new since the last answer: asked for when something has changed, never because time has passed.
+  #fetch = async () => {
+    if (document.hidden || !this.#model.get("state").pool || !this.#parts.some((part) => part.open)) return;
+    this.#stale = true;
+    if (this.#fetching) return;
+    this.#fetching = true;
+    try {
+      while (this.#stale) {
+        this.#stale = false;
+        this.#timeline.take(await this.#link.ask("timeline", { since: this.#timeline.mark }));
+        const changes = [...this.#timeline.changes].reverse();
+        const lines = changes.map(({ at, text }) => el("li", {}, `${timeOfDay(at)} ${visible(text)}`));
+        patch(this.#history, lines.length ? lines : [el("li", {}, "Nothing has changed yet.")]);
+        await new Promise((done) => setTimeout(done, ASK_MS));
+      }
+    } catch (problem) {
+      this.#say(problem.message);
     }
-    right.append(button("keep 2 h", "Keep this pool warm for 2 hours", () => act("keep", { seconds: 7200 })));
+    this.#fetching = false;
+  };
+
+  // --- what is drawn anew with each state
+
+  #draw() {
+    const state = this.#model.get("state");
+    patch(
+      this.#main,
+      (state.pool ? this.#pool(state, state.pool) : this.#nothing(state)).filter((part) => part),
+    );
+    for (const part of this.#parts) part.hidden = !state.pool;
+  }
+
+  #nothing(state) {
+    const why = state.broker ? "not started" : "no service runs";
+    return [
+      el(
+        "header",
+        {},
+        el("h3", {}, visible(this.#model.get("name"))),
+        el("span", {}, `${why}: the next call of a task starts it`),
+      ),
+      el(
+        "div",
+        { class: "flyte-bar" },
+        button("warm", "Warm now", "Start the minimum of replicas", () => this.#act("warm")),
+      ),
+    ];
+  }
+
+  #pool(state, pool) {
+    const at = (instant) => instant + state.epoch_offset;
+    const texts = [...pool.notes, pool.waits_for && `waits for ${pool.waits_for}`, state.spawned];
+    return [
+      this.#header(pool, at),
+      state.broker ? null : el("p", { class: "flyte-note" }, "The service is gone; this is what was known last."),
+      pool.replicas.length ? this.#replicas.table(state, pool, at) : null,
+      this.#queue(pool, at),
+      this.#controls(pool),
+      ...texts.map((text) => text && el("p", { class: "flyte-note" }, visible(text, 1000))),
+      pool.failure && this.#failure(pool.failure),
+      el("p", { class: "flyte-note" }, this.#sum(pool)),
+    ];
+  }
+
+  #header(pool, at) {
+    const counts = new Map();
+    for (const { state } of pool.replicas) counts.set(state, (counts.get(state) ?? 0) + 1);
+    const words = [...counts].map(([state, count]) => `${count} ${state}`);
+    if (!words.length || pool.state === "failed" || pool.state === "waiting") words.unshift(pool.state);
+    words.push(`max ${pool.scaling.max_replicas}`);
+    const left = (end) => clock(at(end) - this.#now());
+    const until =
+      pool.idle_stops_at !== null
+        ? ticking(() => `idle off in ${left(pool.idle_stops_at)}`, this.#now(), { role: "timer" })
+        : pool.kept_until !== null
+          ? ticking(() => `kept for ${left(pool.kept_until)}`, this.#now(), { role: "timer" })
+          : null;
+    const keep =
+      pool.kept_until === null
+        ? button("keep", "Keep 2 h", "Keep this pool warm for 2 hours", () => this.#act("keep", { seconds: 7200 }))
+        : button("keep", "Stop keeping", "Let idle replicas go again", () => this.#act("keep", { seconds: 0 }));
+    const right = el("span", { class: "flyte-timer" }, until, " ", keep);
     return el("header", {}, el("h3", {}, visible(pool.name)), el("span", {}, words.join(" · ")), right);
   }
 
-  function replicas(pool, devices, at) {
-    const gpus = new Map(devices.map((device) => [device.uuid, `${device.index} · ${visible(device.model)}`]));
-    const rows = pool.replicas.map((replica) => {
-      const lease = replica.leases[0];
-      const since = lease ? lease.since : replica.ready_at === null ? replica.started_at : null;
-      const state = el("td", {}, el("span", { class: "flyte-state", "data-mark": MARKS[replica.state] ?? "○" }, replica.state, " "));
-      if (since !== null) state.append(timer({}, (t) => clock(t - at(since))));
-      const task = lease ? `${visible(lease.task)} (${visible(lease.client)})${replica.leases.length > 1 ? ` and ${replica.leases.length - 1} more` : ""}` : "–";
-      const remark =
-        replica.stops_at !== null && replica.stops_at !== pool.idle_stops_at ? timer({}, (t) => `off in ${clock(at(replica.stops_at) - t)}`) : "";
-      return el(
-        "tr",
-        {},
-        el("th", { scope: "row" }, String(replica.index)),
-        state,
-        el("td", {}, replica.devices.map((uuid) => gpus.get(uuid) ?? uuid).join(", ") || "–"),
-        el("td", {}, task),
-        el("td", {}, timer({}, (t) => clock(t - at(replica.started_at)))),
-        el("td", {}, remark),
-      );
-    });
-    const head = ["#", "state", "GPU", "task", "age", ""].map((name) => el("th", { scope: "col" }, name));
-    return el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...rows));
-  }
-
-  function queue(pool, at) {
+  #queue(pool, at) {
     if (!pool.waiting) return null;
-    const rows = pool.queue
-      .slice(0, SHOWN)
-      .map((each) => el("li", {}, `${visible(each.task)} (${visible(each.client)}), waits `, timer({}, (t) => clock(t - at(each.since)))));
-    if (pool.waiting > rows.length) rows.push(el("li", {}, `and ${pool.waiting - rows.length} more`));
-    return el("div", {}, `queue ${pool.waiting}`, el("ol", {}, ...rows));
-  }
-
-  function controls(pool) {
-    const { min_replicas: min, max_replicas: max } = pool.scaling;
-    const scale = (minimum, maximum) => act("scale", { minimum, maximum });
-    const bar = el(
-      "div",
-      { class: "flyte-bar", role: "group", "aria-label": "Replicas" },
-      button("−", `Lower the minimum to ${min - 1}`, () => scale(min - 1, max), { disabled: min < 1 ? "" : null }),
-      `min ${min}`,
-      button("+", `Raise the minimum to ${min + 1}`, () => scale(min + 1, Math.max(max, min + 1))),
-      button("−", `Lower the maximum to ${max - 1}`, () => scale(Math.min(min, max - 1), max - 1), { disabled: max < 2 ? "" : null }),
-      `max ${max}`,
-      button("+", `Raise the maximum to ${max + 1}`, () => scale(min, max + 1)),
-      button("Warm now", "Start the minimum of replicas", () => act("warm")),
-      button("Drain", "Stop every replica after its running tasks", () => act("drain")),
+    const mine = pool.queue.find((each) => each.client === this.#model.get("client"));
+    const rows = pool.queue.slice(0, SHOWN).map((each) =>
+      el(
+        "li",
+        {},
+        `${visible(each.task)} (${visible(each.client)}), waits `,
+        ticking(() => clock(this.#now() - at(each.since)), this.#now()),
+      ),
     );
-    if (asking) {
-      bar.append(
-        "Running tasks fail.",
-        button("Stop now", "Stop every replica at once", () => { asking = false; draw(); act("stop", { force: true }); }, { class: "flyte-danger" }),
-        button("Cancel", "Do not stop", () => { asking = false; draw(); }),
-      );
-    } else {
-      bar.append(button("Stop…", "Stop every replica at once", () => { asking = true; draw(); card.querySelector(".flyte-danger")?.focus(); }));
-    }
-    return bar;
+    if (pool.waiting > rows.length) rows.push(el("li", {}, `and ${pool.waiting - rows.length} more`));
+    const place = mine ? ` · this notebook is ${ordinal(mine.position + 1)}` : "";
+    return el("div", { class: "flyte-queue" }, `queue ${pool.waiting}${place}`, el("ol", {}, rows));
   }
 
-  function draw() {
-    const state = model.get("state");
-    const pool = state.pool;
-    const focused = card.contains(document.activeElement) ? document.activeElement.textContent : null;
-    const place = focused === null ? -1 : [...card.querySelectorAll("button")].indexOf(document.activeElement);
-    timers = [];
-    const parts = [];
-    if (!pool) {
-      const why = state.broker ? "not started: the next call of a task starts it" : "no service runs: the next call of a task starts it";
-      parts.push(el("header", {}, el("h3", {}, visible(model.get("name"))), el("span", {}, why)));
-      parts.push(el("div", { class: "flyte-bar" }, button("Warm now", "Start the minimum of replicas", () => act("warm"))));
-    } else {
-      const at = (instant) => instant + state.epoch_offset;
-      parts.push(header(pool, at));
-      if (!state.broker) parts.push(el("p", { class: "flyte-note" }, "The service is gone; this is what was known last."));
-      if (pool.replicas.length) parts.push(replicas(pool, state.devices ?? [], at));
-      parts.push(queue(pool, at), controls(pool));
-      for (const text of [...pool.notes, pool.waits_for ? `waits for ${pool.waits_for}` : null, state.spawned]) {
-        if (text) parts.push(el("p", { class: "flyte-note" }, visible(text)));
-      }
-      if (pool.failure) {
-        const last = pool.failure.cause.trim().split("\n").pop();
-        parts.push(el("p", { class: "flyte-failed", role: "alert" }, `${visible(pool.failure.replica)} failed: ${visible(last)}`));
-      }
-      parts.push(el("p", { class: "flyte-note" }, `${many(pool.calls, "call")}, ${pool.calls_warm} of them warm · ${many(pool.starts, "start")}`));
-    }
-    card.replaceChildren(...parts.filter((part) => part !== null));
-    if (place >= 0) card.querySelectorAll("button")[Math.min(place, card.querySelectorAll("button").length - 1)]?.focus();
+  #controls(pool) {
+    const { min_replicas: min, max_replicas: max } = pool.scaling;
+    const scale = (minimum, maximum) => this.#act("scale", { minimum, maximum });
+    const ask = (asking) => {
+      this.#asking = asking;
+      this.#draw();
+      this.#main.querySelector(`[data-key=${asking ? "sure" : "stop"}]`)?.focus();
+    };
+    const stop = () => {
+      ask(false);
+      this.#act("stop", { force: true });
+    };
+    const step = (key, text, label, to, disabled) => button(key, text, label, () => scale(...to), { disabled });
+    return el(
+      "div",
+      { class: "flyte-bar", role: "group", "aria-label": "Pool" },
+      step("min-", "−", `Lower the minimum to ${min - 1}`, [min - 1, max], min < 1),
+      el("span", {}, `min ${min}`),
+      step("min+", "+", `Raise the minimum to ${min + 1}`, [min + 1, Math.max(max, min + 1)], false),
+      step("max-", "−", `Lower the maximum to ${max - 1}`, [Math.min(min, max - 1), max - 1], max < 2),
+      el("span", {}, `max ${max}`),
+      step("max+", "+", `Raise the maximum to ${max + 1}`, [min, max + 1], false),
+      button("warm", "Warm now", "Start the minimum of replicas", () => this.#act("warm")),
+      button("drain", "Drain", "Stop every replica after its running tasks", () => this.#act("drain")),
+      this.#asking
+        ? [
+            el("span", {}, "Running tasks fail."),
+            button("sure", "Stop now", "Stop every replica at once", stop, { class: "flyte-danger" }),
+            button("cancel", "Cancel", "Do not stop", () => ask(false)),
+          ]
+        : button("stop", "Stop…", "Stop every replica at once", () => ask(true)),
+    );
   }
 
-  function changed() {
-    skew = model.get("state").now - Date.now() / 1000;
-    draw();
+  #failure(failure) {
+    return el(
+      "details",
+      { class: "flyte-failed" },
+      el("summary", {}, `${visible(failure.replica)} failed: ${visible(lastLine(failure.cause))}`),
+      el("pre", { tabindex: 0, "aria-label": "Traceback" }, multiline(failure.cause)),
+    );
   }
-  const failed = (message) => { live.textContent = visible(message.error ?? ""); };
-  model.on("change:state", changed);
-  model.on("msg:custom", failed);
-  const ticking = setInterval(() => {
-    if (!document.hidden) for (const [each, text] of timers) each.textContent = text(now());
-  }, 500);
-  changed();
-  return () => {
-    clearInterval(ticking);
-    model.off("change:state", changed);
-    model.off("msg:custom", failed);
-  };
+
+  #sum(pool) {
+    const avoided = pool.cold_starts_avoided;
+    const saved =
+      avoided && pool.cold_start_s !== null ? ` (about ${duration(avoided * pool.cold_start_s)} saved)` : "";
+    return `${many(pool.calls, "call")} · ${many(pool.starts, "start")} · cold starts avoided: ${avoided}${saved}`;
+  }
 }
 
-export default { render };
+export default {
+  render({ model, el: root }) {
+    const card = new Card(model, root);
+    return () => card.dispose();
+  },
+};

@@ -6,6 +6,8 @@ thread of this module, which goes on while a cell blocks.
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 import time
 import weakref
@@ -15,37 +17,56 @@ from typing import Any, Final
 import anywidget
 from traitlets import Dict, Unicode
 
-from .. import errors
+from .. import errors, runtime
 from ..client import broker
 from ..client.handle import PoolHandle
+from ..client.identity import describe_client
 from ..core import protocol as p
+from ..peek import peek
 
 PUSH_S: Final = 0.2
 """At most one message in this time."""
 LOOK_S: Final = 2.0
 """How often a broker is looked for, while this process has none."""
+MOST_LOG_BYTES: Final = 64 * 1024
 
 HERE: Final = Path(__file__).parent
+
+
+def _module(*names: str) -> str:
+    """Modules that import each other as one, since a widget is one: in an order in which each finds what it needs."""
+    texts = (HERE.joinpath(f"{name}.js").read_text("utf-8") for name in names)
+    return "".join(re.sub(r'^import [^;]* from "\./[^;]*;\n', "", text, flags=re.MULTILINE) for text in texts)
 
 
 class PoolCard(anywidget.AnyWidget):
     """One pool. All its views, in several cells or tabs, show the same state.
 
     Attributes:
+        client: What other notebooks call this one.
         state: `now` (seconds since 1970), `epoch_offset` (to be added to the instants of `pool`), `pool` (a PoolView as
-            JSON, None while the broker knows nothing of it), `devices`, `spawned` (why its replicas are not forked, or
-            None) and `broker` (whether there is one).
+            JSON, None while the broker knows nothing of it), `devices`, `usage` (of memory), `spawned` (why its
+            replicas are not forked, or None) and `broker` (whether there is one).
     """
 
-    _esm = HERE / "card.js"
+    _esm = _module("words", "elements", "link", "timeline", "replicas", "card")
     _css = HERE / "card.css"
     name = Unicode().tag(sync=True)
     key = Unicode().tag(sync=True)
+    client = Unicode().tag(sync=True)
     state = Dict().tag(sync=True)
 
     def __init__(self, pool: PoolHandle) -> None:
-        super().__init__(name=pool.name, key=pool.key, state={"now": time.time(), "broker": False, "pool": None})
+        super().__init__(
+            name=pool.name,
+            key=pool.key,
+            client=describe_client().label,
+            state={"now": time.time(), "broker": False, "pool": None},
+        )
         self._pool = weakref.ref(pool)
+        # ipykernel passes what a view says to the thread from which the comm spoke last, which may be that of a cell
+        # that blocks. A card can answer from any: from the one that the front end asks for.
+        self.comm._reply_subshell_for = lambda _, asked_for: asked_for
         self.on_msg(self._on_message)
 
     def show(self, snapped: p.Snapped | None) -> None:
@@ -65,19 +86,28 @@ class PoolCard(anywidget.AnyWidget):
 
     def _on_message(self, _: object, content: dict[str, Any], __: object) -> None:
         # Not here: this may be the main thread, and a stop waits for running tasks.
-        threading.Thread(target=self._do, args=(content,), name="flyte_jupyter: card", daemon=True).start()
+        threading.Thread(target=self._answer, args=(content,), name="flyte_jupyter: card", daemon=True).start()
 
-    def _do(self, content: dict[str, Any]) -> None:
+    def _answer(self, content: dict[str, Any]) -> None:
         pool = self._pool()
         if pool is None:
             return
+        number, verb, body = content.get("number"), str(content.get("verb")), content.get("body") or {}
         try:
-            self._order(pool, str(content.get("verb")), content.get("body") or {})
+            if content.get("replica") is None:
+                answer = self._of_pool(pool, verb, body)
+            else:
+                answer = self._of_replica(pool, verb, body, str(content["replica"]))
+            self.send({"number": number, "answer": answer})
         except Exception as problem:
-            self.send({"error": str(problem)})
+            self.send({"number": number, "error": str(problem)})
 
-    def _order(self, pool: PoolHandle, verb: str, body: dict[str, Any]) -> None:
-        match verb:  # the verbs of the server's REST endpoint, and their bodies
+    # The verbs of the server's REST endpoint, with their bodies and answers.
+
+    def _of_pool(self, pool: PoolHandle, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+        match verb:
+            case "timeline":
+                return self._timeline(pool, body.get("since"))
             case "scale":
                 pool.scale(int(body["minimum"]), int(body["maximum"]))
             case "warm":
@@ -90,6 +120,37 @@ class PoolCard(anywidget.AnyWidget):
                 pool.stop(force=bool(body.get("force")), wait=False)
             case _:
                 raise ValueError(f"a card cannot {verb!r}")
+        return {}
+
+    def _timeline(self, pool: PoolHandle, since: str | None) -> dict[str, Any]:
+        told = broker.connect(start=False).timeline(pool.key, since)
+        if told is None:
+            raise LookupError(f"the service knows no pool {pool.name!r} yet: the next call of a task starts it")
+        return told.model_dump(mode="json")
+
+    def _of_replica(self, pool: PoolHandle, verb: str, body: dict[str, Any], replica: str) -> dict[str, Any]:
+        found = pool.status()
+        view = next((each for each in found.replicas if each.id == replica), None) if found is not None else None
+        if view is None:
+            raise LookupError(f"pool {pool.name!r} has no replica {replica!r} any more")
+        match verb:
+            case "interrupt":
+                pool.interrupt(view.index)
+            case "restart":
+                pool.restart(view.index, force=bool(body.get("force")))
+            case "peek":
+                return {"lines": peek(view).lines(time.monotonic())}
+            case "log":
+                return {"text": _last_lines(replica, int(body.get("tail", 200)))}
+            case _:
+                raise ValueError(f"a card cannot {verb!r}")
+        return {}
+
+
+def _last_lines(replica: str, count: int) -> str:
+    with open(runtime.log_folder(runtime.runtime_folder()) / f"{replica}.log", "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - MOST_LOG_BYTES))
+        return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-count:])
 
 
 _cards: weakref.WeakKeyDictionary[PoolHandle, PoolCard] = weakref.WeakKeyDictionary()

@@ -3,7 +3,8 @@
 import { URLExt } from '@jupyterlab/coreutils';
 import { ServerConnection } from '@jupyterlab/services';
 
-import type { IState, Verb } from './models';
+import type { TimelineAnswer } from '../../flyte_jupyter/widgets/timeline.js';
+import type { IPeek, IState, Verb } from './models';
 import { parseState } from './models';
 
 const NAMESPACE = 'flyte-jupyter';
@@ -26,6 +27,8 @@ export interface IApi {
   act(verb: Verb): Promise<void>;
   log(replica: string): Promise<string>;
   failure(pool: string): Promise<string>;
+  peek(replica: string): Promise<IPeek>;
+  timeline(pool: string, since: string | null): Promise<TimelineAnswer>;
 }
 
 /** The server's answer was an error; `status` is HTTP's. */
@@ -97,6 +100,21 @@ export class Api implements IApi {
   async failure(pool: string): Promise<string> {
     const answer = await this._request(`pools/${encodeURIComponent(pool)}/failure`, {});
     return (answer as { cause: string }).cause;
+  }
+
+  async peek(replica: string): Promise<IPeek> {
+    return (await this._request(`replicas/${encodeURIComponent(replica)}/peek`, {
+      method: 'POST',
+      body: JSON.stringify({ stack: true, gpu: true })
+    })) as IPeek;
+  }
+
+  async timeline(pool: string, since: string | null): Promise<TimelineAnswer> {
+    const query = since === null ? '' : URLExt.objectToQueryString({ since });
+    return (await this._request(
+      `pools/${encodeURIComponent(pool)}/timeline${query}`,
+      {}
+    )) as TimelineAnswer;
   }
 
   private async _request(path: string, init: RequestInit): Promise<unknown> {

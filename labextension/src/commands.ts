@@ -5,27 +5,40 @@ import type { ICommandPalette } from '@jupyterlab/apputils';
 import { Clipboard, Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apputils';
 import type { INotebookTracker } from '@jupyterlab/notebook';
 import type { TranslationBundle } from '@jupyterlab/translation';
-import { addIcon, codeIcon, copyIcon, refreshIcon, stopIcon } from '@jupyterlab/ui-components';
+import {
+  addIcon,
+  codeIcon,
+  consoleIcon,
+  copyIcon,
+  notebookIcon,
+  refreshIcon,
+  stopIcon
+} from '@jupyterlab/ui-components';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import type { IDisposable } from '@lumino/disposable';
 import { DisposableSet } from '@lumino/disposable';
-import { Widget } from '@lumino/widgets';
 
+import { openConsole, openNotebook } from './attach';
 import { insertCell } from './cells';
+import { askHours, askLimits, confirmStop, forceBox } from './dialogs';
 import { poolsIcon } from './icons';
 import type { IPool, IReplica, IState } from './models';
-import { poolOf, replicaOf, running } from './models';
+import { calls, poolOf, replicaOf } from './models';
+import { addTab, TextTab } from './texts';
 import type { IPoolManager } from './tokens';
-import { duration, exampleCell, taskCell, visible } from './words';
+import { connectionCell, duration, exampleCell, taskCell, visible } from './words';
 
 export const Commands = {
   open: 'flyte-jupyter:open',
   refresh: 'flyte-jupyter:refresh',
   example: 'flyte-jupyter:create-example',
   insert: 'flyte-jupyter:insert-task-cell',
+  connect: 'flyte-jupyter:insert-connection-code',
+  details: 'flyte-jupyter:details',
   scale: 'flyte-jupyter:scale',
   warm: 'flyte-jupyter:warm',
   keep: 'flyte-jupyter:keep',
+  keepFor: 'flyte-jupyter:keep-for',
   drain: 'flyte-jupyter:drain',
   restart: 'flyte-jupyter:restart',
   stop: 'flyte-jupyter:stop',
@@ -33,6 +46,9 @@ export const Commands = {
   restartReplica: 'flyte-jupyter:restart-replica',
   interrupt: 'flyte-jupyter:interrupt',
   cancel: 'flyte-jupyter:cancel',
+  console: 'flyte-jupyter:open-console',
+  notebook: 'flyte-jupyter:open-notebook',
+  peek: 'flyte-jupyter:peek',
   logs: 'flyte-jupyter:logs',
   failure: 'flyte-jupyter:show-failure',
   copyId: 'flyte-jupyter:copy-id'
@@ -46,6 +62,8 @@ export interface ICommandServices {
   tracker: INotebookTracker | null;
   /** How long "Keep" keeps, in seconds; a setting that may change. */
   keepSeconds: () => number;
+  /** Show the tab about a pool, of which only key and name may be known yet. */
+  openDetails: (pool: string, name: string) => void;
 }
 
 type Args = ReadonlyPartialJSONObject;
@@ -88,6 +106,9 @@ export function addCommands(services: ICommandServices): IDisposable {
       await manager.refresh(); // the panel may never have been open
     }
     const all = pools();
+    if (!all.length) {
+      Notification.info(trans.__('There is no pool yet.'), { autoClose: 4000 });
+    }
     if (all.length < 2) {
       return all[0] ?? null;
     }
@@ -164,8 +185,6 @@ export function addCommands(services: ICommandServices): IDisposable {
         const pool = await choosePool(args_);
         if (pool) {
           await attempt(() => run(pool, args_));
-        } else if (args_.ask) {
-          Notification.info(trans.__('There is no pool yet.'), { autoClose: 4000 });
         }
       }
     });
@@ -192,6 +211,29 @@ export function addCommands(services: ICommandServices): IDisposable {
     icon: codeIcon,
     run: async pool => {
       await insertCell(app, tracker, taskCell(pool.name), trans);
+    }
+  });
+  addPoolVerb(Commands.connect, {
+    label: trans.__('Insert Connection Code'),
+    caption: trans.__('Insert a cell with which this notebook finds and shows the pool'),
+    icon: codeIcon,
+    run: async pool => {
+      await insertCell(app, tracker, connectionCell(pool.name), trans);
+    }
+  });
+  add(Commands.details, {
+    label: args => (args.ask ? trans.__('Pool Details') : trans.__('Details')),
+    caption: trans.__('Show all about this pool in a tab'),
+    icon: poolsIcon,
+    args: ['pool', 'name', 'ask'],
+    isEnabled: args => !!args.ask || named(args, 'pool') !== null,
+    execute: async args => {
+      const pool = await choosePool(args);
+      // A tab of the last session comes back before anything is known of its pool.
+      const key = pool?.key ?? named(args, 'pool');
+      if (key !== null) {
+        services.openDetails(key, pool?.name ?? (typeof args.name === 'string' ? args.name : key));
+      }
     }
   });
   addPoolVerb(Commands.scale, {
@@ -232,6 +274,17 @@ export function addCommands(services: ICommandServices): IDisposable {
         verb: 'keep',
         body: { seconds: pool.kept_until ? 0 : keepSeconds() }
       })
+  });
+  addPoolVerb(Commands.keepFor, {
+    label: trans.__('Keep…'),
+    caption: trans.__('Say for how long no replica stops for being idle'),
+    run: async pool => {
+      const hours = await askHours(pool, keepSeconds() / 3600, trans);
+      if (hours !== null) {
+        const body = { seconds: hours * 3600 };
+        await manager.act({ on: 'pools', id: pool.key, verb: 'keep', body });
+      }
+    }
   });
   addPoolVerb(Commands.restart, {
     label: trans.__('Restart One by One…'),
@@ -306,6 +359,64 @@ export function addCommands(services: ICommandServices): IDisposable {
     }
   });
 
+  /** What can be attached to: the replica that is meant, or one of the pool that is meant. */
+  const addAttach = (
+    id: string,
+    options: {
+      label: string;
+      caption: string;
+      icon: typeof poolsIcon;
+      open: (target: string) => Promise<void>;
+    }
+  ): void => {
+    const { open, ...rest } = options;
+    add(id, {
+      ...rest,
+      args: ['replica', 'pool', 'ask'],
+      isEnabled: args =>
+        !!args.ask ||
+        (replicaNow(args)
+          ? isWarm(replicaNow(args)?.[1])
+          : !!poolNow(args)?.replicas.some(replica => isWarm(replica))),
+      execute: async args => {
+        const target = replicaNow(args)?.[1].name ?? (await choosePool(args))?.name;
+        if (target !== undefined) {
+          await attempt(() => open(target));
+        }
+      }
+    });
+  };
+  addAttach(Commands.console, {
+    label: trans.__('Open Console'),
+    caption: trans.__('A console on the warm kernel; what is loaded stays when it closes'),
+    icon: consoleIcon,
+    open: target => openConsole(app, target, trans)
+  });
+  addAttach(Commands.notebook, {
+    label: trans.__('Open Notebook'),
+    caption: trans.__('A new notebook on the warm kernel; what is loaded stays when it closes'),
+    icon: notebookIcon,
+    open: target => openNotebook(app, tracker, target, trans)
+  });
+  add(Commands.peek, {
+    label: trans.__('Peek'),
+    caption: trans.__('What it does now: its stack and GPU memory, without disturbing it'),
+    inPalette: false,
+    args: ['replica'],
+    isEnabled: args => {
+      const replica = replicaNow(args)?.[1];
+      return isWarm(replica) || replica?.state === 'attached';
+    },
+    execute: async args => {
+      const replica = replicaNow(args)?.[1];
+      if (replica) {
+        const label = trans.__('Peek into %1', visible(replica.name));
+        await attempt(() =>
+          showText(services, label, async () => (await manager.peek(replica.id)).lines.join('\n'))
+        );
+      }
+    }
+  });
   add(Commands.restartReplica, {
     label: trans.__('Restart Replica…'),
     caption: trans.__('A fresh replica takes its place after the calls that run on it'),
@@ -317,11 +428,13 @@ export function addCommands(services: ICommandServices): IDisposable {
       if (!found) {
         return;
       }
-      const [, { id, name, leases }] = found;
+      const [, replica] = found;
+      const { id, name } = replica;
+      const count = calls(replica).length;
       const { button, isChecked } = await showDialog({
         title: trans.__('Restart replica %1?', visible(name)),
         body: trans.__('A fresh replica takes its place and loads everything again.'),
-        checkbox: leases.length ? forceBox(leases.length, trans) : null,
+        checkbox: count ? forceBox(count, trans) : null,
         buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: trans.__('Restart') })],
         defaultButton: 0
       });
@@ -336,7 +449,10 @@ export function addCommands(services: ICommandServices): IDisposable {
     caption: trans.__('Stop the calls that run on it; what is loaded stays'),
     inPalette: false,
     args: ['replica'],
-    isEnabled: args => !!replicaNow(args)?.[1].leases.length,
+    isEnabled: args => {
+      const replica = replicaNow(args)?.[1];
+      return replica !== undefined && calls(replica).length > 0;
+    },
     execute: async args => {
       const id = replicaNow(args)?.[1].id;
       if (id) {
@@ -413,94 +529,9 @@ export function addCommands(services: ICommandServices): IDisposable {
   return owned;
 }
 
-function forceBox(count: number, trans: TranslationBundle): Dialog.ICheckbox {
-  return {
-    label: trans._n(
-      'End %1 running call now; it fails',
-      'End %1 running calls now; they fail',
-      count
-    ),
-    caption: trans.__('Otherwise running calls may end first'),
-    checked: false,
-    className: ''
-  };
-}
-
-/** Ask before pools go; whether running calls are ended too, or null for "no". */
-export async function confirmStop(
-  pools: readonly IPool[],
-  trans: TranslationBundle
-): Promise<boolean | null> {
-  const replicas = pools.reduce((sum, pool) => sum + pool.replicas.length, 0);
-  const calls = pools.reduce((sum, pool) => sum + running(pool), 0);
-  const { button, isChecked } = await showDialog({
-    title:
-      pools.length === 1
-        ? trans.__('Stop pool %1?', visible(pools[0].name))
-        : trans._n('Stop %1 pool?', 'Stop all %1 pools?', pools.length),
-    body: stopText(replicas, trans),
-    checkbox: calls ? forceBox(calls, trans) : null,
-    buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: trans.__('Stop') })],
-    defaultButton: 0
-  });
-  return button.accept ? isChecked === true : null;
-}
-
-/** What is lost with so many replicas. */
-export function stopText(replicas: number, trans: TranslationBundle): string {
-  return trans._n(
-    '%1 warm replica stops and loses what it has loaded. The next call starts the pool again.',
-    '%1 warm replicas stop and lose what they have loaded. The next call starts the pool again.',
-    replicas
-  );
-}
-
-class LimitsForm
-  extends Widget
-  implements Dialog.IBodyWidget<{ minimum: number; maximum: number }>
-{
-  constructor(pool: IPool, trans: TranslationBundle) {
-    super();
-    this.addClass('fj-Limits');
-    const { min_replicas, max_replicas } = pool.scaling;
-    this._minimum = this._field(trans.__('At least'), min_replicas, 0);
-    this._maximum = this._field(trans.__('At most'), max_replicas, 1);
-  }
-
-  getValue(): { minimum: number; maximum: number } {
-    const minimum = Math.max(0, Math.round(this._minimum.valueAsNumber || 0));
-    const maximum = Math.max(1, Math.round(this._maximum.valueAsNumber || 1));
-    return { minimum, maximum: Math.max(minimum, maximum) };
-  }
-
-  private _field(text: string, value: number, least: number): HTMLInputElement {
-    const label = document.createElement('label');
-    label.textContent = text;
-    const input = document.createElement('input');
-    input.type = 'number';
-    input.className = 'jp-mod-styled';
-    input.min = String(least);
-    input.value = String(value);
-    label.append(input);
-    this.node.append(label);
-    return input;
-  }
-
-  private readonly _minimum: HTMLInputElement;
-  private readonly _maximum: HTMLInputElement;
-}
-
-async function askLimits(
-  pool: IPool,
-  trans: TranslationBundle
-): Promise<{ minimum: number; maximum: number } | null> {
-  const { button, value } = await showDialog({
-    title: trans.__('Replicas of pool %1', visible(pool.name)),
-    body: new LimitsForm(pool, trans),
-    buttons: [Dialog.cancelButton(), Dialog.okButton({ label: trans.__('Scale') })],
-    focusNodeSelector: 'input'
-  });
-  return button.accept ? value : null;
+/** Whether somebody can open it; whoever wants one that somebody has opened alone would wait. */
+function isWarm(replica: IReplica | undefined): boolean {
+  return replica?.state === 'ready' || replica?.state === 'busy';
 }
 
 /** Open a text in a tab of its own. */
@@ -509,9 +540,7 @@ async function showText(
   label: string,
   load: () => Promise<string>
 ): Promise<void> {
-  const { TextTab } = await import('./texts');
   const tab = new TextTab(label, load, trans);
   await tab.reload();
-  app.shell.add(tab, 'main');
-  app.shell.activateById(tab.id);
+  addTab(app.shell, tab);
 }

@@ -2,21 +2,27 @@
 
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { ILayoutRestorer } from '@jupyterlab/application';
-import { ICommandPalette } from '@jupyterlab/apputils';
+import { ICommandPalette, WidgetTracker } from '@jupyterlab/apputils';
 import { INotebookTracker } from '@jupyterlab/notebook';
 import { IRunningSessionManagers } from '@jupyterlab/running';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { ITranslator } from '@jupyterlab/translation';
+import type { Menu } from '@lumino/widgets';
 
 import { Api } from './api';
 import { dragCell } from './cells';
 import { addCommands, Commands } from './commands';
+import { DetailsTab } from './details';
 import { poolsIcon } from './icons';
 import { PoolManager } from './manager';
-import { RunningPools, watchWhileVisible } from './running';
+import type { IViewProps } from './parts';
+import { RunningPools } from './running';
 import { followSettings } from './settings';
 import { PoolsPanel } from './sidebar';
+import { addTab } from './texts';
 import { IPoolManager } from './tokens';
+import { Warner } from './warner';
+import { whileSeen } from './watching';
 
 export { IPoolManager };
 
@@ -55,15 +61,20 @@ const panel: JupyterFrontEndPlugin<void> = {
   ) => {
     const trans = translator.load('flyte_jupyter');
     const { commands, shell } = app;
-    const settings = followSettings(registry, panel.id, () => sidebar.update());
-    const sidebar = new PoolsPanel(() => ({
+    const tabs = new WidgetTracker<DetailsTab>({ namespace: 'flyte-jupyter-details' });
+    const settings = followSettings(registry, panel.id, () => {
+      sidebar.update();
+      tabs.forEach(tab => tab.update());
+    });
+    const view = (): IViewProps => ({
       manager,
       trans,
       execute: (command, args) => void commands.execute(command, args),
       startDrag: dragCell,
       reloadPage: () => window.location.reload(),
       settings: settings()
-    }));
+    });
+    const sidebar = new PoolsPanel(view);
     shell.add(sidebar, 'left', { rank: 550, type: 'Flyte pools' });
     restorer?.add(sidebar, sidebar.id);
     commands.addCommand(Commands.open, {
@@ -75,17 +86,53 @@ const panel: JupyterFrontEndPlugin<void> = {
     });
     palette?.addItem({ command: Commands.open, category: trans.__('Flyte') });
     const keepSeconds = (): number => settings().keepSeconds;
-    addCommands({ app, manager, trans, palette, tracker, keepSeconds });
+    const openDetails = (pool: string, name: string): void => {
+      const open = tabs.find(tab => tab.pool === pool);
+      if (open) {
+        shell.activateById(open.id);
+        return;
+      }
+      const tab = new DetailsTab(pool, name, view);
+      addTab(shell, tab);
+      void tabs.add(tab);
+    };
+    addCommands({ app, manager, trans, palette, tracker, keepSeconds, openDetails });
+    if (restorer) {
+      void restorer.restore(tabs, {
+        command: Commands.details,
+        args: ({ pool, name }) => ({ pool, name }),
+        name: ({ pool }) => pool
+      });
+    }
+    returnFocus(app.contextMenu.menu);
+    new Warner(manager, commands, settings, trans);
     if (sessions) {
       sessions.add(new RunningPools(manager, commands, trans));
       void app.restored.then(() => {
         const list = [...shell.widgets('left')].find(widget => widget.id === RUNNING_PANEL);
         if (list) {
-          watchWhileVisible(list, manager);
+          whileSeen(list, () => manager.watch());
         }
       });
     }
   }
 };
+
+/** Whoever opened a menu by a button of ours, or with the keyboard on one, is there again when it closes. */
+function returnFocus(menu: Menu): void {
+  let from: HTMLElement | null = null;
+  document.addEventListener(
+    'contextmenu',
+    ({ target }) => {
+      const ours = target instanceof Element && target.closest('.fj-View');
+      from = ours && document.activeElement instanceof HTMLElement ? document.activeElement : null;
+    },
+    true
+  );
+  menu.aboutToClose.connect(() => {
+    from?.focus();
+    from = null;
+  });
+}
 
 export default [pools, panel];

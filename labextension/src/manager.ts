@@ -10,8 +10,9 @@ import type { ISignal } from '@lumino/signaling';
 import { Signal } from '@lumino/signaling';
 
 import type { IApi, IStream } from './api';
-import type { IRecent, IState, Verb } from './models';
-import { ended } from './models';
+import type { TimelineAnswer } from '../../flyte_jupyter/widgets/timeline.js';
+import type { IPeek, IRecent, IState, Verb } from './models';
+import { ended, recentOf } from './models';
 import type { IPoolManager, Link } from './tokens';
 
 /** How often is asked without a web socket, and how long at most between two questions nobody answers. */
@@ -20,7 +21,7 @@ const MAX_POLL_MS = 30_000;
 /** The first pause before the web socket is opened again, and the longest. */
 const RECONNECT_MS = 500;
 const MAX_RECONNECT_MS = 15_000;
-const SHOWN_RECENT = 8;
+const SHOWN_RECENT = 10;
 
 export class PoolManager implements IPoolManager {
   /**
@@ -106,6 +107,14 @@ export class PoolManager implements IPoolManager {
     return this._api.failure(pool);
   }
 
+  peek(replica: string): Promise<IPeek> {
+    return this._api.peek(replica);
+  }
+
+  timeline(pool: string, since: string | null): Promise<TimelineAnswer> {
+    return this._api.timeline(pool, since);
+  }
+
   dispose(): void {
     if (this._isDisposed) {
       return;
@@ -175,7 +184,8 @@ export class PoolManager implements IPoolManager {
     }
     if (state !== this._state) {
       this._skew = state.now - this._clock();
-      this._recent = [...ended(this._seen, state), ...this._recent].slice(0, SHOWN_RECENT);
+      this._gone = [...ended(this._seen, state), ...this._gone].slice(0, SHOWN_RECENT);
+      this._recent = recentOf(state, this._gone, SHOWN_RECENT);
       this._state = this._seen = state;
     }
     this._problem = '';
@@ -200,6 +210,7 @@ export class PoolManager implements IPoolManager {
   private _seen: IState | null = null;
   private _link: Link = 'connecting';
   private _problem = '';
+  private _gone: IRecent[] = [];
   private _recent: IRecent[] = [];
   private _skew = 0;
   private _watchers = 0;

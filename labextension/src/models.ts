@@ -3,17 +3,25 @@
  * are those of `flyte_jupyter/core/snapshot.py`; a test on each side holds them together.
  */
 
+import type { TimelineSpan } from '../../flyte_jupyter/widgets/timeline.js';
+
 export type PoolState =
   'failed' | 'busy' | 'ready' | 'starting' | 'waiting' | 'stopping' | 'stopped';
-export type ReplicaState = 'starting' | 'loading' | 'ready' | 'busy' | 'draining' | 'stopping';
+export type ReplicaState =
+  'starting' | 'loading' | 'ready' | 'busy' | 'attached' | 'draining' | 'stopping';
 
 export interface ILease {
   lease: string;
   task: string;
   client: string;
   since: number;
+  /** False while its client only holds the slot, between two calls. */
+  running: boolean;
+  /** Somebody who has opened the replica, and no call. */
+  attached: boolean;
 }
 
+/** A call that waits; `running` is false of it. */
 export interface IRequest extends ILease {
   position: number;
 }
@@ -69,7 +77,10 @@ export interface IPool {
   starts: number;
   failures: number;
   calls: number;
-  calls_warm: number;
+  /** Calls that found a warm replica. */
+  cold_starts_avoided: number;
+  /** Mean seconds until a replica was ready; null before the first. */
+  cold_start_s: number | null;
 }
 
 export interface IDevice {
@@ -100,6 +111,49 @@ export interface ISnapshot {
   clients: IClient[];
 }
 
+export type Outcome = TimelineSpan['outcome'];
+
+/** A call that has ended, or several short ones in a row, of the pool with that key. */
+export interface IEndedCall extends TimelineSpan {
+  pool: string;
+}
+
+/** A process that holds memory of a device: a replica, or somebody else's. */
+export interface IOwner {
+  label: string;
+  kind: 'replica' | 'notebook' | 'process';
+  replica: string | null;
+  pid: number;
+  user: string | null;
+  bytes: number | null;
+}
+
+export interface IDeviceUsage {
+  used_bytes: number;
+  utilization: number | null;
+  temperature_c: number | null;
+  owners: IOwner[];
+}
+
+/** Main memory of a replica and of what it has started. */
+export interface IReplicaUsage {
+  memory_bytes: number;
+}
+
+/** What was measured last; what is unknown is not there. */
+export interface IUsage {
+  measured_at: number | null;
+  devices: { [uuid: string]: IDeviceUsage };
+  replicas: { [replica: string]: IReplicaUsage };
+  /** Why nothing is known of any device. */
+  problem: string | null;
+}
+
+/** What one look into a replica has seen. */
+export interface IPeek {
+  lines: string[];
+}
+
 export type ServiceState = 'connected' | 'no-broker' | 'version-mismatch' | 'unavailable';
 
 export interface IState {
@@ -112,6 +166,9 @@ export interface IState {
   epoch_offset: number | null;
   spawned: { [pool: string]: string };
   snapshot: ISnapshot | null;
+  /** The calls that ended last, newest first. */
+  recent: IEndedCall[];
+  usage: IUsage;
 }
 
 /** What can be asked of a pool, a replica or a call; `body` as docs/server-api.md says. */
@@ -127,6 +184,8 @@ export type Verb =
 
 /** A message from the server that is no state: a proxy's page, or a version that we do not know. */
 export class NotAState extends Error {}
+
+const NO_USAGE: IUsage = { measured_at: null, devices: {}, replicas: {}, problem: null };
 
 /**
  * The state with its instants in Unix time: past this border nobody adds an offset.
@@ -145,13 +204,17 @@ export function parseState(wire: unknown): IState {
     throw new NotAState('The server sent something that is not the state of its pools.');
   }
   const { snapshot, epoch_offset: offset } = state;
+  // A server that was started before an upgrade lacks both, and sends this page's newer files nevertheless.
+  const { recent = [], usage = NO_USAGE } = state;
   if (snapshot === null || offset === null) {
-    return { ...state, snapshot: null };
+    return { ...state, snapshot: null, recent: [], usage: NO_USAGE };
   }
   const at = (instant: number): number => instant + offset;
   const maybe = (instant: number | null): number | null => (instant === null ? null : at(instant));
   return {
     ...state,
+    usage,
+    recent: recent.map(call => ({ ...call, began: at(call.began), ended: maybe(call.ended) })),
     snapshot: {
       ...snapshot,
       now: at(snapshot.now),
@@ -192,7 +255,35 @@ export function replicaOf(state: IState | null, id: string): [IPool, IReplica] |
 
 /** How many calls run in a pool. */
 export function running(pool: IPool): number {
-  return pool.replicas.reduce((sum, replica) => sum + replica.leases.length, 0);
+  return pool.replicas.reduce((sum, replica) => sum + calls(replica).length, 0);
+}
+
+/** The calls that run on a replica; a slot that is only held is none, nor is somebody who has it open. */
+export function calls(replica: IReplica): ILease[] {
+  return replica.leases.filter(lease => lease.running && !lease.attached);
+}
+
+/** The device memory that a replica holds, in bytes; null if that is not known. */
+export function deviceMemory(usage: IUsage, replica: string): number | null {
+  const held = Object.values(usage.devices)
+    .flatMap(device => device.owners)
+    .filter(owner => owner.replica === replica && owner.bytes !== null);
+  return held.length ? held.reduce((sum, owner) => sum + (owner.bytes ?? 0), 0) : null;
+}
+
+/** The memory of all replicas of a pool together; a part is null if it is not known of any of them. */
+export function poolMemory(
+  usage: IUsage,
+  pool: IPool
+): { main: number | null; device: number | null } {
+  const sum = (parts: (number | null)[]): number | null => {
+    const known = parts.filter((part): part is number => part !== null);
+    return known.length ? known.reduce((total, part) => total + part, 0) : null;
+  };
+  return {
+    main: sum(pool.replicas.map(({ id }) => usage.replicas[id]?.memory_bytes ?? null)),
+    device: sum(pool.replicas.map(({ id }) => deviceMemory(usage, id)))
+  };
 }
 
 /** The instant at which the whole pool stops, and whether somebody asked to keep it until then. */
@@ -220,56 +311,56 @@ export function stepped(
   return { minimum, maximum };
 }
 
-/** Something that ended while somebody watched. */
+/** Something that is over: a call, a start that failed, a replica. */
 export interface IRecent {
   id: string;
   kind: 'call' | 'failure' | 'stopped';
   what: string;
   where: string;
   at: number;
+  /** How a call ended, and how long it took; null of anything else. */
+  outcome: Outcome;
   seconds: number | null;
 }
 
-/** What ended between two states, newest first: calls, starts that failed, replicas. */
+/** What went wrong or went away between two states, newest first: starts that failed, replicas. */
 export function ended(before: IState | null, after: IState): IRecent[] {
   // After a gap in which another broker started there is nothing to compare.
   if (!before?.snapshot || !after.snapshot || before.broker_pid !== after.broker_pid) {
     return [];
   }
   const found: IRecent[] = [];
+  const add = (id: string, kind: 'failure' | 'stopped', what: string, where: string): void =>
+    void found.push({ id, kind, what, where, at: after.now, outcome: null, seconds: null });
   for (const old of before.snapshot.pools) {
     const pool = poolOf(after, old.key);
-    const leases = new Set(pool?.replicas.flatMap(replica => replica.leases.map(l => l.lease)));
     const replicas = new Set(pool?.replicas.map(replica => replica.id));
-    for (const replica of old.replicas) {
-      for (const { lease, task, since } of replica.leases.filter(each => !leases.has(each.lease))) {
-        const seconds = Math.max(0, after.now - since);
-        found.push({
-          id: lease,
-          kind: 'call',
-          what: task,
-          where: replica.name,
-          at: after.now,
-          seconds
-        });
-      }
-      if (!replicas.has(replica.id)) {
-        const { id, name, why } = replica;
-        found.push({ id, kind: 'stopped', what: name, where: why, at: after.now, seconds: null });
-      }
+    for (const { id, name, why } of old.replicas.filter(each => !replicas.has(each.id))) {
+      add(id, 'stopped', name, why);
     }
     if (pool?.failure && pool.failures > old.failures) {
-      const { cause, replica } = pool.failure;
-      const id = `${pool.key}-${pool.failures}`;
-      found.push({
-        id,
-        kind: 'failure',
-        what: replica,
-        where: cause,
-        at: after.now,
-        seconds: null
-      });
+      add(`${pool.key}-${pool.failures}`, 'failure', pool.failure.replica, pool.failure.cause);
     }
   }
   return found.reverse();
+}
+
+/** The last things that are over, newest first: calls as the service tells them, and what was seen to end. */
+export function recentOf(state: IState, seen: readonly IRecent[], most: number): IRecent[] {
+  const calls = state.recent.map((call): IRecent => {
+    const replica = call.replica === null ? null : replicaOf(state, call.replica);
+    const at = call.ended ?? state.now;
+    return {
+      id: `${call.pool}-${call.id}`,
+      kind: 'call',
+      what: call.calls > 1 ? `${call.task} × ${call.calls}` : call.task,
+      where: [call.client, replica?.[1].name ?? poolOf(state, call.pool)?.name]
+        .filter(Boolean)
+        .join(' · '),
+      at,
+      outcome: call.outcome,
+      seconds: Math.max(0, at - call.began)
+    };
+  });
+  return [...calls, ...seen].sort((one, other) => other.at - one.at).slice(0, most);
 }

@@ -5,12 +5,10 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 import type { CommandRegistry } from '@lumino/commands';
 import type { ISignal } from '@lumino/signaling';
 import { Signal } from '@lumino/signaling';
-import type { Widget } from '@lumino/widgets';
 import type { IDisposable } from '@lumino/disposable';
-import type { Message } from '@lumino/messaging';
-import { MessageLoop } from '@lumino/messaging';
 
-import { Commands, stopText } from './commands';
+import { Commands } from './commands';
+import { stopText } from './dialogs';
 import { poolsIcon } from './icons';
 import type { IPool } from './models';
 import type { IPoolManager } from './tokens';
@@ -94,26 +92,4 @@ export class RunningPools implements IRunningSessions.IManager, IDisposable {
   private readonly _changed = new Signal<this, void>(this);
   private _shown = '';
   private _isDisposed = false;
-}
-
-/** Keep the pools up to date also while the standard panel, which is not ours, can be seen. */
-export function watchWhileVisible(widget: Widget, manager: IPoolManager): void {
-  let watching: IDisposable | null = null;
-  const look = (visible: boolean): void => {
-    if (visible) {
-      watching ??= manager.watch();
-    } else {
-      watching?.dispose();
-      watching = null;
-    }
-  };
-  look(widget.isVisible);
-  MessageLoop.installMessageHook(widget, (_, message: Message) => {
-    if (message.type === 'after-show') {
-      look(true);
-    } else if (message.type === 'after-hide' || message.type === 'before-detach') {
-      look(false);
-    }
-    return true;
-  });
 }

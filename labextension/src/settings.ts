@@ -6,6 +6,7 @@ export interface IPanelSettings {
   warnSeconds: number;
   keepSeconds: number;
   showClients: boolean;
+  notify: boolean;
 }
 
 /** A function that returns the settings as they are now; `onChange` is called after each change. */
@@ -14,12 +15,18 @@ export function followSettings(
   plugin: string,
   onChange: () => void
 ): () => IPanelSettings {
-  let now: IPanelSettings = { warnSeconds: 120, keepSeconds: 7200, showClients: true };
+  let now: IPanelSettings = {
+    warnSeconds: 120,
+    keepSeconds: 7200,
+    showClients: true,
+    notify: true
+  };
   const read = (settings: ISettingRegistry.ISettings): void => {
     now = {
       warnSeconds: 60 * Number(settings.get('warnMinutes').composite),
       keepSeconds: 3600 * Number(settings.get('keepHours').composite),
-      showClients: settings.get('showClients').composite !== false
+      showClients: settings.get('showClients').composite !== false,
+      notify: settings.get('notify').composite !== false
     };
     onChange();
   };

@@ -1,5 +1,6 @@
-/** A tab that shows a text which may have grown since: a log, a traceback. */
+/** Tabs; and one that shows a text which may be another by now: a log, a traceback, a look into a replica. */
 
+import type { JupyterFrontEnd } from '@jupyterlab/application';
 import { MainAreaWidget } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import { refreshIcon, ToolbarButton } from '@jupyterlab/ui-components';
@@ -7,6 +8,16 @@ import { UUID } from '@lumino/coreutils';
 import { Widget } from '@lumino/widgets';
 
 import { poolsIcon } from './icons';
+import { visibleLines } from './words';
+
+/** Show a tab in the main area, or below it: a page of Notebook 7 has one document and no other tab. */
+export function addTab(shell: JupyterFrontEnd.IShell, tab: Widget): void {
+  shell.add(tab, 'main');
+  if (!tab.isAttached) {
+    shell.add(tab, 'down');
+  }
+  shell.activateById(tab.id);
+}
 
 export class TextTab extends MainAreaWidget<Widget> {
   /**
@@ -32,16 +43,20 @@ export class TextTab extends MainAreaWidget<Widget> {
         icon: refreshIcon,
         tooltip: trans.__('Load again'),
         onClick: () => {
-          void this.reload();
+          this.reload().catch((error: unknown) => this._show(String(error)));
         }
       })
     );
   }
 
+  /** Rejects with what went wrong, which a button shows in place of the text. */
   async reload(): Promise<void> {
-    const text = await this._load();
+    this._show((await this._load()) || this._nothing);
+  }
+
+  private _show(text: string): void {
     if (!this.isDisposed) {
-      this.content.node.textContent = text || this._nothing;
+      this.content.node.textContent = visibleLines(text);
       this.content.node.scrollTop = this.content.node.scrollHeight;
     }
   }

@@ -4,7 +4,8 @@ import { Token } from '@lumino/coreutils';
 import type { IDisposable } from '@lumino/disposable';
 import type { ISignal } from '@lumino/signaling';
 
-import type { IRecent, IState, Verb } from './models';
+import type { TimelineAnswer } from '../../flyte_jupyter/widgets/timeline.js';
+import type { IPeek, IRecent, IState, Verb } from './models';
 
 /**
  * How we stand with the server: `connecting` for the first time or again, `live`, `polling` where the web
@@ -20,7 +21,7 @@ export interface IPoolManager extends IDisposable {
   readonly link: Link;
   /** What went wrong with the last request, for people; empty while nothing did. */
   readonly problem: string;
-  /** What ended while somebody watched, newest first. */
+  /** What is over, newest first: calls; and what failed or stopped while somebody watched. */
   readonly recent: readonly IRecent[];
   /** Emitted when any of the above has changed. */
   readonly changed: ISignal<IPoolManager, void>;
@@ -36,6 +37,10 @@ export interface IPoolManager extends IDisposable {
   log(replica: string): Promise<string>;
   /** The whole traceback of a pool's last failed start. */
   failure(pool: string): Promise<string>;
+  /** What a replica does now, without disturbing it; rejects if it does not answer. */
+  peek(replica: string): Promise<IPeek>;
+  /** A pool's last minutes: all of them, or what changed since the mark of the answer before. */
+  timeline(pool: string, since: string | null): Promise<TimelineAnswer>;
 }
 
 export const IPoolManager = new Token<IPoolManager>(

@@ -5,109 +5,73 @@ import {
   addIcon,
   caretDownIcon,
   caretRightIcon,
-  closeIcon,
   codeIcon,
   ellipsesIcon,
   refreshIcon
 } from '@jupyterlab/ui-components';
-import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
-import React, { useContext, useEffect, useId, useRef, useState, useSyncExternalStore } from 'react';
+import React, { useEffect, useId, useRef, useState, useSyncExternalStore } from 'react';
 
 import { Announcer, compare, newsOf } from './announcer';
 import type { INews } from './announcer';
-import type {
-  IDevice,
-  ILease,
-  IPool,
-  IRecent,
-  IReplica,
-  IState,
-  PoolState,
-  ReplicaState
-} from './models';
-import { poolEnd, stepped } from './models';
-import type { IPoolManager } from './tokens';
+import { Devices } from './devices';
+import type { IPool, IRecent, IReplica, IState, PoolState } from './models';
+import { calls } from './models';
 import {
-  countdown,
-  deviceName,
-  duration,
-  lastLine,
-  size,
-  stateCounts,
-  taskCell,
-  visible
-} from './words';
+  Call,
+  Frame,
+  IconButton,
+  isStale,
+  Notes,
+  openMenu,
+  PoolControls,
+  PoolTimer,
+  Section,
+  StateMark,
+  useNow,
+  useView
+} from './parts';
+import type { IViewProps } from './parts';
+import {
+  devicesOf,
+  memoryLine,
+  memoryOf,
+  outcomeWord,
+  poolLine,
+  remarksOf,
+  savingsLine,
+  sinceOf,
+  stateWord
+} from './phrases';
+import type { IPoolManager } from './tokens';
+import { countdown, duration, taskCell, visible } from './words';
 
-export interface IPanelProps {
-  manager: IPoolManager;
-  trans: TranslationBundle;
-  /** Runs a command; all verbs are commands. */
-  execute: (command: string, args?: ReadonlyPartialJSONObject) => void;
-  startDrag: (press: PointerEvent, source: string, label: string) => void;
-  reloadPage: () => void;
-  settings: { warnSeconds: number; keepSeconds: number; showClients: boolean };
+export function PanelView(props: IViewProps): JSX.Element {
+  return <Frame view={props}>{() => <Panel />}</Frame>;
 }
 
-const Panel = React.createContext<IPanelProps | null>(null);
-
-function usePanel(): IPanelProps {
-  const panel = useContext(Panel);
-  if (!panel) {
-    throw new Error('rendered outside of the panel');
-  }
-  return panel;
-}
-
-/** The server's time, once a second; one timer for all that count. */
-const Now = React.createContext(0);
-
-export function PanelView(props: IPanelProps): JSX.Element {
-  const { manager, trans } = props;
-  const [now, setNow] = useState(() => manager.now());
-  const [, redraw] = useState(0);
-  useEffect(() => {
-    const onChange = (): void => {
-      setNow(manager.now());
-      redraw(count => count + 1);
-    };
-    manager.changed.connect(onChange);
-    const timer = window.setInterval(() => setNow(manager.now()), 1000);
-    return () => {
-      manager.changed.disconnect(onChange);
-      window.clearInterval(timer);
-    };
-  }, [manager]);
-  const { state } = manager;
+function Panel(): JSX.Element {
+  const view = useView();
+  const { state, recent } = view.manager;
   const snapshot = state?.snapshot ?? null;
-  const hint = situation(props);
+  const hint = situation(view);
   return (
-    <Panel.Provider value={props}>
-      <Now.Provider value={now}>
-        <Header />
-        <div className="fj-Scroll">
-          {hint && <Hint {...hint} />}
-          {snapshot && (
-            <div className={isStale(manager) ? 'fj-Content fj-mod-stale' : 'fj-Content'}>
-              <Devices
-                devices={snapshot.devices}
-                problem={snapshot.device_problem}
-                pools={snapshot.pools}
-              />
-              <Pools pools={snapshot.pools} />
-              <Queue pools={snapshot.pools} />
-              <Recent recent={manager.recent} />
-              {props.settings.showClients && <Clients state={state} />}
-            </div>
-          )}
-        </div>
-        <Live trans={trans} />
-      </Now.Provider>
-    </Panel.Provider>
+    <>
+      <Header />
+      <div className="fj-Scroll">
+        {hint && <Hint {...hint} />}
+        {snapshot && (
+          <div className={isStale(view.manager) ? 'fj-Content fj-mod-stale' : 'fj-Content'}>
+            <Devices />
+            <Pools pools={snapshot.pools} />
+            <Queue pools={snapshot.pools} />
+            <Recent recent={recent} />
+            {view.settings.showClients && <Clients state={state} />}
+          </div>
+        )}
+      </div>
+      <Announcements />
+    </>
   );
-}
-
-function isStale({ link }: IPoolManager): boolean {
-  return link === 'lost' || link === 'absent' || link === 'refused';
 }
 
 interface IHint {
@@ -120,7 +84,7 @@ interface IHint {
 }
 
 /** What to say when there is nothing, or nothing new, to show: a text and one action. */
-export function situation(props: IPanelProps): IHint | null {
+export function situation(props: IViewProps): IHint | null {
   const { manager, trans, execute, reloadPage } = props;
   const { state, link, problem } = manager;
   const again = (): void => void manager.refresh();
@@ -228,8 +192,10 @@ function Hint({ kind, title, text, detail, action, act }: IHint): JSX.Element {
 }
 
 function Header(): JSX.Element {
-  const { manager, trans, execute } = usePanel();
+  const { manager, trans, execute } = useView();
   const { state } = manager;
+  const pools = (state?.snapshot?.pools ?? []).filter(pool => pool.cold_starts_avoided > 0);
+  const saved = pools.length > 1 ? savingsLine(pools, trans) : ''; // of one it stands there
   return (
     <header className="fj-Header">
       <div className="fj-Header-row">
@@ -251,6 +217,7 @@ function Header(): JSX.Element {
       >
         {serviceLine(manager, trans)}
       </p>
+      {saved && <p className="fj-Quiet fj-Saved">{saved}</p>}
     </header>
   );
 }
@@ -278,66 +245,10 @@ function serviceLine(manager: IPoolManager, trans: TranslationBundle): string {
   return words.join(' · ');
 }
 
-// --- devices
-
-function Devices(props: {
-  devices: IDevice[];
-  problem: string | null;
-  pools: IPool[];
-}): JSX.Element | null {
-  const { trans, manager } = usePanel();
-  const { devices, problem, pools } = props;
-  const wanted = pools.some(pool => pool.devices.count > 0);
-  if (!devices.length && !problem) {
-    return (
-      <Section title={trans.__('GPUs')}>
-        <p className="fj-Quiet">{trans.__('none found; tasks run on the CPU')}</p>
-      </Section>
-    );
-  }
-  return (
-    <Section title={trans.__('GPUs')}>
-      {problem && (
-        <div className={wanted ? 'fj-Problem' : 'fj-Quiet'} data-kind="no-gpu">
-          <p>{trans.__('No GPU can be used: %1', visible(problem, 300))}</p>
-          <button type="button" className="fj-Link" onClick={() => void manager.refresh()}>
-            {trans.__('Check again')}
-          </button>
-        </div>
-      )}
-      {devices.length > 0 && (
-        <ul className="fj-Devices">
-          {devices.map(device => (
-            <Device key={device.uuid} device={device} />
-          ))}
-        </ul>
-      )}
-    </Section>
-  );
-}
-
-function Device({ device }: { device: IDevice }): JSX.Element {
-  const { trans } = usePanel();
-  const holder = device.replica_name;
-  return (
-    <li className="fj-Device" title={device.uuid}>
-      <div className="fj-Row">
-        <span className="fj-Grow fj-Name">
-          {trans.__('GPU %1', device.index)} · {deviceName(device)}
-        </span>
-        {device.memory_bytes > 0 && <span className="fj-Number">{size(device.memory_bytes)}</span>}
-      </div>
-      <div className={holder ? 'fj-Holder' : 'fj-Holder fj-mod-free'}>
-        {holder ? trans.__('held by %1', visible(holder)) : trans.__('free')}
-      </div>
-    </li>
-  );
-}
-
 // --- pools
 
 function Pools({ pools }: { pools: IPool[] }): JSX.Element | null {
-  const { trans } = usePanel();
+  const { trans } = useView();
   if (!pools.length) {
     return null;
   }
@@ -352,25 +263,32 @@ function Pools({ pools }: { pools: IPool[] }): JSX.Element | null {
   );
 }
 
-/** Up and down go from one pool's row to the next, Home and End to the first and last. */
+/** Up and down go from one pool's row to the same button in the next, Home and End to the first and last. */
 function moveByArrow(event: React.KeyboardEvent<HTMLElement>): void {
-  const rows = [...event.currentTarget.querySelectorAll<HTMLElement>('.fj-Pool-toggle')];
+  const kind = ['fj-Pool-toggle', 'fj-Pool-name'].find(name =>
+    (event.target as HTMLElement).classList.contains(name)
+  );
+  if (!kind) {
+    return;
+  }
+  const rows = [...event.currentTarget.querySelectorAll<HTMLElement>(`.${kind}`)];
   const at = rows.findIndex(row => row === event.target);
   const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: rows.length - 1 }[event.key];
-  if (at >= 0 && to !== undefined && rows[to]) {
+  if (to !== undefined && rows[to]) {
     event.preventDefault();
     rows[to].focus();
   }
 }
 
 function Pool({ pool }: { pool: IPool }): JSX.Element {
-  const { trans, execute, startDrag, manager } = usePanel();
+  const { trans, execute, startDrag, manager } = useView();
   const [open, setOpen] = useState(true);
   const details = useId();
-  const { key, state, failure } = pool;
+  const { key, state } = pool;
   const name = visible(pool.name);
   const Caret = open ? caretDownIcon : caretRightIcon;
-  const spawned = manager.state?.spawned[key];
+  const memory = manager.state ? memoryLine(manager.state, pool, trans) : '';
+  const saved = savingsLine([pool], trans);
   return (
     <li className="fj-Pool" data-state={state}>
       <div
@@ -382,18 +300,27 @@ function Pool({ pool }: { pool: IPool }): JSX.Element {
         <div className="fj-Row">
           <button
             type="button"
-            className="fj-Pool-toggle fj-Grow"
+            className="fj-IconButton fj-Pool-toggle"
             aria-expanded={open}
             aria-controls={details}
-            title={name}
+            aria-label={trans.__('Replicas of %1', name)}
             onClick={() => setOpen(!open)}
           >
             <Caret.react className="fj-Caret" tag="span" width="16px" height="16px" />
-            <StateMark state={state} />
-            <span className="fj-Name">{name}</span>
+          </button>
+          <StateMark state={state} />
+          <button
+            type="button"
+            className="fj-Pool-name fj-Name"
+            title={trans.__('Details of %1', name)}
+            onClick={() => execute('flyte-jupyter:details', { pool: key })}
+          >
+            {name}
+          </button>
+          <span className="fj-Grow">
             {pool.single_use && <span className="fj-Tag">{trans.__('fresh per call')}</span>}
             {pool.retiring && <span className="fj-Tag">{trans.__('replaced')}</span>}
-          </button>
+          </span>
           <PoolTimer pool={pool} />
           <IconButton
             label={trans.__('Insert a task cell for %1', name)}
@@ -410,22 +337,8 @@ function Pool({ pool }: { pool: IPool }): JSX.Element {
         <p className="fj-Counts">{poolLine(pool, trans)}</p>
       </div>
       <div id={details} hidden={!open}>
-        {failure && <Failure pool={pool} />}
-        {pool.waits_for && (
-          <p className="fj-Note fj-mod-warn">
-            {trans.__('waits for a GPU; held now: %1', visible(pool.waits_for, 300))}
-          </p>
-        )}
-        {pool.notes.map(note => (
-          <p key={note} className="fj-Note fj-mod-warn">
-            {visible(note, 300)}
-          </p>
-        ))}
-        {spawned && (
-          <p className="fj-Note">
-            {trans.__('starts slowly, not forked: %1', visible(spawned, 300))}
-          </p>
-        )}
+        {memory && <p className="fj-Counts">{memory}</p>}
+        <Notes pool={pool} />
         {pool.replicas.length > 0 && (
           <ul className="fj-Replicas" aria-label={trans.__('Replicas of %1', name)}>
             {pool.replicas.map(replica => (
@@ -434,211 +347,24 @@ function Pool({ pool }: { pool: IPool }): JSX.Element {
           </ul>
         )}
         {!pool.single_use && <PoolControls pool={pool} />}
+        {saved && <p className="fj-Counts fj-Saved">{saved}</p>}
       </div>
     </li>
   );
 }
 
-/** "2 ready · 1 busy · queue 3", or the state where that says more. */
-export function poolLine(pool: IPool, trans: TranslationBundle): string {
-  const words = stateCounts(pool.replicas).map(
-    ([state, count]) => `${count} ${stateWord(state, trans)}`
-  );
-  if (!words.length || pool.state === 'failed' || pool.state === 'waiting') {
-    words.unshift(stateWord(pool.state, trans));
-  }
-  if (pool.waiting) {
-    words.push(trans.__('queue %1', pool.waiting));
-  }
-  const { min_replicas: least, max_replicas: most } = pool.scaling;
-  words.push(least === most ? trans.__('fixed at %1', most) : trans.__('%1 to %2', least, most));
-  // A line breaks between the parts, not in them.
-  return words.map(word => word.replace(/ /g, '\u00a0')).join(' · ');
-}
-
-function PoolTimer({ pool }: { pool: IPool }): JSX.Element | null {
-  const { trans, settings } = usePanel();
-  const now = useContext(Now);
-  const end = poolEnd(pool);
-  if (!end) {
-    return pool.kept_until ? (
-      <span className="fj-Timer" role="timer" title={trans.__('kept warm for so long')}>
-        <Clock />
-        <span className="fj-Hidden">{trans.__('kept for')} </span>
-        {countdown(pool.kept_until - now)}
-      </span>
-    ) : null;
-  }
-  const left = end.at - now;
-  const soon = left <= settings.warnSeconds;
-  const what = end.kept ? trans.__('kept; idle off in') : trans.__('idle off in');
-  return (
-    <span
-      className={soon ? 'fj-Timer fj-mod-soon' : 'fj-Timer'}
-      role="timer"
-      title={`${what} ${countdown(left)}`}
-    >
-      {soon ? <span aria-hidden="true">!</span> : <Clock />}
-      <span className="fj-Hidden">{what} </span>
-      {countdown(left)}
-    </span>
-  );
-}
-
-/** Drawn: fonts seldom have the character. */
-function Clock(): JSX.Element {
-  return (
-    <svg viewBox="0 0 16 16" aria-hidden="true">
-      <circle cx="8" cy="8" r="6.5" />
-      <path d="M8 4v4l3 2" />
-    </svg>
-  );
-}
-
-function PoolControls({ pool }: { pool: IPool }): JSX.Element {
-  const { trans, execute, settings } = usePanel();
-  const { key, scaling } = pool;
-  const step = (limit: 'minimum' | 'maximum', by: 1 | -1): void =>
-    execute('flyte-jupyter:scale', { pool: key, ...stepped(scaling, limit, by) });
-  return (
-    <div
-      className="fj-Controls"
-      role="group"
-      aria-label={trans.__('Replicas of %1', visible(pool.name))}
-    >
-      <Stepper
-        label={trans.__('min')}
-        value={scaling.min_replicas}
-        least={0}
-        less={trans.__('Lower the minimum')}
-        more={trans.__('Raise the minimum')}
-        onStep={by => step('minimum', by)}
-      />
-      <Stepper
-        label={trans.__('max')}
-        value={scaling.max_replicas}
-        least={1}
-        less={trans.__('Lower the maximum')}
-        more={trans.__('Raise the maximum')}
-        onStep={by => step('maximum', by)}
-      />
-      <span className="fj-Verbs">
-        {pool.replicas.length === 0 && (
-          <TextButton
-            label={trans.__('Warm now')}
-            onClick={() => execute('flyte-jupyter:warm', { pool: key })}
-          />
-        )}
-        {pool.replicas.length > 0 && (
-          <>
-            <TextButton
-              label={
-                pool.kept_until
-                  ? trans.__('Stop keeping')
-                  : trans.__('Keep %1', duration(settings.keepSeconds))
-              }
-              onClick={() => execute('flyte-jupyter:keep', { pool: key })}
-            />
-            <TextButton
-              label={trans.__('Stop…')}
-              onClick={() => execute('flyte-jupyter:stop', { pool: key })}
-            />
-          </>
-        )}
-      </span>
-    </div>
-  );
-}
-
-function Stepper(props: {
-  label: string;
-  value: number;
-  least: number;
-  less: string;
-  more: string;
-  onStep: (by: 1 | -1) => void;
-}): JSX.Element {
-  const { label, value, least, less, more, onStep } = props;
-  return (
-    <span className="fj-Stepper">
-      <button
-        type="button"
-        aria-label={less}
-        title={less}
-        disabled={value <= least}
-        onClick={() => onStep(-1)}
-      >
-        −
-      </button>
-      <span>
-        {label} <output>{value}</output>
-      </span>
-      <button type="button" aria-label={more} title={more} onClick={() => onStep(1)}>
-        +
-      </button>
-    </span>
-  );
-}
-
-function Failure({ pool }: { pool: IPool }): JSX.Element | null {
-  const { trans, execute } = usePanel();
-  const now = useContext(Now);
-  const { failure, key } = pool;
-  if (!failure) {
-    return null;
-  }
-  return (
-    <div className="fj-Problem" data-kind="failure">
-      <p>
-        {trans.__('%1 did not start:', visible(failure.replica))}{' '}
-        <code>{visible(lastLine(failure.cause), 300)}</code>
-      </p>
-      <p>
-        {failure.retry_at === null
-          ? trans._n('Given up after %1 attempt.', 'Given up after %1 attempts.', failure.attempts)
-          : trans.__('Next attempt in %1.', countdown(failure.retry_at - now))}
-      </p>
-      <button
-        type="button"
-        className="fj-Link"
-        onClick={() => execute('flyte-jupyter:show-failure', { pool: key })}
-      >
-        {trans.__('Show')}
-      </button>
-      <button
-        type="button"
-        className="fj-Link"
-        onClick={() => execute('flyte-jupyter:warm', { pool: key })}
-      >
-        {trans.__('Retry')}
-      </button>
-    </div>
-  );
-}
-
 function Replica({ replica, pool }: { replica: IReplica; pool: IPool }): JSX.Element {
-  const { trans, manager } = usePanel();
-  const now = useContext(Now);
-  const { id, state, leases, ready_at, started_at, stops_at } = replica;
-  const since = leases.length
-    ? Math.min(...leases.map(lease => lease.since))
-    : ready_at === null
-      ? started_at
-      : null;
-  const devices = manager.state?.snapshot?.devices ?? [];
-  const held = replica.devices.map(
-    uuid => devices.find(device => device.uuid === uuid)?.index ?? '?'
-  );
+  const { trans, manager } = useView();
+  const now = useNow();
+  const { id, state } = replica;
+  const running = calls(replica);
+  const since = sinceOf(replica);
   const remarks = [
-    ...(held.length ? [trans.__('GPU %1', held.join(', '))] : []),
-    ...(stops_at !== null && stops_at !== pool.idle_stops_at
-      ? [trans.__('off in %1', countdown(stops_at - now))]
+    ...(manager.state
+      ? [devicesOf(manager.state, replica, trans), ...memoryOf(manager.state, id, trans)]
       : []),
-    ...(replica.generation_current ? [] : [trans.__('old preload')]),
-    ...((state === 'draining' || state === 'stopping') && replica.why
-      ? [visible(replica.why, 120)]
-      : [])
-  ];
+    ...remarksOf(pool, replica, now, trans)
+  ].filter(Boolean);
   const name = visible(replica.name);
   return (
     <li
@@ -655,7 +381,7 @@ function Replica({ replica, pool }: { replica: IReplica; pool: IPool }): JSX.Ele
           {since !== null && <span className="fj-Number"> {countdown(now - since)}</span>}
         </span>
         <span className="fj-Number fj-Quiet" title={trans.__('age')}>
-          {duration(Math.floor(now - started_at))}
+          {duration(Math.floor(now - replica.started_at))}
         </span>
         <IconButton
           label={trans.__('More actions for %1', name)}
@@ -665,13 +391,13 @@ function Replica({ replica, pool }: { replica: IReplica; pool: IPool }): JSX.Ele
         />
       </div>
       {remarks.length > 0 && <div className="fj-Remarks">{remarks.join(' · ')}</div>}
-      {leases.length > 0 && (
+      {running.length > 0 && (
         <ul className="fj-Calls" aria-label={trans.__('Calls on %1', name)}>
-          {leases.map(lease => (
+          {running.map(call => (
             <Call
-              key={lease.lease}
-              lease={lease}
-              verb={trans.__('Stop call %1', visible(lease.task))}
+              key={call.lease}
+              call={call}
+              verb={trans.__('Stop call %1', visible(call.task))}
             />
           ))}
         </ul>
@@ -680,37 +406,10 @@ function Replica({ replica, pool }: { replica: IReplica; pool: IPool }): JSX.Ele
   );
 }
 
-function Call({
-  lease,
-  verb,
-  waits
-}: {
-  lease: ILease;
-  verb: string;
-  waits?: boolean;
-}): JSX.Element {
-  const { trans, execute } = usePanel();
-  const now = useContext(Now);
-  const time = countdown(now - lease.since);
-  return (
-    <li className="fj-Call fj-Row">
-      <span className="fj-Grow fj-Name" title={`${visible(lease.task)} · ${visible(lease.client)}`}>
-        {visible(lease.task)} <span className="fj-Quiet">{visible(lease.client)}</span>
-      </span>
-      <span className="fj-Number">{waits ? trans.__('waits %1', time) : time}</span>
-      <IconButton
-        label={verb}
-        icon={closeIcon}
-        onClick={() => execute('flyte-jupyter:cancel', { lease: lease.lease })}
-      />
-    </li>
-  );
-}
-
 // --- queue, recent, clients
 
 function Queue({ pools }: { pools: IPool[] }): JSX.Element | null {
-  const { trans } = usePanel();
+  const { trans } = useView();
   const total = pools.reduce((sum, pool) => sum + pool.waiting, 0);
   if (!total) {
     return null;
@@ -729,7 +428,7 @@ function Queue({ pools }: { pools: IPool[] }): JSX.Element | null {
             {pool.queue.map(request => (
               <Call
                 key={request.lease}
-                lease={request}
+                call={request}
                 verb={trans.__('Withdraw call %1', visible(request.task))}
                 waits
               />
@@ -742,33 +441,56 @@ function Queue({ pools }: { pools: IPool[] }): JSX.Element | null {
 }
 
 function Recent({ recent }: { recent: readonly IRecent[] }): JSX.Element | null {
-  const { trans } = usePanel();
+  const { trans } = useView();
   if (!recent.length) {
     return null;
   }
   return (
     <Section title={trans.__('Recent')}>
       <ul className="fj-Recent">
-        {recent.map(({ id, kind, what, where, seconds }) => (
-          <li key={`${kind}-${id}`} className="fj-Row" data-kind={kind}>
-            <span aria-hidden="true">{{ call: '•', failure: '✕', stopped: '○' }[kind]}</span>
-            <span className="fj-Grow fj-Name" title={`${visible(what)} · ${visible(where, 300)}`}>
-              {kind === 'call'
-                ? visible(what)
-                : kind === 'failure'
-                  ? trans.__('%1 did not start', visible(what))
-                  : trans.__('%1 stopped', visible(what))}
-            </span>
-            {seconds !== null && <span className="fj-Number">{duration(seconds)}</span>}
-          </li>
+        {recent.map(each => (
+          <Ended key={`${each.kind}-${each.id}`} ended={each} />
         ))}
       </ul>
     </Section>
   );
 }
 
+function Ended({ ended }: { ended: IRecent }): JSX.Element {
+  const { trans } = useView();
+  const { kind, what, where, outcome, seconds } = ended;
+  const good = outcome === 'succeeded';
+  const mark = kind === 'stopped' ? '○' : good ? '✓' : '✕';
+  const text =
+    kind === 'call'
+      ? visible(what)
+      : kind === 'failure'
+        ? trans.__('%1 did not start', visible(what))
+        : trans.__('%1 stopped', visible(what));
+  return (
+    <li data-kind={kind} data-outcome={outcome ?? undefined}>
+      <div className="fj-Row">
+        <span
+          className="fj-Mark"
+          data-state={mark === '✕' ? 'failed' : undefined}
+          aria-hidden="true"
+        >
+          {mark}
+        </span>
+        <span className="fj-Grow fj-Name" title={`${text} · ${visible(where, 300)}`}>
+          {text} <span className="fj-Quiet">{kind === 'call' && visible(where, 120)}</span>
+        </span>
+        {kind === 'call' && (
+          <span className={good ? 'fj-Hidden' : 'fj-Quiet'}>{outcomeWord(outcome, trans)}</span>
+        )}
+        {seconds !== null && <span className="fj-Number">{duration(seconds)}</span>}
+      </div>
+    </li>
+  );
+}
+
 function Clients({ state }: { state: IState | null }): JSX.Element | null {
-  const { trans } = usePanel();
+  const { trans } = useView();
   const clients = (state?.snapshot?.clients ?? []).filter(
     ({ kind }) => kind !== 'replica' && kind !== 'server' && kind !== 'cli'
   );
@@ -793,111 +515,11 @@ function Clients({ state }: { state: IState | null }): JSX.Element | null {
   );
 }
 
-// --- parts
-
-function Section({ title, children }: { title: string; children: React.ReactNode }): JSX.Element {
-  const id = useId();
-  return (
-    <section className="fj-Section" aria-labelledby={id}>
-      <h3 id={id}>{title}</h3>
-      {children}
-    </section>
-  );
-}
-
-/** A shape for each state; its word stands beside it, so neither colour nor shape alone says it. */
-const MARKS: { [state in PoolState | ReplicaState]: string } = {
-  busy: '◉',
-  ready: '●',
-  loading: '◔',
-  starting: '◌',
-  waiting: '◇',
-  draining: '◍',
-  stopping: '◍',
-  stopped: '○',
-  failed: '✕'
-};
-
-function StateMark({ state }: { state: PoolState | ReplicaState }): JSX.Element {
-  return (
-    <span className="fj-Mark" data-state={state} aria-hidden="true">
-      {MARKS[state] ?? '?'}
-    </span>
-  );
-}
-
-export function stateWord(state: PoolState | ReplicaState, trans: TranslationBundle): string {
-  switch (state) {
-    case 'busy':
-      return trans.__('busy');
-    case 'ready':
-      return trans.__('ready');
-    case 'loading':
-      return trans.__('loading');
-    case 'starting':
-      return trans.__('starting');
-    case 'waiting':
-      return trans.__('waiting');
-    case 'draining':
-      return trans.__('draining');
-    case 'stopping':
-      return trans.__('stopping');
-    case 'stopped':
-      return trans.__('stopped');
-    case 'failed':
-      return trans.__('failed');
-    default:
-      return state; // of a newer service
-  }
-}
-
-function IconButton(props: {
-  label: string;
-  icon: typeof refreshIcon;
-  hasMenu?: boolean;
-  onClick: (event: React.MouseEvent<HTMLElement>) => void;
-}): JSX.Element {
-  const { label, icon: Icon, hasMenu, onClick } = props;
-  return (
-    <button
-      type="button"
-      className="fj-IconButton"
-      title={label}
-      aria-label={label}
-      aria-haspopup={hasMenu ? 'menu' : undefined}
-      onClick={onClick}
-    >
-      <Icon.react tag="span" width="16px" height="16px" />
-    </button>
-  );
-}
-
-function TextButton({ label, onClick }: { label: string; onClick: () => void }): JSX.Element {
-  return (
-    <button type="button" className="fj-TextButton" onClick={onClick}>
-      {label}
-    </button>
-  );
-}
-
-/** The row's context menu, for whoever has no right button: the application opens it as for a right click. */
-function openMenu(event: React.MouseEvent<HTMLElement>): void {
-  const { left, bottom } = event.currentTarget.getBoundingClientRect();
-  event.currentTarget.dispatchEvent(
-    new MouseEvent('contextmenu', {
-      bubbles: true,
-      cancelable: true,
-      clientX: left,
-      clientY: bottom
-    })
-  );
-}
-
 // --- announcements
 
 /** Says what changed, politely and seldom; never a countdown. */
-function Live({ trans }: { trans: TranslationBundle }): JSX.Element {
-  const { manager, settings } = usePanel();
+function Announcements(): JSX.Element {
+  const { manager, settings, trans } = useView();
   const [text, setText] = useState('');
   const said = useRef<Map<string, INews> | null>(null);
   const announcer = useRef<Announcer | null>(null);

@@ -20,6 +20,19 @@ export function visible(text: string, longest = 80): string {
   });
 }
 
+/** The same for a whole text of many lines; what goes back to the beginning of a line begins another. */
+export function visibleLines(text: string): string {
+  return text
+    .split(/\r\n|\r|\n/)
+    .map(line =>
+      line
+        .split('\t')
+        .map(part => visible(part, Infinity))
+        .join('\t')
+    )
+    .join('\n');
+}
+
 /** A time that runs, as a clock shows it: 7 is "0:07", 1780.2 is "29:40", 7200 is "2:00:00". */
 export function countdown(seconds: number): string {
   const left = Math.max(0, Math.floor(seconds));
@@ -29,9 +42,12 @@ export function countdown(seconds: number): string {
   return hours ? `${hours}:${two(minutes)}:${two(left % 60)}` : `${minutes}:${two(left % 60)}`;
 }
 
-/** A time that stands still, roughly: 12 is "12 s", 1800 is "30 min", 5400 is "1 h 30 min". */
+/** A time that stands still, roughly: 0.084 is "84 ms", 12 is "12 s", 1800 is "30 min", 5400 is "1 h 30 min". */
 export function duration(seconds: number): string {
   const left = Math.max(0, Math.floor(seconds));
+  if (seconds > 0 && seconds < 0.5) {
+    return `${Math.max(1, Math.round(seconds * 1000))} ms`;
+  }
   if (left < 60) {
     return seconds < 10 && seconds % 1 ? `${Math.max(0, seconds).toFixed(1)} s` : `${left} s`;
   }
@@ -57,7 +73,15 @@ export function deviceName(device: IDevice): string {
 
 /** How many replicas are in each state, in the order in which a life goes. */
 export function stateCounts(replicas: readonly IReplica[]): [ReplicaState, number][] {
-  const order: ReplicaState[] = ['busy', 'ready', 'loading', 'starting', 'draining', 'stopping'];
+  const order: ReplicaState[] = [
+    'busy',
+    'attached',
+    'ready',
+    'loading',
+    'starting',
+    'draining',
+    'stopping'
+  ];
   return order
     .map((state): [ReplicaState, number] => [
       state,
@@ -73,6 +97,15 @@ export function nextEnd(pool: IPool): number | null {
   return known.length ? Math.min(...known) : null;
 }
 
+/** The time of day, as this place writes it. */
+export function timeOfDay(instant: number): string {
+  return new Date(instant * 1000).toLocaleTimeString([], {
+    hour: '2-digit',
+    minute: '2-digit',
+    second: '2-digit'
+  });
+}
+
 /** The last line of an error's text: what Python puts there is what happened. */
 export function lastLine(text: string): string {
   const lines = text.split('\n').filter(line => line.trim());
@@ -81,7 +114,17 @@ export function lastLine(text: string): string {
 
 /** Source code for a cell that runs as a task of this pool. */
 export function taskCell(name: string): string {
-  return `%%flyte_task ${/^[\w.-]+$/.test(name) ? name : JSON.stringify(name)}\n`;
+  return `%%flyte_task ${argument(name)}\n`;
+}
+
+/** Source code with which another notebook finds this pool, and shows it. */
+export function connectionCell(name: string): string {
+  return `%load_ext flyte_jupyter\n%flyte_pool show ${argument(name)}\n`;
+}
+
+/** A pool's name as a magic takes it. */
+function argument(name: string): string {
+  return /^[\w.-]+$/.test(name) ? name : JSON.stringify(name);
 }
 
 /** Source code that shows what this is about. */

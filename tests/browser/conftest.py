@@ -5,6 +5,7 @@ Run apart from the other tests, `pytest tests/browser`: playwright holds an even
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ ARGUMENTS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-dev-shm-usage "
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
+AXE = Path(__file__).parents[2] / "labextension" / "node_modules" / "axe-core" / "axe.min.js"
 STEP_MS = 15_000 * TIME_SCALE
 QUIET = {"fetchNews": "false", "checkForUpdates": False}
 NOTEBOOK = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
@@ -158,9 +160,9 @@ def context() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture
-def page(context: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A page that fails its test if a script on it fails; its last sight is kept in SCREENSHOTS when that is set."""
+@contextmanager
+def checked_page(context: Any) -> Iterator[Any]:
+    """A page on which no script may fail."""
     made = context.new_page()
     errors: list[str] = []
 
@@ -171,12 +173,40 @@ def page(context: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
 
     made.on("pageerror", note)
     yield made
-    folder = os.environ.get("SCREENSHOTS")
-    if folder:
-        with suppress(Exception):
-            made.screenshot(path=str(Path(folder) / f"{request.node.name}.png"))
     made.close()
     assert errors == []
+
+
+@pytest.fixture
+def page(context: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A page that fails its test if a script on it fails; its last sight is kept in SCREENSHOTS when that is set."""
+    with checked_page(context) as made:
+        yield made
+        keep_sight(made, request.node.name)
+
+
+def keep_sight(of: Any, name: str) -> None:
+    """Keep how a page or a part of one looks, in SCREENSHOTS when that is set."""
+    folder = os.environ.get("SCREENSHOTS")
+    if folder:
+        with suppress(playwright_api.Error):
+            of.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+def serious(page: Any, selector: str) -> list[Any]:
+    """What axe finds there that keeps somebody out."""
+    if not AXE.exists():
+        pytest.skip("no axe-core: run `npm ci` in labextension/")
+    page.add_script_tag(path=str(AXE))
+    result = page.evaluate("selector => axe.run(selector)", selector)
+    return [
+        (found["id"], [(node["html"][:160], node["failureSummary"][:200]) for node in found["nodes"]])
+        for found in result["violations"]
+        if found["impact"] in ("serious", "critical")
+    ]
+
+
+_WORKSPACES = itertools.count()
 
 
 class Lab:
@@ -186,17 +216,33 @@ class Lab:
         self.page = page
         self.jupyter = jupyter
         self.panel = page.locator(".fj-Panel")
+        # Two pages with one workspace would not leave each other alone.
+        self.workspace = f"lab/workspaces/w{next(_WORKSPACES)}"
 
     def open(self, path: str = "", *, panel: bool = True) -> Lab:
-        target = f"lab/tree/{path}" if path else "lab"
-        self.page.goto(self.jupyter.address(f"{target}?reset"))
+        self.load(path)
+        if panel:
+            self.show_panel()
+        return self
+
+    def load(self, path: str = "") -> None:
+        """Load the page anew, with the layout that it had."""
+        target = f"{self.workspace}/tree/{path}" if path else self.workspace
+        self.page.goto(self.jupyter.address(target))
         self.page.wait_for_function("() => window.jupyterapp")
         self.page.evaluate("async () => { await window.jupyterapp.restored; }")
         self.page.locator("#jupyterlab-splash").wait_for(state="detached")
-        if panel:
-            self.execute("flyte-jupyter:open")
-            self.panel.wait_for()
-        return self
+
+    def show_panel(self) -> None:
+        self.execute("flyte-jupyter:open")
+        self.panel.wait_for()
+
+    def details(self, name: str) -> Any:
+        """The tab about a pool, opened from its row."""
+        self.pool(name).get_by_role("button", name=name, exact=True).click()
+        tab = self.page.locator(".fj-Details:not(.lm-mod-hidden)")
+        tab.get_by_role("heading", name=name, exact=True).wait_for()
+        return tab
 
     def execute(self, command: str, **arguments: Any) -> None:
         self.page.evaluate("([id, args]) => void window.jupyterapp.commands.execute(id, args)", [command, arguments])
@@ -211,8 +257,13 @@ class Lab:
 
     def menu(self, row: Any, item: str) -> None:
         """Choose from a row's menu."""
+        self.open_menu(row).get_by_text(item, exact=True).click()
+
+    def open_menu(self, row: Any) -> Any:
         row.get_by_role("button", name="More actions").first.click()
-        self.page.locator(".lm-Menu-item").get_by_text(item, exact=True).click()
+        menu = self.page.locator(".lm-Menu")
+        menu.wait_for()
+        return menu
 
     def snapshot(self) -> dict[str, Any]:
         """What the server says, with the instants of pools in Unix time."""
@@ -252,6 +303,8 @@ class FakeServer:
         self.requests: list[str] = []
         self.status = 200
         self.state: dict[str, Any] | None = None
+        self.answers: dict[str, Callable[[], Any]] = {}
+        """By the end of a path: what answers there, instead of the state."""
         self._sockets: list[Any] = []
         page.route(re.compile(r"^http://[^/]+/flyte-jupyter/"), self._answer)  # not the files of the panel
         page.route_web_socket(re.compile(r"/flyte-jupyter/stream"), self._open)
@@ -260,10 +313,16 @@ class FakeServer:
         self.requests.append(f"{route.request.method} {route.request.url.split('flyte-jupyter/')[1]}")
         if self.status != 200 or self.state is None:
             route.fulfill(status=self.status, json={"message": "no", "reason": "no"})
+        elif answer := self._answer_to(route.request.url):
+            route.fulfill(json=answer())
         elif route.request.method == "POST":
             route.fulfill(status=202, json={})
         else:
             route.fulfill(json=self.state | {"now": time.time()})
+
+    def _answer_to(self, url: str) -> Callable[[], Any] | None:
+        path = url.partition("?")[0]
+        return next((answer for end, answer in self.answers.items() if path.endswith(end)), None)
 
     def _open(self, socket: Any) -> None:
         self.requests.append("stream")
@@ -291,9 +350,8 @@ def fake(page: Any) -> FakeServer:
     return FakeServer(page)
 
 
-@pytest.fixture
-def until(page: Any) -> Callable[[Callable[[], Any], float], Any]:
-    """Wait for a condition on this side while the page goes on."""
+def wait_on(page: Any) -> Callable[[Callable[[], Any], float], Any]:
+    """What waits for a condition on this side while the page goes on."""
 
     def wait(condition: Callable[[], Any], seconds: float = 10) -> Any:
         deadline = time.monotonic() + seconds * TIME_SCALE
@@ -303,3 +361,8 @@ def until(page: Any) -> Callable[[Callable[[], Any], float], Any]:
         return value
 
     return wait
+
+
+@pytest.fixture
+def until(page: Any) -> Callable[[Callable[[], Any], float], Any]:
+    return wait_on(page)

@@ -80,7 +80,8 @@ def test_list_and_show_name_states(notebook: Notebook) -> None:
     cell = notebook.run("%flyte_pool show tool")
     [shown] = [content["data"] for kind, content in cell.messages if kind == "execute_result"]
     assert "┌ tool ── 1 " in shown["text/plain"]
-    assert "<pre>┌ " in shown["text/html"], "what a saved notebook shows"
+    assert ">┌ " in shown["text/html"], "what a saved notebook shows"
+    assert "Run the cell again to reconnect." in shown["text/html"]
     assert str(replicas(notebook)[0]) in shown["text/html"]
 
 
@@ -192,6 +193,19 @@ def test_logs_show_what_no_cell_wrote(notebook: Notebook) -> None:
     assert notebook.run("%flyte_logs tool --tail 1").text() == "loading two\n"
 
 
+def test_the_gpus_and_who_uses_them(notebook: Notebook) -> None:
+    assert notebook.run("%flyte_gpu").text() == "GPUs: none (FLYTE_JUPYTER_GPUS declares no GPU)\n"
+
+
+def test_the_memory_of_replicas_is_in_their_table(notebook: Notebook) -> None:
+    def shown() -> bool:  # of one that has just started nothing may be known yet
+        return (
+            re.search(r"^│ # +state +GPU +memory ", notebook.run("%flyte_status tool").text(), re.MULTILINE) is not None
+        )
+
+    wait_until(shown)
+
+
 def test_the_doctor_says_of_each_pool_where_its_replicas_come_from(notebook: Notebook) -> None:
     found = notebook.run("%flyte_doctor").text()
     assert re.search(
@@ -245,7 +259,7 @@ def test_a_saved_notebook_keeps_what_it_showed(shared_broker: Path, tmp_path: Pa
     outputs = {cell.source.partition("\n")[0]: cell.outputs for cell in book.cells}
     [pool] = [each.data for each in outputs["%flyte_pool warm saved"] if "data" in each]
     assert "1 ready" in pool["text/plain"]
-    assert "<pre>┌ " in pool["text/html"]
+    assert ">┌ " in pool["text/html"]
     assert "<script" not in pool["text/html"]
     job = outputs["%%flyte_task saved --bg --as job"][0].data["text/plain"]
     assert re.match(r"cell #\d+ · done · saved\[0\] .*\nearly\n42", job), job

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import queue
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbconvert
+import nbformat
 import pytest
 from jupyter_client.manager import KernelManager, start_new_kernel
 from support import START_S, TIME_SCALE
@@ -25,6 +28,7 @@ class Front:
         self.model = ""
         self.state: dict[str, Any] = {}
         self.said: list[dict[str, Any]] = []
+        self.asked = 0
 
     def next(self) -> dict[str, Any]:
         message: dict[str, Any] = self.client.get_iopub_msg(timeout=START_S * TIME_SCALE)
@@ -54,9 +58,24 @@ class Front:
         while (pool := self.state.get("pool")) is None or not condition(pool):
             self.next()
 
-    def press(self, verb: str, **body: Any) -> None:
-        content = {"comm_id": self.model, "data": {"method": "custom", "content": {"verb": verb, "body": body}}}
-        self.client.shell_channel.send(self.client.session.msg("comm_msg", content))
+    def press(self, verb: str, replica: str | None = None, subshell: str | None = None, **body: Any) -> int:
+        self.asked += 1
+        question = {"number": self.asked, "verb": verb, "body": body, "replica": replica}
+        content = {"comm_id": self.model, "data": {"method": "custom", "content": question}}
+        message = self.client.session.msg("comm_msg", content)
+        if subshell is not None:
+            message["header"]["subshell_id"] = subshell
+        self.client.shell_channel.send(message)
+        return self.asked
+
+    def ask(self, verb: str, replica: str | None = None, subshell: str | None = None, **body: Any) -> dict[str, Any]:
+        """What the card answers: an answer or an error."""
+        number = self.press(verb, replica, subshell, **body)
+        while True:
+            for said in self.said:
+                if said["number"] == number:
+                    return said
+            self.next()
 
 
 @pytest.fixture(scope="module")
@@ -117,15 +136,64 @@ def test_its_buttons_act_on_the_pool(front: Front) -> None:
 
 
 def test_what_it_cannot_do_is_said(front: Front) -> None:
-    front.press("scale", minimum=3, maximum=1)
-    while not front.said:
-        front.next()
-    assert "minimum" in front.said[-1]["error"].lower() or "replicas" in front.said[-1]["error"]
-    front.said.clear()
-    front.press("explode")
-    while not front.said:
-        front.next()
-    assert front.said[-1]["error"] == "a card cannot 'explode'"
+    error = front.ask("scale", minimum=3, maximum=1)["error"]
+    assert "minimum" in error.lower() or "replicas" in error
+    assert front.ask("explode")["error"] == "a card cannot 'explode'"
+    assert front.ask("peek", replica="12345678-9")["error"] == "pool 'carded' has no replica '12345678-9' any more"
+
+
+def test_it_answers_what_a_view_asks(front: Front) -> None:
+    front.run("pool.scale(1, 3); echo(1); echo(2)")
+    front.until(lambda pool: pool["replicas"] and pool["replicas"][0]["state"] == "ready")
+    whole = front.ask("timeline", since=None)["answer"]
+    assert whole["whole"] is True
+    assert {"carded.echo"} == {span["task"] for span in whole["spans"] if span["kind"] == "running"}
+    assert front.ask("timeline", since=whole["mark"])["answer"]["whole"] is False
+    replica = front.state["pool"]["replicas"][0]
+    lines = front.ask("peek", replica=replica["id"])["answer"]["lines"]
+    assert lines[0].startswith(f"{replica['name']} · pid {replica['pid']}")
+    assert "text" in front.ask("log", replica=replica["id"], tail=5)["answer"]
+
+
+def test_it_answers_in_a_subshell_while_a_cell_blocks(front: Front) -> None:
+    front.run("pool.scale(1, 3); echo(1)")
+    front.until(lambda pool: pool["replicas"] and pool["replicas"][0]["state"] == "ready")
+    front.client.control_channel.send(front.client.session.msg("create_subshell_request", {}))
+    subshell = front.client.get_control_msg(timeout=START_S * TIME_SCALE)["content"]["subshell_id"]
+    asked = front.start("time.sleep(600)")
+    assert front.ask("timeline", subshell=subshell, since=None)["answer"]["lanes"]
+    front.manager.interrupt_kernel()
+    while True:
+        message = front.next()
+        if message["parent_header"].get("msg_id") == asked and message["content"].get("execution_state") == "idle":
+            break
+
+
+def test_restart_replaces_the_replica(front: Front) -> None:
+    front.run("pool.scale(1, 3); echo(1)")
+    front.until(lambda pool: pool["replicas"] and pool["replicas"][0]["state"] == "ready")
+    old = front.state["pool"]["replicas"][0]["id"]
+    assert front.ask("restart", replica=old)["answer"] == {}
+    front.until(lambda pool: pool["replicas"] and old not in {each["id"] for each in pool["replicas"]})
+
+
+def test_nothing_is_sent_while_nothing_changes(front: Front) -> None:
+    front.run("pool.scale(1, 3); echo(1)")
+    front.until(ready(1))
+    quiet = 2.0  # a count down by messages would send one each second
+    with pytest.raises(queue.Empty):
+        while True:
+            front.client.get_iopub_msg(timeout=quiet)
+
+
+def test_a_saved_notebook_shows_it_without_a_kernel(front: Front) -> None:
+    [result] = [each["content"] for each in front.run("pool") if each["msg_type"] == "execute_result"]
+    assert "Run the cell again to reconnect." in result["data"]["text/html"]
+    output = nbformat.v4.new_output("execute_result", data=result["data"], execution_count=1)
+    saved = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("pool", outputs=[output], execution_count=1)])
+    page, _ = nbconvert.HTMLExporter().from_notebook_node(saved)
+    assert '<pre class="flyte-still">┌ carded' in page
+    assert "Run the cell again to reconnect." in page
 
 
 def test_a_pool_shown_twice_has_one_card(front: Front) -> None:

@@ -104,10 +104,11 @@ def open_session(jp_fetch: Any, jp_ws_fetch: Any, jp_serverapp: Any, jp_asyncio_
 
 
 async def test_a_console_reads_what_the_preload_made(open_session: Opens) -> None:
+    name = view_of(opened).replicas[0].name
     with within(2):
-        console = await open_session("flyte-attach/opened[0]/0123abcd", "opened[0]", "console")
+        console = await open_session(f"flyte-attach/{name}/0123abcd", name, "console")
         assert await console.run("model()") == "{'weights': 42}"
-    assert console.printed.startswith("attached to opened[0] (pid ")
+    assert console.printed.startswith(f"attached to {name} (pid ")
     assert [lease.task for lease in view_of(opened).replicas[0].leases] == ["attached console"]
 
 
@@ -128,7 +129,7 @@ async def test_restart_and_shutdown_in_the_front_end_leave_process_and_object(
     console.socket.close()
     console.socket = await jp_ws_fetch("api", "kernels", console.kernel, "channels")
     assert await console.run("(os.getpid(), id(kept))") == identity
-    assert console.printed.startswith("again attached to opened[0]")
+    assert console.printed.startswith(f"again attached to {view_of(opened).replicas[0].name} ")
     await jp_fetch("api", "sessions", console.id, method="DELETE")
     again = await open_session("flyte-attach/opened/0123abce", "opened", "console")
     assert await again.run("(os.getpid(), id(kept))") == identity

@@ -30,6 +30,8 @@ class FakeApi implements IApi {
   }
   log = (): Promise<string> => Promise.resolve('');
   failure = (): Promise<string> => Promise.resolve('');
+  peek = (): Promise<never> => Promise.reject(new Error('not asked here'));
+  timeline = (): Promise<never> => Promise.reject(new Error('not asked here'));
 }
 
 let api: FakeApi;
@@ -144,4 +146,16 @@ it('does nothing after its end', async () => {
   const before = asked.length;
   await pass(60_000);
   expect(asked).toHaveLength(before);
+});
+
+it('has what is over: calls as the service tells them, and what it saw go', () => {
+  manager.watch();
+  const what = (): string[] => manager.recent.map(each => `${each.kind} ${each.what}`);
+  api.streams[0].listener.onState(STATE);
+  expect(what()).toEqual(['call load', 'call <img src=x>']);
+  const later = structuredClone(contract);
+  later.now += 10;
+  later.snapshot.pools[0].replicas.pop();
+  api.streams[0].listener.onState(parseState(later));
+  expect(what()).toEqual(['stopped gpu[2]', 'call load', 'call <img src=x>']);
 });

@@ -4,15 +4,31 @@ import contract from '../../../tests/contract/snapshot.json';
 import type {
   IClient,
   IDevice,
+  IDeviceUsage,
+  IEndedCall,
   IFailure,
   ILease,
+  IOwner,
   IPool,
   IReplica,
+  IReplicaUsage,
   IRequest,
   IScaling,
-  ISnapshot
+  ISnapshot,
+  IUsage
 } from '../models';
-import { ended, NotAState, parseState, poolEnd, replicaOf, running, stepped } from '../models';
+import {
+  deviceMemory,
+  ended,
+  NotAState,
+  parseState,
+  poolEnd,
+  poolMemory,
+  recentOf,
+  replicaOf,
+  running,
+  stepped
+} from '../models';
 
 const state = parseState(contract);
 const [gpu, asr] = state.snapshot?.pools ?? [];
@@ -20,7 +36,14 @@ const [gpu, asr] = state.snapshot?.pools ?? [];
 /** The names of an interface: the compiler wants each of them, and no other. */
 type Names<T> = { [name in keyof T]-?: true };
 
-const lease: Names<ILease> = { lease: true, task: true, client: true, since: true };
+const lease: Names<ILease> = {
+  lease: true,
+  task: true,
+  client: true,
+  since: true,
+  running: true,
+  attached: true
+};
 const request: Names<IRequest> = { ...lease, position: true };
 const replica: Names<IReplica> = {
   id: true,
@@ -57,7 +80,8 @@ const pool: Names<IPool> = {
   starts: true,
   failures: true,
   calls: true,
-  calls_warm: true
+  cold_starts_avoided: true,
+  cold_start_s: true
 };
 const scaling: Names<IScaling> = {
   min_replicas: true,
@@ -93,6 +117,35 @@ const snapshot: Names<ISnapshot> = {
   clients: true
 };
 
+const endedCall: Names<IEndedCall> = {
+  id: true,
+  replica: true,
+  kind: true,
+  task: true,
+  client: true,
+  began: true,
+  ended: true,
+  outcome: true,
+  calls: true,
+  pool: true
+};
+const usage: Names<IUsage> = { measured_at: true, devices: true, replicas: true, problem: true };
+const deviceUsage: Names<IDeviceUsage> = {
+  used_bytes: true,
+  utilization: true,
+  temperature_c: true,
+  owners: true
+};
+const owner: Names<IOwner> = {
+  label: true,
+  kind: true,
+  replica: true,
+  pid: true,
+  user: true,
+  bytes: true
+};
+const replicaUsage: Names<IReplicaUsage> = { memory_bytes: true };
+
 const wire = contract.snapshot;
 it.each<[string, object, object]>([
   ['snapshot', wire, snapshot],
@@ -103,7 +156,12 @@ it.each<[string, object, object]>([
   ['request', wire.pools[0].queue[0], request],
   ['failure', wire.pools[1].failure ?? {}, failure],
   ['device', wire.devices[0], device],
-  ['client', wire.clients[0], client]
+  ['client', wire.clients[0], client],
+  ['call that ended', contract.recent[0], endedCall],
+  ['usage', contract.usage, usage],
+  ['usage of a device', contract.usage.devices['GPU-0'], deviceUsage],
+  ['owner', contract.usage.devices['GPU-0'].owners[0], owner],
+  ['usage of a replica', contract.usage.replicas['00000000'], replicaUsage]
 ])('a %s has the fields that the server writes', (_, sent, known) => {
   expect(Object.keys(sent).sort()).toEqual(Object.keys(known).sort());
 });
@@ -111,11 +169,11 @@ it.each<[string, object, object]>([
 describe('the state', () => {
   it('has its instants in Unix time', () => {
     expect(gpu.idle_stops_at).toBe(1_767_002_780);
-    expect(gpu.replicas[1].stops_at).toBe(1_767_001_280);
+    expect(gpu.replicas[1].ready_at).toBe(1_767_000_941);
     expect(gpu.replicas[0].leases[0].since).toBe(1_767_000_993);
     expect(gpu.queue[0].since).toBe(1_767_000_996);
     expect(asr.failure?.retry_at).toBe(1_767_001_030);
-    expect(gpu.replicas[0].idle_since).toBeNull();
+    expect(gpu.replicas[2].ready_at).toBeNull();
   });
 
   it('is refused when it is something else', () => {
@@ -155,22 +213,75 @@ describe('a step', () => {
   });
 });
 
-describe('what ended', () => {
+describe('memory', () => {
+  const GIB = 2 ** 30;
+  const of = (replica: string | null, bytes: number | null): IOwner => ({
+    label: replica ?? 'python',
+    kind: replica === null ? 'process' : 'replica',
+    replica,
+    pid: 1,
+    user: null,
+    bytes
+  });
+  const device_ = (...owners: IOwner[]): IDeviceUsage => ({
+    used_bytes: 9 * GIB,
+    utilization: null,
+    temperature_c: null,
+    owners
+  });
+  const measured: IUsage = {
+    measured_at: 1,
+    problem: null,
+    devices: {
+      a: device_(of('00000000', 2 * GIB), of(null, 5 * GIB)),
+      b: device_(of('00000000', GIB), of('00000001', null))
+    },
+    replicas: { '00000001': { memory_bytes: 7 } }
+  };
+  it('of a replica is what it holds of all devices', () => {
+    expect(deviceMemory(measured, '00000000')).toBe(3 * GIB);
+    expect(deviceMemory(measured, '00000001')).toBeNull();
+  });
+  it('of a pool is the sum of what is known', () => {
+    expect(poolMemory(measured, gpu)).toEqual({ device: 3 * GIB, main: 7 });
+    expect(poolMemory(measured, asr)).toEqual({ device: null, main: null });
+  });
+});
+
+describe('a server that was started before an upgrade', () => {
+  it('is understood, too', () => {
+    const { recent, ...old } = contract;
+    expect(recent).not.toEqual([]);
+    const read = parseState({ ...old, usage: undefined });
+    expect([read.recent, read.usage.devices, read.usage.replicas]).toEqual([[], {}, {}]);
+  });
+});
+
+describe('what is over', () => {
   const later = structuredClone(contract);
   later.now += 10;
-  later.snapshot.pools[0].replicas[0].leases = [];
   later.snapshot.pools[0].replicas.pop();
   later.snapshot.pools[1].failures += 1;
 
   it('is found by comparing two states', () => {
     expect(ended(state, parseState(later)).map(({ kind, what }) => [kind, what])).toEqual([
       ['failure', 'asr[0]'],
-      ['stopped', 'gpu[2]'],
-      ['call', 'train']
+      ['stopped', 'gpu[2]']
     ]);
   });
   it('is nothing across two brokers', () => {
     expect(ended(state, { ...parseState(later), broker_pid: 1 })).toEqual([]);
     expect(ended(null, state)).toEqual([]);
+  });
+  it('is what the service tells of calls, and what was seen, in order of time', () => {
+    const seen = ended(state, parseState(later));
+    const all = recentOf(state, seen, 3);
+    expect(all.map(({ kind, what }) => [kind, what])).toEqual([
+      ['failure', 'asr[0]'],
+      ['stopped', 'gpu[2]'],
+      ['call', 'load']
+    ]);
+    expect(all[2]).toMatchObject({ outcome: 'succeeded', where: 'train.ipynb · gpu[0]' });
+    expect(all[2].seconds).toBeCloseTo(1.4);
   });
 });

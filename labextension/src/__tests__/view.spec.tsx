@@ -1,51 +1,22 @@
 import { nullTranslator } from '@jupyterlab/translation';
-import { Signal } from '@lumino/signaling';
 import { act, render, screen } from '@testing-library/react';
 import React from 'react';
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 
 import contract from '../../../tests/contract/snapshot.json';
-import type { IState } from '../models';
-import { parseState } from '../models';
-import type { IPoolManager, Link } from '../tokens';
+import { parseState, recentOf } from '../models';
+import type { Link } from '../tokens';
 import { PanelView } from '../view';
+import { FakeManager } from './fakes';
 
 const trans = nullTranslator.load('flyte_jupyter');
 const START = 1_767_001_000;
 
-interface IFakeManager extends IPoolManager {
-  set(state: IState | null, link: Link): void;
-}
-
-function fakeManager(): IFakeManager {
-  const fake = {
-    state: null as IState | null,
-    link: 'connecting' as Link,
-    problem: '',
-    recent: [],
-    now: () => Date.now() / 1000,
-    watch: () => ({ isDisposed: false, dispose: () => undefined }),
-    refresh: vi.fn(() => Promise.resolve()),
-    act: () => Promise.resolve(),
-    log: () => Promise.resolve(''),
-    failure: () => Promise.resolve(''),
-    isDisposed: false,
-    dispose: () => undefined,
-    set(state: IState | null, link: Link): void {
-      fake.state = state;
-      fake.link = link;
-      changed.emit();
-    }
-  };
-  const changed = new Signal<IPoolManager, void>(fake as unknown as IPoolManager);
-  return Object.assign(fake, { changed });
-}
-
 const execute = vi.fn();
-let manager: IFakeManager;
+let manager: FakeManager;
 
 function show(state: unknown, link: Link = 'live'): HTMLElement {
-  manager = fakeManager();
+  manager = new FakeManager();
   const { container } = render(
     <PanelView
       manager={manager}
@@ -53,7 +24,7 @@ function show(state: unknown, link: Link = 'live'): HTMLElement {
       execute={execute}
       startDrag={() => undefined}
       reloadPage={() => undefined}
-      settings={{ warnSeconds: 120, keepSeconds: 7200, showClients: true }}
+      settings={{ warnSeconds: 120, keepSeconds: 7200, showClients: true, notify: true }}
     />
   );
   act(() => manager.set(state === null ? null : parseState(state), link));
@@ -114,4 +85,61 @@ it('every button has a name', () => {
   for (const button of screen.getAllByRole('button')) {
     expect(button.getAttribute('aria-label') ?? button.textContent).toBeTruthy();
   }
+});
+
+it('shows how full a device is, and of what', () => {
+  const GIB = 2 ** 30;
+  const measured = structuredClone(contract) as { usage: object };
+  const odd = '<b>x</b>\x1b[31m';
+  const owner = { label: 'gpu[0]', kind: 'replica', replica: '00000000', pid: 1, user: null };
+  measured.usage = {
+    measured_at: 1,
+    problem: null,
+    devices: {
+      'GPU-0': {
+        used_bytes: 12 * GIB,
+        utilization: 83,
+        temperature_c: 62,
+        owners: [
+          { ...owner, bytes: 6 * GIB },
+          { ...owner, label: odd, kind: 'process', replica: null, pid: 2, user: odd, bytes: GIB }
+        ]
+      }
+    },
+    replicas: { '00000000': { memory_bytes: 3 * GIB } }
+  };
+  const container = show(measured);
+  const meter = screen.getByRole('meter', { name: 'Memory of GPU 0' });
+  expect(meter.getAttribute('aria-valuenow')).toBe('50');
+  expect(meter.getAttribute('aria-valuetext')).toBe('12.0 GiB of 24.0 GiB');
+  const device = container.querySelector('[data-device="GPU-0"]')?.textContent;
+  expect(device).toContain('12.0 GiB of 24.0 GiB · 83 % busy · 62 °C');
+  expect(device).toContain('gpu[0]6.0 GiB<b>x</b>\\u001b[31m (<b>x</b>\\u001b[31m)1.0 GiB');
+  expect(container.querySelector('b')).toBeNull();
+  const replica = container.querySelector('[data-replica="00000000"]')?.textContent;
+  expect(replica).toContain('6.0 GiB GPU memory · 3.0 GiB RAM');
+  expect(container.querySelector('[data-device="GPU-1"]')?.textContent).toContain('24.0 GiB');
+});
+
+it('counts the cold starts that were avoided', () => {
+  expect(show(contract).textContent).toContain('cold starts avoided: 38 (about 25 min saved)');
+});
+
+it('says of a slot that is only held who holds it, and shows no call', () => {
+  const held = show(contract).querySelector('[data-replica="00000001"]');
+  expect(held?.textContent).toContain('held by train.ipynb');
+  expect(held?.querySelector('.fj-Call')).toBeNull();
+});
+
+it('shows how calls ended, also to those who cannot see the mark', () => {
+  const container = show(contract);
+  act(() => {
+    manager.recent = recentOf(parseState(contract), [], 10);
+    manager.set(manager.state);
+  });
+  const rows = [...container.querySelectorAll('.fj-Recent > li')].map(row => row.textContent);
+  expect(rows[0]).toContain('✓load');
+  expect(rows[0]).toContain('succeeded');
+  expect(rows[1]).toContain('✕<img src=x>');
+  expect(rows[1]).toContain('failed');
 });

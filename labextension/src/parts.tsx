@@ -1,0 +1,395 @@
+/** What the panel and the details of a pool have in common: context, marks, buttons, and the parts of a pool. */
+
+import type { TranslationBundle } from '@jupyterlab/translation';
+import { closeIcon } from '@jupyterlab/ui-components';
+import type { refreshIcon } from '@jupyterlab/ui-components';
+import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
+import React, { useContext, useEffect, useId, useState } from 'react';
+
+import type { ILease, IPool, IRequest, PoolState, ReplicaState } from './models';
+import { poolEnd, stepped } from './models';
+import type { IPanelSettings } from './settings';
+import type { IPoolManager } from './tokens';
+import { countdown, duration, lastLine, visible } from './words';
+
+export interface IViewProps {
+  manager: IPoolManager;
+  trans: TranslationBundle;
+  /** Runs a command; all verbs are commands. */
+  execute: (command: string, args?: ReadonlyPartialJSONObject) => void;
+  startDrag: (press: PointerEvent, source: string, label: string) => void;
+  reloadPage: () => void;
+  settings: IPanelSettings;
+}
+
+const View = React.createContext<IViewProps | null>(null);
+
+export function useView(): IViewProps {
+  const view = useContext(View);
+  if (!view) {
+    throw new Error('rendered outside of a view');
+  }
+  return view;
+}
+
+/** The server's time, once a second; one timer for all that count. */
+const Now = React.createContext(0);
+
+export function useNow(): number {
+  return useContext(Now);
+}
+
+/** Draws its children anew with each state, and gives them the view's properties and the time. */
+export function Frame(props: { view: IViewProps; children: () => React.ReactNode }): JSX.Element {
+  const { manager } = props.view;
+  const [now, setNow] = useState(() => manager.now());
+  const [, redraw] = useState(0);
+  useEffect(() => {
+    const onChange = (): void => {
+      setNow(manager.now());
+      redraw(count => count + 1);
+    };
+    manager.changed.connect(onChange);
+    const timer = window.setInterval(() => setNow(manager.now()), 1000);
+    return () => {
+      manager.changed.disconnect(onChange);
+      window.clearInterval(timer);
+    };
+  }, [manager]);
+  return (
+    <View.Provider value={props.view}>
+      <Now.Provider value={now}>{props.children()}</Now.Provider>
+    </View.Provider>
+  );
+}
+
+/** Whether what is shown is old. */
+export function isStale({ link }: IPoolManager): boolean {
+  return link === 'lost' || link === 'absent' || link === 'refused';
+}
+
+export function Section({
+  title,
+  children
+}: {
+  title: string;
+  children: React.ReactNode;
+}): JSX.Element {
+  const id = useId();
+  return (
+    <section className="fj-Section" aria-labelledby={id}>
+      <h3 id={id}>{title}</h3>
+      {children}
+    </section>
+  );
+}
+
+/** A shape for each state; its word stands beside it, so neither colour nor shape alone says it. */
+const MARKS: { [state in PoolState | ReplicaState]: string } = {
+  busy: '◉',
+  ready: '●',
+  attached: '◆',
+  loading: '◔',
+  starting: '◌',
+  waiting: '◇',
+  draining: '◍',
+  stopping: '◍',
+  stopped: '○',
+  failed: '✕'
+};
+
+export function StateMark({ state }: { state: PoolState | ReplicaState }): JSX.Element {
+  return (
+    <span className="fj-Mark" data-state={state} aria-hidden="true">
+      {MARKS[state] ?? '?'}
+    </span>
+  );
+}
+
+export function IconButton(props: {
+  label: string;
+  icon: typeof refreshIcon;
+  hasMenu?: boolean;
+  onClick: (event: React.MouseEvent<HTMLElement>) => void;
+}): JSX.Element {
+  const { label, icon: Icon, hasMenu, onClick } = props;
+  return (
+    <button
+      type="button"
+      className="fj-IconButton"
+      title={label}
+      aria-label={label}
+      aria-haspopup={hasMenu ? 'menu' : undefined}
+      onClick={onClick}
+    >
+      <Icon.react tag="span" width="16px" height="16px" />
+    </button>
+  );
+}
+
+export function TextButton({
+  label,
+  onClick
+}: {
+  label: string;
+  onClick: () => void;
+}): JSX.Element {
+  return (
+    <button type="button" className="fj-TextButton" onClick={onClick}>
+      {label}
+    </button>
+  );
+}
+
+/** The row's context menu, for whoever has no right button: the application opens it as for a right click. */
+export function openMenu(event: React.MouseEvent<HTMLElement>): void {
+  const { left, bottom } = event.currentTarget.getBoundingClientRect();
+  event.currentTarget.dispatchEvent(
+    new MouseEvent('contextmenu', {
+      bubbles: true,
+      cancelable: true,
+      clientX: left,
+      clientY: bottom
+    })
+  );
+}
+
+export function PoolTimer({ pool }: { pool: IPool }): JSX.Element | null {
+  const { trans, settings } = useView();
+  const now = useNow();
+  const end = poolEnd(pool);
+  if (!end) {
+    return pool.kept_until ? (
+      <span className="fj-Timer" role="timer" title={trans.__('kept warm for so long')}>
+        <Clock />
+        <span className="fj-Hidden">{trans.__('kept for')} </span>
+        {countdown(pool.kept_until - now)}
+      </span>
+    ) : null;
+  }
+  const left = end.at - now;
+  const soon = left <= settings.warnSeconds;
+  const what = end.kept ? trans.__('kept; idle off in') : trans.__('idle off in');
+  return (
+    <span
+      className={soon ? 'fj-Timer fj-mod-soon' : 'fj-Timer'}
+      role="timer"
+      title={`${what} ${countdown(left)}`}
+    >
+      {soon ? <span aria-hidden="true">!</span> : <Clock />}
+      <span className="fj-Hidden">{what} </span>
+      {countdown(left)}
+    </span>
+  );
+}
+
+/** Drawn: fonts seldom have the character. */
+function Clock(): JSX.Element {
+  return (
+    <svg viewBox="0 0 16 16" aria-hidden="true">
+      <circle cx="8" cy="8" r="6.5" />
+      <path d="M8 4v4l3 2" />
+    </svg>
+  );
+}
+
+export function PoolControls({ pool }: { pool: IPool }): JSX.Element {
+  const { trans, execute, settings } = useView();
+  const { key, scaling } = pool;
+  const step = (limit: 'minimum' | 'maximum', by: 1 | -1): void =>
+    execute('flyte-jupyter:scale', { pool: key, ...stepped(scaling, limit, by) });
+  return (
+    <div
+      className="fj-Controls"
+      role="group"
+      aria-label={trans.__('Replicas of %1', visible(pool.name))}
+    >
+      <Stepper
+        label={trans.__('min')}
+        value={scaling.min_replicas}
+        least={0}
+        less={trans.__('Lower the minimum')}
+        more={trans.__('Raise the minimum')}
+        onStep={by => step('minimum', by)}
+      />
+      <Stepper
+        label={trans.__('max')}
+        value={scaling.max_replicas}
+        least={1}
+        less={trans.__('Lower the maximum')}
+        more={trans.__('Raise the maximum')}
+        onStep={by => step('maximum', by)}
+      />
+      <span className="fj-Verbs">
+        {pool.replicas.length === 0 && (
+          <TextButton
+            label={trans.__('Warm now')}
+            onClick={() => execute('flyte-jupyter:warm', { pool: key })}
+          />
+        )}
+        {pool.replicas.length > 0 && (
+          <>
+            <TextButton
+              label={
+                pool.kept_until
+                  ? trans.__('Stop keeping')
+                  : trans.__('Keep %1', duration(settings.keepSeconds))
+              }
+              onClick={() => execute('flyte-jupyter:keep', { pool: key })}
+            />
+            <TextButton
+              label={trans.__('Stop…')}
+              onClick={() => execute('flyte-jupyter:stop', { pool: key })}
+            />
+          </>
+        )}
+      </span>
+    </div>
+  );
+}
+
+function Stepper(props: {
+  label: string;
+  value: number;
+  least: number;
+  less: string;
+  more: string;
+  onStep: (by: 1 | -1) => void;
+}): JSX.Element {
+  const { label, value, least, less, more, onStep } = props;
+  return (
+    <span className="fj-Stepper">
+      <button
+        type="button"
+        aria-label={less}
+        title={less}
+        disabled={value <= least}
+        onClick={() => onStep(-1)}
+      >
+        −
+      </button>
+      <span>
+        {label} <output>{value}</output>
+      </span>
+      <button type="button" aria-label={more} title={more} onClick={() => onStep(1)}>
+        +
+      </button>
+    </span>
+  );
+}
+
+function Failure({ pool }: { pool: IPool }): JSX.Element | null {
+  const { trans, execute } = useView();
+  const now = useNow();
+  const { failure, key } = pool;
+  if (!failure) {
+    return null;
+  }
+  return (
+    <div className="fj-Problem" data-kind="failure">
+      <p>
+        {trans.__('%1 did not start:', visible(failure.replica))}{' '}
+        <code>{visible(lastLine(failure.cause), 300)}</code>
+      </p>
+      <p>
+        {failure.retry_at === null
+          ? trans._n('Given up after %1 attempt.', 'Given up after %1 attempts.', failure.attempts)
+          : trans.__('Next attempt in %1.', countdown(failure.retry_at - now))}
+      </p>
+      <button
+        type="button"
+        className="fj-Link"
+        onClick={() => execute('flyte-jupyter:show-failure', { pool: key })}
+      >
+        {trans.__('Show')}
+      </button>
+      <button
+        type="button"
+        className="fj-Link"
+        onClick={() => execute('flyte-jupyter:warm', { pool: key })}
+      >
+        {trans.__('Retry')}
+      </button>
+    </div>
+  );
+}
+
+/** A call that runs or waits, with the button that ends it. */
+export function Call(props: {
+  call: ILease | IRequest;
+  verb: string;
+  waits?: boolean;
+  position?: number;
+}): JSX.Element {
+  const { trans, execute } = useView();
+  const { call, verb, waits, position } = props;
+  const now = useNow();
+  const time = countdown(now - call.since);
+  return (
+    <li className="fj-Call fj-Row">
+      {position !== undefined && <span className="fj-Number">{position}.</span>}
+      <span className="fj-Grow fj-Name" title={`${visible(call.task)} · ${visible(call.client)}`}>
+        {visible(call.task)} <span className="fj-Quiet">{visible(call.client)}</span>
+      </span>
+      <span className="fj-Number">{waits ? trans.__('waits %1', time) : time}</span>
+      <IconButton
+        label={verb}
+        icon={closeIcon}
+        onClick={() => execute('flyte-jupyter:cancel', { lease: call.lease })}
+      />
+    </li>
+  );
+}
+
+/** What a pool has to tell beside its numbers: why it failed, waits, or is smaller or slower than asked. */
+export function Notes({ pool }: { pool: IPool }): JSX.Element {
+  const { trans, manager } = useView();
+  const spawned = manager.state?.spawned[pool.key];
+  return (
+    <>
+      {pool.failure && <Failure pool={pool} />}
+      {pool.waits_for && (
+        <p className="fj-Note fj-mod-warn">
+          {trans.__('waits for a GPU; held now: %1', visible(pool.waits_for, 300))}
+        </p>
+      )}
+      {pool.notes.map(note => (
+        <p key={note} className="fj-Note fj-mod-warn">
+          {visible(note, 300)}
+        </p>
+      ))}
+      {spawned && (
+        <p className="fj-Note">
+          {trans.__('starts slowly, not forked: %1', visible(spawned, 300))}
+        </p>
+      )}
+    </>
+  );
+}
+
+/** How full something is, in parts of one whole; its text says the same. */
+export function Meter(props: {
+  label: string;
+  text: string;
+  most: number;
+  parts: { kind: string; value: number }[];
+}): JSX.Element {
+  const { label, text, most, parts } = props;
+  const share = (value: number): number => Math.min(100, (100 * value) / most);
+  const whole = parts.reduce((sum, { value }) => sum + value, 0);
+  return (
+    <div
+      className="fj-Meter"
+      role="meter"
+      aria-label={label}
+      aria-valuemin={0}
+      aria-valuemax={100}
+      aria-valuenow={Math.round(share(whole))}
+      aria-valuetext={text}
+    >
+      {parts.map(({ kind, value }) => (
+        <span key={kind} data-kind={kind} style={{ width: `${share(value)}%` }} />
+      ))}
+    </div>
+  );
+}

@@ -1,0 +1,143 @@
+/** What the views say in words. Pure, but for the translation. */
+
+import type { TranslationBundle } from '@jupyterlab/translation';
+
+import type { IPool, IReplica, IState, Outcome, PoolState, ReplicaState } from './models';
+import { calls, deviceMemory, poolMemory } from './models';
+import { countdown, duration, size, stateCounts, visible } from './words';
+
+export function stateWord(state: PoolState | ReplicaState, trans: TranslationBundle): string {
+  switch (state) {
+    case 'busy':
+      return trans.__('busy');
+    case 'ready':
+      return trans.__('ready');
+    case 'attached':
+      return trans.__('attached');
+    case 'loading':
+      return trans.__('loading');
+    case 'starting':
+      return trans.__('starting');
+    case 'waiting':
+      return trans.__('waiting');
+    case 'draining':
+      return trans.__('draining');
+    case 'stopping':
+      return trans.__('stopping');
+    case 'stopped':
+      return trans.__('stopped');
+    case 'failed':
+      return trans.__('failed');
+    default:
+      return state; // of a newer service
+  }
+}
+
+/** How a call ended. */
+export function outcomeWord(outcome: Outcome, trans: TranslationBundle): string {
+  switch (outcome) {
+    case 'succeeded':
+      return trans.__('succeeded');
+    case 'failed':
+      return trans.__('failed');
+    case 'cancelled':
+      return trans.__('cancelled');
+    case 'lost':
+      return trans.__('lost: its replica ended');
+    default:
+      return outcome ?? ''; // of a newer service
+  }
+}
+
+/** "2 ready · 1 busy · queue 3", or the state where that says more. */
+export function poolLine(pool: IPool, trans: TranslationBundle): string {
+  const words = stateCounts(pool.replicas).map(
+    ([state, count]) => `${count} ${stateWord(state, trans)}`
+  );
+  if (!words.length || pool.state === 'failed' || pool.state === 'waiting') {
+    words.unshift(stateWord(pool.state, trans));
+  }
+  if (pool.waiting) {
+    words.push(trans.__('queue %1', pool.waiting));
+  }
+  const { min_replicas: least, max_replicas: most } = pool.scaling;
+  words.push(least === most ? trans.__('fixed at %1', most) : trans.__('%1 to %2', least, most));
+  // A line breaks between the parts, not in them.
+  return words.map(word => word.replace(/ /g, '\u00a0')).join(' · ');
+}
+
+/** "cold starts avoided: 3 (about 2 min saved)"; nothing while there is none. */
+export function savingsLine(pools: readonly IPool[], trans: TranslationBundle): string {
+  const avoided = pools.reduce((sum, pool) => sum + (pool.cold_starts_avoided || 0), 0);
+  if (!avoided) {
+    return '';
+  }
+  const saved = pools.reduce(
+    (sum, pool) => sum + (pool.cold_starts_avoided || 0) * (pool.cold_start_s ?? 0),
+    0
+  );
+  return saved >= 1
+    ? trans.__('cold starts avoided: %1 (about %2 saved)', avoided, duration(Math.round(saved)))
+    : trans.__('cold starts avoided: %1', avoided);
+}
+
+/** "9.8 GiB of GPU memory, 3.1 GiB of RAM": what is known of it. */
+export function memoryLine(state: IState, pool: IPool, trans: TranslationBundle): string {
+  const { main, device } = poolMemory(state.usage, pool);
+  return memoryWords(device, main, trans).join(' · ');
+}
+
+export function memoryOf(state: IState, replica: string, trans: TranslationBundle): string[] {
+  const main = state.usage.replicas[replica]?.memory_bytes ?? null;
+  return memoryWords(deviceMemory(state.usage, replica), main, trans);
+}
+
+function memoryWords(
+  device: number | null,
+  main: number | null,
+  trans: TranslationBundle
+): string[] {
+  return [
+    ...(device === null ? [] : [trans.__('%1 GPU memory', size(device))]),
+    ...(main === null ? [] : [trans.__('%1 RAM', size(main))])
+  ];
+}
+
+/** The devices that a replica holds, as "GPU 0, 1"; empty if none. */
+export function devicesOf(state: IState, replica: IReplica, trans: TranslationBundle): string {
+  const devices = state.snapshot?.devices ?? [];
+  const held = replica.devices.map(
+    uuid => devices.find(device => device.uuid === uuid)?.index ?? '?'
+  );
+  return held.length ? trans.__('GPU %1', held.join(', ')) : '';
+}
+
+/** What one should know of a replica beside its state. */
+export function remarksOf(
+  pool: IPool,
+  replica: IReplica,
+  now: number,
+  trans: TranslationBundle
+): string[] {
+  const { state, stops_at, leases, why, generation_current } = replica;
+  const holders = leases.filter(lease => lease.attached || !lease.running);
+  return [
+    ...holders.map(({ attached, client }) =>
+      attached ? trans.__('opened in %1', visible(client)) : trans.__('held by %1', visible(client))
+    ),
+    ...(stops_at !== null && stops_at !== pool.idle_stops_at
+      ? [trans.__('off in %1', countdown(stops_at - now))]
+      : []),
+    ...(generation_current ? [] : [trans.__('old preload')]),
+    ...((state === 'draining' || state === 'stopping') && why ? [visible(why, 120)] : [])
+  ];
+}
+
+/** Since when a replica does what it does; null where nobody waits for its end. */
+export function sinceOf(replica: IReplica): number | null {
+  const running = calls(replica);
+  if (running.length) {
+    return Math.min(...running.map(call => call.since));
+  }
+  return replica.ready_at === null ? replica.started_at : null;
+}
