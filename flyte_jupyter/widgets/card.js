@@ -193,7 +193,13 @@ class Card {
         ? button("keep", "Keep 2 h", "Keep this pool warm for 2 hours", () => this.#act("keep", { seconds: 7200 }))
         : button("keep", "Stop keeping", "Let idle replicas go again", () => this.#act("keep", { seconds: 0 }));
     const right = el("span", { class: "flyte-timer" }, until, " ", keep);
-    return el("header", {}, el("h3", {}, visible(pool.name)), el("span", {}, words.join(" · ")), right);
+    return el(
+      "header",
+      { "data-key": "header" },
+      el("h3", {}, visible(pool.name)),
+      el("span", {}, words.join(" · ")),
+      right,
+    );
   }
 
   #queue(pool, at) {
@@ -209,7 +215,12 @@ class Card {
     );
     if (pool.waiting > rows.length) rows.push(el("li", {}, `and ${pool.waiting - rows.length} more`));
     const place = mine ? ` · this notebook is ${ordinal(mine.position + 1)}` : "";
-    return el("div", { class: "flyte-queue" }, `queue ${pool.waiting}${place}`, el("ol", {}, rows));
+    return el(
+      "div",
+      { "data-key": "queue", class: "flyte-queue" },
+      `queue ${pool.waiting}${place}`,
+      el("ol", {}, rows),
+    );
   }
 
   #controls(pool) {
@@ -227,7 +238,7 @@ class Card {
     const step = (key, text, label, to, disabled) => button(key, text, label, () => scale(...to), { disabled });
     return el(
       "div",
-      { class: "flyte-bar", role: "group", "aria-label": "Pool" },
+      { "data-key": "controls", class: "flyte-bar", role: "group", "aria-label": "Pool" },
       step("min-", "−", `Lower the minimum to ${min - 1}`, [min - 1, max], min < 1),
       el("span", {}, `min ${min}`),
       step("min+", "+", `Raise the minimum to ${min + 1}`, [min + 1, Math.max(max, min + 1)], false),
@@ -249,7 +260,7 @@ class Card {
   #failure(failure) {
     return el(
       "details",
-      { class: "flyte-failed" },
+      { "data-key": "failure", class: "flyte-failed" },
       el("summary", {}, `${visible(failure.replica)} failed: ${visible(lastLine(failure.cause))}`),
       el("pre", { tabindex: 0, "aria-label": "Traceback" }, multiline(failure.cause)),
     );

@@ -72,17 +72,22 @@ class PoolCard(anywidget.AnyWidget):
     def show(self, snapped: p.Snapped | None) -> None:
         """Send what has changed to every view."""
         if snapped is None:
-            self.state = {**self.state, "now": time.time(), "broker": False}
+            self._send_state({**self.state, "broker": False})
             return
         found = snapped.snapshot.pool(self.key)
-        self.state = {
-            "now": time.time(),
+        state = {
             "broker": True,
             "epoch_offset": snapped.epoch_offset,
             "pool": None if found is None else found.model_dump(mode="json"),
             "devices": [device.model_dump(mode="json") for device in snapped.snapshot.devices],
             "spawned": snapped.spawned.get(self.key),
         }
+        self._send_state(state)
+
+    def _send_state(self, state: dict[str, Any]) -> None:
+        # Much of what happens is about other pools.
+        if state | {"now": 0} != self.state | {"now": 0}:
+            self.state = state | {"now": time.time()}
 
     def _on_message(self, _: object, content: dict[str, Any], __: object) -> None:
         # Not here: this may be the main thread, and a stop waits for running tasks.

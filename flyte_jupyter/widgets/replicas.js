@@ -27,7 +27,7 @@ export class Replicas {
     const head = ["#", "state", "GPU", "memory", "task", "age", "", ""];
     return el(
       "div",
-      { class: "flyte-wide" },
+      { "data-key": "replicas", class: "flyte-wide" },
       el(
         "table",
         { "aria-label": "Replicas" },
