@@ -28,7 +28,8 @@ from . import _version, errors, runtime
 from .client import text
 from .client.arguments import parse_count, parse_duration, parse_replicas
 from .core import protocol as p
-from .core.snapshot import PoolView, ReplicaView
+from .core.snapshot import DeviceView, PoolView, ReplicaView
+from .core.usage import Usage
 
 OK: Final = 0
 FAILED: Final = 1
@@ -43,6 +44,8 @@ TERM_S: Final = 5.0
 GUARDIAN_S: Final = 6.0
 APPLIED_S: Final = 5.0
 REDRAW_S: Final = 1.0
+MEASURED_S: Final = 8.0
+"""How long a driver may take; the broker gives up on it before that."""
 BIG_LIBRARIES: Final = ("torch", "tensorflow", "jax", "cupy", "numpy")
 ADVISED: Final = {"tornado": "6.5.7"}
 """Floors of packages that we do not require, but that must not be older where they are installed."""
@@ -139,9 +142,9 @@ class Conversation:
         except ValidationError as problem:
             raise errors.ProtocolError(f"the broker said something unknown ({problem.title})") from None
 
-    def snapshot(self) -> p.Snapped:
-        """The state now."""
-        self.send(p.Watch(once=True))
+    def snapshot(self, *, usage: bool = False) -> p.Snapped:
+        """The state now; with `usage` it is measured what is used, if that is quick."""
+        self.send(p.Watch(once=True, usage=usage))
         deadline = time.monotonic() + self._answer_s
         while (left := deadline - time.monotonic()) > 0:
             match self.receive(left):
@@ -149,6 +152,16 @@ class Conversation:
                     return snapped
                 case p.Failed(why=why):
                     raise errors.ProtocolError(f"the broker did not understand: {why}")
+        raise _hangs()
+
+    def first_measurement(self) -> p.Snapped:
+        """The state once it is known what is used, or why that is not known."""
+        self.send(p.Watch(usage=True))
+        deadline = time.monotonic() + MEASURED_S
+        while (left := deadline - time.monotonic()) > 0:
+            message = self.receive(left)
+            if isinstance(message, p.Snapped) and message.usage.measured_at is not None:
+                return message
         raise _hangs()
 
     def until(self, holds: Callable[[p.Snapped], bool], timeout: float) -> p.Snapped | None:
@@ -277,7 +290,7 @@ def _status(options: argparse.Namespace) -> int:
             if broker is None:
                 _show_none(options)
             else:
-                _show(options, broker, broker.snapshot())
+                _show(options, broker, broker.snapshot(usage=True))
         return OK
     return OK if options.watch else INTERRUPTED
 
@@ -293,7 +306,7 @@ def _watch(options: argparse.Namespace) -> int:
                 time.sleep(REDRAW_S / 4)
                 continue
             alone = False
-            broker.send(p.Watch())
+            broker.send(p.Watch(usage=True))
             last: p.Snapped | None = None
             with contextlib.suppress(Closed):
                 while True:
@@ -344,9 +357,11 @@ def _show(options: argparse.Namespace, broker: Conversation, snapped: p.Snapped)
             shown["pools"] = [view for view in shown["pools"] if view["key"] in keys]
         zygotes = [zygote.model_dump(mode="json") for zygote in snapped.zygotes]
         forks = {"zygotes": zygotes, "spawned": snapped.spawned}
-        _say_json({"broker": _broker_facts(broker), "taken_at": time.time(), **forks, **shown})
+        usage = _dump(snapped.usage.model_dump(mode="json"), snapped.epoch_offset)
+        facts = {"broker": _broker_facts(broker), "taken_at": time.time(), "usage": usage}
+        _say_json({**facts, **forks, **shown})
         return
-    parts = [text.snapshot_table(snapshot, now=_clock(snapped), pools=pools)]
+    parts = [text.snapshot_table(snapshot, now=_clock(snapped), pools=pools, usage=snapped.usage)]
     if pools is None:
         parts.insert(0, _broker_line(broker))
         parts.append(text.zygotes_table(snapped.zygotes, snapped.spawned, snapshot.pools))
@@ -376,6 +391,49 @@ def _broker_line(broker: Conversation) -> str:
     if facts["started_at"] is not None:
         words += [f"up {text.duration(time.time() - facts['started_at'])}", text.size(facts["memory_bytes"])]
     return " · ".join((*words, facts["folder"]))
+
+
+# --- gpu
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    devices, problem, usage = _measured()
+    if options.json:
+        used = usage.model_dump(mode="json")["devices"]
+        gpus = [device.model_dump(mode="json") | {"usage": used.get(device.uuid)} for device in devices]
+        _say_json({"gpus": gpus, "problem": problem or usage.problem})
+    else:
+        _say(text.usage_table(devices, usage) if devices else text.no_devices(problem))
+    if usage.problem is None:
+        return OK
+    _complain(f"What is used could not be measured: {usage.problem}.")
+    return FAILED
+
+
+def _measured() -> tuple[tuple[DeviceView, ...], str | None, Usage]:
+    """The GPUs, why there are none, and what is used of them; from the broker, if one runs: it knows its replicas."""
+    with _talk() as broker:
+        if broker is None:
+            return _measure_here()
+        snapped = broker.snapshot(usage=True)
+        if snapped.usage.measured_at is None:
+            snapped = broker.first_measurement()
+        return snapped.snapshot.devices, snapped.snapshot.device_problem, snapped.usage
+
+
+def _measure_here() -> tuple[tuple[DeviceView, ...], str | None, Usage]:
+    from .devices import DECLARED, DriverFailed, find_devices, in_time
+    from .usage import Processes
+
+    found = find_devices()
+    views = tuple(DeviceView(**asdict(device), replica=None, replica_name=None) for device in found.devices)
+    if DECLARED in os.environ or not found.devices:
+        return views, found.problem, Usage()
+    try:
+        used, _ = Processes().usage(in_time(lambda driver: driver.read()), {})
+    except DriverFailed as problem:
+        return views, None, Usage(problem=str(problem))
+    return views, None, Usage(devices=used)
 
 
 # --- stop
@@ -1098,6 +1156,15 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("pool", nargs="?", metavar="POOL", help="only this one, by name or key")
     status.add_argument("--watch", action="store_true", help="draw again on every change; Ctrl-C ends")
     status.add_argument("--json", action="store_true", help="instants are seconds since 1970")
+
+    gpu = add(
+        "gpu",
+        _gpu,
+        "show the GPUs, and who uses their memory: replicas, other notebooks, other processes",
+        "flyte-jupyter gpu --json",
+        "0 also when there is no GPU, 1 what is used cannot be measured",
+    )
+    gpu.add_argument("--json", action="store_true")
 
     stop = add(
         "stop",

@@ -19,5 +19,12 @@ export default tseslint.config(
       'jupyter/prefer-lazy-imports': 'off',
       eqeqeq: 'error'
     }
+  },
+  {
+    files: ['src/__tests__/**'],
+    rules: {
+      'jupyter/no-untranslated-string': 'off',
+      'jupyter/command-described-by': 'off'
+    }
   }
 );

@@ -162,7 +162,7 @@ def test_bad_arguments_are_refused(run: Run, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["status", "stop", "logs", "scale", "warm", "keep", "restart", "interrupt", "doctor"]
+    "command", ["status", "gpu", "stop", "logs", "scale", "warm", "keep", "restart", "interrupt", "doctor"]
 )
 def test_help_has_an_example_and_the_exit_codes(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")

@@ -24,12 +24,13 @@ ALLOWED = {
     "memory": {"core", "errors"},
     "orphans": set(),
     "devices": {"core"},
+    "usage": {"core", "devices"},
     "client": {"errors", "core", "loader", "memory", "runtime", "_version"},
-    "broker": {"errors", "core", "runtime", "orphans", "devices", "_version"},
+    "broker": {"errors", "core", "runtime", "orphans", "devices", "usage", "_version"},
     "kernel": {"errors", "core", "loader", "memory", "runtime", "_version"},
     "server": {"errors", "core", "runtime", "_version"},
 }
-CALLERS = ALLOWED["client"] | {"client", "orphans", "devices"}
+CALLERS = ALLOWED["client"] | {"client", "orphans", "devices", "usage"}
 """Of magics, widgets, provisioner and cli."""
 
 IMPURE = {"time", "os", "socket", "threading", "asyncio", "anyio", "random", "subprocess", "select", "logging"}

@@ -22,6 +22,7 @@ from ..core.scheduler import Scheduler
 from ..devices import find_devices
 from ..errors import BrokerUnavailable
 from .engine import Engine
+from .sampler import Sampler
 from .server import serve
 
 log = logging.getLogger("flyte_jupyter.broker")
@@ -89,6 +90,7 @@ async def _run(folder: Path) -> None:
             log_dir=str(runtime.log_folder(folder)),
             zygotes=launcher.zygotes.views,
             spawned=launcher.spawned,
+            sampler=Sampler.of_this_machine(),
         )
         tasks.start_soon(_on_signals, engine)
         tasks.start_soon(launcher.zygotes.retire)

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 import anyio
-from anyio import CancelScope, create_memory_object_stream, current_time, to_thread
+from anyio import CancelScope, create_memory_object_stream, current_time
 from anyio.abc import TaskGroup
 
 from ..core import commands, events
@@ -34,7 +34,9 @@ from ..core.protocol import (
 )
 from ..core.scheduler import Scheduler
 from ..core.timeline import Timeline
+from ..core.usage import Usage
 from .launcher import Exit, Orders
+from .sampler import Aside, Sampler
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Engine:
         log_dir: str = "",
         zygotes: Callable[[], tuple[ZygoteView, ...]] = tuple,
         spawned: Mapping[str, str] = MappingProxyType({}),
+        sampler: Sampler | None = None,
     ) -> None:
         self.scheduler = scheduler
         self._timeline = Timeline(secrets.token_hex(4), scheduler.index_of)
@@ -87,6 +90,7 @@ class Engine:
         self._log_dir = log_dir
         self._zygotes = zygotes
         self._spawned = spawned
+        self.sampler = sampler or Sampler()
         self._send_event, self._inbox = create_memory_object_stream[events.Event](math.inf)
         self._clients: dict[str, Callable[[Message], None]] = {}
         self._nested: set[str] = set()
@@ -150,18 +154,20 @@ class Engine:
             )
         )
 
-    async def watch(self) -> AsyncIterator[Snapped]:
-        """A snapshot now and after each change: soon after a few, such as a start, and less often while they go on."""
-        seen = -1
+    async def watch(self, *, usage: bool = False) -> AsyncIterator[Snapped]:
+        """A snapshot now and after each change: soon after a few, such as a start, and less often while they go on.
+
+        With `usage`, what is used counts, too, as far as it is measured.
+        """
+        seen: tuple[int, Usage | None] | None = None
         quick = WATCH_BURST  # how many more may come soon; one more each `WATCH_INTERVAL_S`
         last = current_time()
         while True:
-            changed = self._changed
-            if self.scheduler.revision == seen:
-                await changed.wait()
+            while seen == (self.scheduler.revision, self.sampler.usage if usage else None):
+                await self._changed.wait()
             now = current_time()
             quick, last = min(WATCH_BURST, quick + (now - last) / WATCH_INTERVAL_S) - 1, now
-            seen = self.scheduler.revision
+            seen = self.scheduler.revision, self.sampler.usage if usage else None
             yield self.snapped()
             await anyio.sleep(WATCH_FIRST_S if quick >= 1 else WATCH_INTERVAL_S)
 
@@ -172,9 +178,15 @@ class Engine:
             log_dir=self._log_dir,
             zygotes=self._zygotes(),
             spawned=dict(self._spawned),
+            usage=self.sampler.usage,
             recent=self._timeline.recent(),
             snapshot=self.scheduler.snapshot(),
         )
+
+    async def measured(self) -> Snapped:
+        """A snapshot with what is used just now, if that can be said quickly."""
+        await self.sampler.fresh()
+        return self.snapped()
 
     def timeline(self, pool: str, since: str | None) -> ToldTimeline:
         now = current_time()
@@ -199,6 +211,7 @@ class Engine:
                 self._tasks = tasks
                 tasks.start_soon(self._ask_for_devices)
                 tasks.start_soon(self._loop)
+                tasks.start_soon(self.sampler.run, self.scheduler.snapshot, self._announce)
                 await self._ending.wait()
                 await self._stop_everything()
                 tasks.cancel_scope.cancel()
@@ -240,8 +253,7 @@ class Engine:
             case _:
                 log.debug("%s", event)
         if self.scheduler.revision != revision:
-            changed, self._changed = self._changed, anyio.Event()
-            changed.set()
+            self._announce()
         if self._clients or self._lives:
             self._quiet_since = None
         elif self._quiet_since is None:
@@ -249,6 +261,11 @@ class Engine:
         elif now >= self._quiet_since + self._idle_s:
             log.info("nothing to do for %g s: ending", self._idle_s)
             self._ending.set()
+
+    def _announce(self) -> None:
+        """Wake those who watch."""
+        changed, self._changed = self._changed, anyio.Event()
+        changed.set()
 
     def _perform(self, command: commands.Command) -> None:
         assert self._tasks is not None
@@ -338,7 +355,7 @@ class Engine:
     async def _ask_for_devices(self) -> None:
         try:
             # Abandoned, not awaited, at the end: a driver may hang.
-            found = await to_thread.run_sync(self._find_devices, abandon_on_cancel=True)
+            found = await Aside("flyte_jupyter: devices").run(self._find_devices)
         except Exception as problem:
             log.exception("asking for GPUs failed")
             found = events.DevicesFound((), f"asking the machine for GPUs failed: {problem!r}")

@@ -32,6 +32,7 @@ from ..core.commands import StartReplica
 from ..core.events import Call, CallsReported, Event, LeaseUse, ReplicaFailed, ReplicaLoading, ReplicaReady
 from ..core.frames import Buffer, FrameReader, Kind, encode
 from ..core.protocol import Declaration
+from ..usage import Processes
 from .zygotes import CannotFork, ForkedProcess, Zygotes
 
 log = logging.getLogger(__name__)
@@ -390,8 +391,9 @@ class Launcher:
         kill_group(process.pid)
 
     async def _watch_memory(self, process: Child, limit: int, note: dict[str, str]) -> None:
+        processes = Processes()
         while True:
-            used = await to_thread.run_sync(_resident_bytes, process.pid)
+            used = await to_thread.run_sync(processes.tree_bytes, process.pid)
             if used > limit:
                 note["out_of_memory"] = f"it used {used / 2**30:.2f} GiB of its limit of {limit / 2**30:.2f} GiB"
                 kill_group(process.pid)
@@ -493,18 +495,6 @@ def reap_strangers(ours: set[int]) -> None:
         with contextlib.suppress(psutil.Error, ChildProcessError):
             if child.pid not in ours and child.status() == psutil.STATUS_ZOMBIE:
                 os.waitpid(child.pid, os.WNOHANG)
-
-
-def _resident_bytes(pid: int) -> int:
-    """Without what is shared: arrays that the caller wrote and is charged for, and the zygote's pages of files."""
-    total = 0
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for member in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):
-                memory = member.memory_info()
-                total += memory.rss - getattr(memory, "shared", 0)
-    return total
 
 
 def _cpus(text: str) -> float:

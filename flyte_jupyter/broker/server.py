@@ -7,6 +7,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -205,12 +206,14 @@ class _Reader:
                 engine.post(events.ReplicaInterrupted(replica))
             case p.Cancel(lease=lease):
                 engine.post(events.LeaseCancelled(lease))
-            case p.Watch(once=once):
+            case p.Watch(once=True, usage=True):
+                self.tasks.start_soon(self._measure)
+            case p.Watch(once=once, usage=usage):
                 if once or self.watching is not None:
                     send(engine.snapped())
                 else:
                     self.watching = anyio.CancelScope()
-                    self.tasks.start_soon(self._watch, self.watching)
+                    self.tasks.start_soon(self._watch, self.watching, usage)
             case p.Unwatch():
                 if self.watching is not None:
                     self.watching.cancel()
@@ -223,9 +226,12 @@ class _Reader:
             case p.Hello():
                 send(p.Failed(why="hello was said already"))
 
-    async def _watch(self, scope: anyio.CancelScope) -> None:
-        with scope:
-            async for snapped in self.engine.watch():
+    async def _measure(self) -> None:
+        self.send(await self.engine.measured())
+
+    async def _watch(self, scope: anyio.CancelScope, usage: bool) -> None:
+        with scope, self.engine.sampler.watching() if usage else nullcontext():
+            async for snapped in self.engine.watch(usage=usage):
                 self.send(snapped)
                 while self.behind():  # who reads slowly gets fewer snapshots, not a longer queue of old ones
                     await anyio.sleep(WATCH_INTERVAL_S)

@@ -131,8 +131,8 @@ class Connection:
                 if not self._watching:
                     self.send(p.Unwatch())
 
-    def snapshot(self) -> p.Snapped:
-        """The broker's state now."""
+    def snapshot(self, *, usage: bool = False) -> p.Snapped:
+        """The broker's state now; with `usage` it measures what is used, if that is quick."""
         answer: Future[p.Snapped | None] = Future()
 
         def take(snapped: p.Snapped | None) -> None:
@@ -142,7 +142,7 @@ class Connection:
         with self._lock:
             self._watchers.append(take)
         try:
-            self.send(p.Watch(once=True))
+            self.send(p.Watch(once=True, usage=usage))
             return self._answer(answer)
         finally:
             with self._lock:

@@ -23,12 +23,15 @@ from ..core.snapshot import (
     Snapshot,
 )
 from ..core.spec import Scaling
+from ..core.usage import DeviceUsage, OwnerView, Usage
 
 LONGEST_NAME: Final = 48
 SHOWN_REQUESTS: Final = 10
 _HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 _REPLICA_STATES: Final = ("ready", "busy", "attached", "loading", "starting", "draining", "stopping")
 _HEAD: Final = ("#", "state", "GPU", "task", "age", "pid")
+_OWNERS: Final = {"replica": "replicas", "notebook": "other notebooks", "process": "other processes"}
+NOTHING_USED: Final = Usage()
 
 
 def visible(text: str, *, keep: str = "") -> str:
@@ -139,6 +142,7 @@ def pool_table(
     *,
     now: float,
     devices: Sequence[DeviceView] = (),
+    usage: Usage = NOTHING_USED,
 ) -> str:
     """A pool with its replicas and its queue, as a table.
 
@@ -148,6 +152,7 @@ def pool_table(
         scaling: What it was declared with.
         now: The present instant, on the clock of the snapshot.
         devices: The machine's GPUs, so that the table can name those that a replica holds.
+        usage: What is used, as far as it is known.
     """
     if view is None:
         return f"{_short(name)}: not started · {_range(scaling)} · {_ttls(scaling)}"
@@ -161,6 +166,8 @@ def pool_table(
     if view.replicas:
         names = {device.uuid: _device_name(device) for device in devices}
         rows = [_HEAD, *(_replica_row(replica, view, names, now) for replica in view.replicas)]
+        if any(replica.id in usage.replicas for replica in view.replicas):
+            rows = [(*row[:3], said, *row[3:]) for row, said in zip(rows, _memory(view, usage), strict=True)]
         lines += [f"│ {line}" for line in _columns(rows)]
     if view.waiting:
         lines.append(f"├ queue {view.waiting}")
@@ -192,27 +199,42 @@ def still(plain: str, taken: str) -> str:
     return f'<pre class="flyte-still">{html.escape(plain)}</pre><p>As of {taken}. Run the cell again to reconnect.</p>'
 
 
-def snapshot_table(snapshot: Snapshot, *, now: float, pools: Iterable[PoolView] | None = None) -> str:
+def snapshot_table(
+    snapshot: Snapshot, *, now: float, pools: Iterable[PoolView] | None = None, usage: Usage = NOTHING_USED
+) -> str:
     """The whole picture: pools, GPUs, clients; or only `pools`."""
     shown = snapshot.pools if pools is None else tuple(pools)
-    parts = [pool_table(pool.name, pool, pool.scaling, now=now, devices=snapshot.devices) for pool in shown]
+    parts = [
+        pool_table(pool.name, pool, pool.scaling, now=now, devices=snapshot.devices, usage=usage) for pool in shown
+    ]
     if pools is None:
         if not shown:
             parts.append("No pool yet. One appears with the first call of a task.")
-        parts.append(devices_table(snapshot))
+        parts.append(devices_table(snapshot, usage))
         parts.append(clients_table(snapshot.clients))
     return "\n\n".join(parts)
 
 
-def devices_table(snapshot: Snapshot) -> str:
+def devices_table(snapshot: Snapshot, usage: Usage = NOTHING_USED) -> str:
     """The machine's GPUs and who holds them."""
     if not snapshot.devices:
-        return f"GPUs: none{f' ({visible(snapshot.device_problem)})' if snapshot.device_problem else ''}"
+        return no_devices(snapshot.device_problem)
     rows = [("GPU", "memory", "held by")]
-    for device in snapshot.devices:
-        memory = size(device.memory_bytes) if device.memory_bytes else "-"
-        rows.append((_device_name(device), memory, _short(device.replica_name or "-")))
+    rows += [
+        (_device_name(device), _of_memory(device, usage), _short(device.replica_name or "-"))
+        for device in snapshot.devices
+    ]
     return "\n".join(_columns(rows))
+
+
+def no_devices(problem: str | None) -> str:
+    """That there is no GPU, and why."""
+    return f"GPUs: none{f' ({visible(problem)})' if problem else ''}"
+
+
+def usage_table(devices: Sequence[DeviceView], usage: Usage) -> str:
+    """Each GPU: what is used of it, and by whom."""
+    return "\n\n".join("\n".join(_device_lines(device, usage)) for device in devices)
 
 
 def clients_table(clients: Sequence[ClientView]) -> str:
@@ -286,6 +308,47 @@ def _replica_row(replica: ReplicaView, view: PoolView, names: dict[str, str], no
         "-" if replica.pid is None else str(replica.pid),
         ", ".join(remarks),
     )
+
+
+def _memory(view: PoolView, usage: Usage) -> list[str]:
+    """A column of the replicas' table, with its head."""
+    found = (usage.replicas.get(replica.id) for replica in view.replicas)
+    return ["memory", *("-" if used is None else size(used.memory_bytes) for used in found)]
+
+
+def _of_memory(device: DeviceView, usage: Usage) -> str:
+    used = usage.devices.get(device.uuid)
+    total = size(device.memory_bytes) if device.memory_bytes else "-"
+    return total if used is None else f"{size(used.used_bytes)} of {total}"
+
+
+def _device_lines(device: DeviceView, usage: Usage) -> list[str]:
+    used = usage.devices.get(device.uuid)
+    words = [f"GPU {_device_name(device)}", f"{_of_memory(device, usage)}{' · use unknown' if used is None else ''}"]
+    if used is not None and used.utilization is not None:
+        words.append(f"{used.utilization} % busy")
+    if used is not None and used.temperature_c is not None:
+        words.append(f"{used.temperature_c} °C")
+    if device.replica_name:
+        words.append(f"held by {_short(device.replica_name)}")
+    return [" ── ".join((words[0], " · ".join(words[1:]))), *([] if used is None else _owner_lines(used))]
+
+
+def _owner_lines(used: DeviceUsage) -> list[str]:
+    rows = []
+    for kind, title in _OWNERS.items():
+        owners = [owner for owner in used.owners if owner.kind == kind]
+        if owners:
+            rows.append((f"  {title}", " · ".join(_owner(owner) for owner in owners)))
+    rest = used.used_bytes - sum(owner.bytes or 0 for owner in used.owners)
+    if rest >= 2**20:
+        rows.append(("  the rest", f"{size(rest)} (the driver, and what it does not say)"))
+    return _columns(rows)
+
+
+def _owner(owner: OwnerView) -> str:
+    who = "" if owner.kind == "replica" else f" ({_short(owner.user)}, pid {owner.pid})" if owner.user else ""
+    return f"{_short(owner.label)}{who} {'unknown' if owner.bytes is None else size(owner.bytes)}"
 
 
 def _tasks(leases: Sequence[LeaseView]) -> str:

@@ -15,6 +15,7 @@ from .commands import RefusalReason
 from .snapshot import Snapshot
 from .spec import EnvironmentSpec, Frozen, Scaling
 from .timeline import RecentView, TimelineView
+from .usage import Usage
 
 PROTOCOL: Final = 3
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
@@ -142,10 +143,14 @@ class Cancel(Frozen):
 
 
 class Watch(Frozen):
-    """Send a snapshot now and after every change (at most ten a second); `once` ends after the first."""
+    """Send a snapshot now and after every change (at most ten a second); `once` ends after the first.
+
+    `usage` has it measured what is used: every two seconds, or for that one answer.
+    """
 
     type: Literal["watch"] = "watch"
     once: bool = False
+    usage: bool = False
 
 
 class Unwatch(Frozen):
@@ -258,6 +263,7 @@ class Snapped(Frozen):
     log_dir: str
     zygotes: tuple[ZygoteView, ...] = ()
     spawned: dict[str, str] = {}  # pool -> why its replicas are spawned and not forked
+    usage: Usage = Usage()
     recent: tuple[RecentView, ...] = ()  # the calls of all pools that ended last, the newest first
     snapshot: Snapshot
 

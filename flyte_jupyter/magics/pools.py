@@ -26,6 +26,7 @@ from ..client.peek import peek
 from ..core.policy import ReusePolicy
 from ..core.resources import Resources
 from ..core.snapshot import LeaseView, PoolView, ReplicaView
+from ..core.usage import Usage
 from .options import (
     argument,
     magic_arguments,
@@ -136,6 +137,14 @@ def _views() -> list[PoolView]:
     except (errors.BrokerUnavailable, errors.BrokerGone):
         return []
     return [view for view in pools if not (view.single_use or view.retiring)]
+
+
+def _usage() -> Usage:
+    """What is used, if a broker runs."""
+    try:
+        return (broker.current() or broker.connect(start=False)).snapshot(usage=True).usage
+    except (errors.BrokerUnavailable, errors.BrokerGone):
+        return Usage()
 
 
 def command(*arguments: str, only: str = "") -> None:
@@ -310,7 +319,8 @@ class PoolMagics(Magics):
             pool = None if options.pool is None else self.pools.find(options.pool)
             if not options.watch:
                 assert pool is not None
-                print(text.pool_table(pool.name, pool.status(), pool.scaling, now=time.monotonic()))
+                view, usage = pool.status(), _usage()
+                print(text.pool_table(pool.name, view, pool.scaling, now=time.monotonic(), usage=usage))
                 return
             self._watch(pool)
 
@@ -321,10 +331,10 @@ class PoolMagics(Magics):
         shown = ""
         try:
             while True:
-                snapped = connection.snapshot()
+                snapped = connection.snapshot(usage=True)
                 now = time.time() - snapped.epoch_offset
                 views = None if pool is None else [v for v in snapped.snapshot.pools if v.key == pool.key]
-                table = text.snapshot_table(snapped.snapshot, now=now, pools=views)
+                table = text.snapshot_table(snapped.snapshot, now=now, pools=views, usage=snapped.usage)
                 if table != shown:
                     clear_output(wait=True)
                     print(table)
@@ -403,6 +413,14 @@ class PoolMagics(Magics):
         except argparse.ArgumentTypeError as problem:
             raise UsageError(str(problem)) from None
         return replica, time.time() - snapped.epoch_offset
+
+    @no_var_expand
+    @line_magic
+    @magic_arguments()
+    def flyte_gpu(self, line: str) -> None:
+        """Show the GPUs, and who uses their memory: replicas, other notebooks, other processes."""
+        parse(self.shell, self.flyte_gpu, line)
+        command("gpu")
 
     @no_var_expand
     @line_magic

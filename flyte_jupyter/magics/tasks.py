@@ -535,5 +535,5 @@ flyte_jupyter {version}: task cells on warm kernels; each magic has `?`, as in %
   %%flyte_task gpu --bg --as job                     in the background
   %flyte_wait, %flyte_result job, %flyte_cancel job
   %flyte_peek gpu[0] step, %flyte_attach gpu[0]      look into a busy kernel; open a warm one
-  %flyte_status, %flyte_logs gpu[0], %flyte_doctor, %flyte_config
+  %flyte_status, %flyte_gpu, %flyte_logs gpu[0], %flyte_doctor, %flyte_config
 """

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from .. import _version
 from ..core import protocol as p
+from ..core.usage import Usage
 from .link import Link, Unreachable, connected
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class State:
         for pool in fields["snapshot"]["pools"]:
             if failure := pool["failure"]:  # the whole traceback shows code
                 failure["cause"] = last_line(failure["cause"])
-        tag = f"{_HERE}.{link.pid}.{snapped.snapshot.revision}"
+        tag = f"{_HERE}.{link.pid}.{snapped.snapshot.revision}.{snapped.usage.measured_at}"
         return cls._made(tag, "connected", None, link.version, broker_pid=link.pid, **fields)
 
     @classmethod
@@ -56,6 +57,7 @@ class State:
             epoch_offset=None,
             zygotes=[],
             spawned={},
+            usage=Usage().model_dump(mode="json"),
             recent=[],
             snapshot=None,
         )
@@ -71,7 +73,7 @@ async def look() -> State:
     """The state now, on a connection of its own."""
     try:
         async with connected() as link:
-            return State.of(link, await link.snapshot())
+            return State.of(link, await link.snapshot(usage=True))
     except Unreachable as why:
         return State.without(why)
 
@@ -118,7 +120,7 @@ class Feed:
         while True:
             try:
                 async with connected() as link:
-                    await link.send(p.Watch())
+                    await link.send(p.Watch(usage=True))
                     while True:
                         message = await link.receive()
                         if isinstance(message, p.Snapped):

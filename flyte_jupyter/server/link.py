@@ -63,10 +63,10 @@ class Link:
             with suppress(ValidationError):
                 return p.from_broker.validate_json(line)
 
-    async def snapshot(self) -> p.Snapped:
+    async def snapshot(self, *, usage: bool = False) -> p.Snapped:
         """The broker's state; raises ValueError if it did not understand what was sent before."""
         async with _patience():
-            await self.send(p.Watch(once=True))
+            await self.send(p.Watch(once=True, usage=usage))
             while True:
                 match await self.receive():
                     case p.Snapped() as snapped:

@@ -19,6 +19,7 @@ from flyte_jupyter.core.snapshot import (
     Snapshot,
 )
 from flyte_jupyter.core.spec import DeviceRequest, Scaling
+from flyte_jupyter.core.usage import DeviceUsage, OwnerView, ReplicaUsage, Usage
 
 SCALING = Scaling(min_replicas=1, max_replicas=3, idle_ttl=1800, scaledown_ttl=300)
 NOW = 10_000.0
@@ -183,6 +184,67 @@ def test_the_whole_picture() -> None:
     ]
     none = snapshot.model_copy(update={"devices": (), "device_problem": "no driver", "clients": ()})
     assert text.snapshot_table(none, now=NOW).splitlines()[2:] == ["GPUs: none (no driver)", "", "Clients: none"]
+
+
+def owner(label: str, kind: str, used: int | None, user: str | None = "me", pid: int = 812) -> OwnerView:
+    values = {"label": label, "kind": kind, "replica": None, "pid": pid, "user": user, "bytes": used}
+    return OwnerView.model_validate(values)
+
+
+GIB = 2**30
+USAGE = Usage(
+    measured_at=NOW,
+    devices={
+        "GPU-0": DeviceUsage(
+            used_bytes=14 * GIB + GIB // 2,
+            utilization=62,
+            temperature_c=61,
+            owners=(
+                owner("gpu[0]", "replica", 6 * GIB),
+                owner("python", "process", 4 * GIB, "alice"),
+                owner("tune.ipynb", "notebook", 2 * GIB),
+                owner("Xorg", "process", None, "root", 44),
+                owner("unknown", "process", GIB, None),
+            ),
+        )
+    },
+    replicas={"r0": ReplicaUsage(memory_bytes=3 * GIB)},
+)
+
+
+def test_who_uses_a_gpu() -> None:
+    assert text.usage_table(GPUS, USAGE).splitlines() == [
+        "GPU 0 · RTX 4090 ── 14.5 GiB of 24.0 GiB · 62 % busy · 61 °C · held by gpu[0]",
+        "  replicas         gpu[0] 6.0 GiB",
+        "  other notebooks  tune.ipynb (me, pid 812) 2.0 GiB",
+        "  other processes  python (alice, pid 812) 4.0 GiB · Xorg (root, pid 44) unknown · unknown 1.0 GiB",
+        "  the rest         1.5 GiB (the driver, and what it does not say)",
+        "",
+        "GPU 1 · RTX 4090 ── 24.0 GiB · use unknown",
+    ]
+
+
+def test_what_is_used_in_the_whole_picture() -> None:
+    view = pool(replicas=(replica(0), replica(1)))
+    snapshot = Snapshot(revision=1, now=NOW, pools=(view,), devices=GPUS, device_problem=None, clients=())
+    shown = text.snapshot_table(snapshot, now=NOW, usage=USAGE).splitlines()
+    assert shown[1:4] == [
+        "│ #  state  GPU           memory   task  age  pid",
+        "│ 0  ready  0 · RTX 4090  3.0 GiB  -     41m  4121",
+        "│ 1  ready  1 · RTX 4090  -        -     41m  4122",
+    ]
+    assert shown[shown.index("") + 1 :][:3] == [
+        "GPU           memory                held by",
+        "0 · RTX 4090  14.5 GiB of 24.0 GiB  gpu[0]",
+        "1 · RTX 4090  24.0 GiB              -",
+    ]
+
+
+def test_names_of_strangers_are_made_visible() -> None:
+    evil = "\x1b]0;x\x07\u202e"
+    used = DeviceUsage(used_bytes=1, utilization=None, temperature_c=None, owners=(owner(evil, "process", 1, evil),))
+    shown = text.usage_table(GPUS, Usage(devices={"GPU-0": used}))
+    assert not set(shown) & set("\x1b\x07\u202e")
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ from flyte_jupyter.core.snapshot import (
 )
 from flyte_jupyter.core.spec import DeviceRequest, Scaling
 from flyte_jupyter.core.timeline import RecentView
+from flyte_jupyter.core.usage import DeviceUsage, OwnerView, ReplicaUsage, Usage
 
 FILE = Path(__file__).with_name("snapshot.json")
+GIB = 2**30
 WRITE = "FLYTE_JUPYTER_WRITE_CONTRACT"
 
 
@@ -71,6 +73,25 @@ def pool(name: str, **changes: Any) -> PoolView:
     return PoolView(**fields | changes)
 
 
+def usage() -> Usage:
+    """Three GPUs: shared with others, idle, one whose driver says little; of the fourth nothing is known."""
+    owners = (
+        OwnerView(label="gpu[0]", kind="replica", replica="00000000", pid=4000, user="me", bytes=6 * GIB),
+        OwnerView(label="python", kind="process", replica=None, pid=812, user="alice", bytes=4 * GIB),
+        OwnerView(label="tune.ipynb", kind="notebook", replica=None, pid=77, user="me", bytes=2 * GIB),
+    )
+    hidden = OwnerView(label="unknown", kind="process", replica=None, pid=9, user=None, bytes=None)
+    return Usage(
+        measured_at=999.0,
+        devices={
+            "GPU-0": DeviceUsage(used_bytes=13 * GIB, utilization=62, temperature_c=61, owners=owners),
+            "GPU-1": DeviceUsage(used_bytes=0, utilization=0, temperature_c=34, owners=()),
+            "GPU-2": DeviceUsage(used_bytes=GIB, utilization=None, temperature_c=None, owners=(hidden,)),
+        },
+        replicas={"00000000": ReplicaUsage(memory_bytes=3 * GIB), "00000001": ReplicaUsage(memory_bytes=700 << 20)},
+    )
+
+
 def recent(id: int, of: PoolView, task: str, **changes: Any) -> RecentView:
     fields: dict[str, Any] = {
         "id": id,
@@ -115,6 +136,7 @@ def snapped() -> p.Snapped:
         epoch_offset=1_767_000_000.0,
         log_dir="logs",
         spawned={asr.key: "a secret was declared"},
+        usage=usage(),
         recent=(
             recent(17, gpu, "load", began=998.0, ended=999.4),
             recent(16, gpu, "<img src=x>", began=990.0, ended=992.5, outcome="failed"),
@@ -151,7 +173,7 @@ def state() -> dict[str, Any]:
         "message": None,
         "versions": {"server": "0.1.0", "broker": "0.1.0"},
         "broker_pid": 4711,
-        **{name: said[name] for name in ("epoch_offset", "zygotes", "spawned", "recent", "snapshot")},
+        **{name: said[name] for name in ("epoch_offset", "zygotes", "spawned", "usage", "recent", "snapshot")},
     }
 
 

@@ -193,6 +193,19 @@ def test_logs_show_what_no_cell_wrote(notebook: Notebook) -> None:
     assert notebook.run("%flyte_logs tool --tail 1").text() == "loading two\n"
 
 
+def test_the_gpus_and_who_uses_them(notebook: Notebook) -> None:
+    assert notebook.run("%flyte_gpu").text() == "GPUs: none (FLYTE_JUPYTER_GPUS declares no GPU)\n"
+
+
+def test_the_memory_of_replicas_is_in_their_table(notebook: Notebook) -> None:
+    def shown() -> bool:  # of one that has just started nothing may be known yet
+        return (
+            re.search(r"^│ # +state +GPU +memory ", notebook.run("%flyte_status tool").text(), re.MULTILINE) is not None
+        )
+
+    wait_until(shown)
+
+
 def test_the_doctor_says_of_each_pool_where_its_replicas_come_from(notebook: Notebook) -> None:
     found = notebook.run("%flyte_doctor").text()
     assert re.search(

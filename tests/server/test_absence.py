@@ -74,6 +74,7 @@ async def test_without_a_broker_there_is_a_state_and_none_is_started(folder: Pat
         "zygotes": [],
         "recent": [],
         "spawned": {},
+        "usage": {"measured_at": None, "devices": {}, "replicas": {}, "problem": None},
         "snapshot": None,
     }
     assert (await ask("pools", params={"since": tag})).code == 204
