@@ -20,9 +20,8 @@ export class Replicas {
   }
 
   table(state, pool, at) {
-    const usage = state.usage ?? { devices: {}, replicas: {} };
     const devices = new Map(state.devices.map((device) => [device.uuid, device]));
-    const rows = pool.replicas.flatMap((replica) => this.#replica(replica, pool, devices, usage, at));
+    const rows = pool.replicas.flatMap((replica) => this.#replica(replica, pool, devices, state.usage, at));
     for (const id of this.#rows.keys()) if (!pool.replicas.some((replica) => replica.id === id)) this.#rows.delete(id);
     const head = ["#", "state", "GPU", "memory", "task", "age", "", ""];
     return el(

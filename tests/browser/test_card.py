@@ -352,7 +352,7 @@ def test_it_can_be_read_and_used_without_jupyterlab(elsewhere: Any, scheme: str)
     pool["failure"] = {"cause": f"Traceback\nValueError: {EVIL}", "replica": "gpu[1]", "attempts": 2, "retry_at": None}
     shown = {
         **{"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None},
-        **{"pool": pool, "devices": state["snapshot"]["devices"]},
+        **{"pool": pool, "devices": state["snapshot"]["devices"], "usage": state["usage"]},
     }
     elsewhere.evaluate(SHOW, [shown, made_up(3, 300)])
     card = elsewhere.locator(".flyte-card")
@@ -375,6 +375,7 @@ def test_a_button_keeps_its_focus_and_a_click_when_the_state_changes(elsewhere: 
     state = states.rich()
     pool = state["snapshot"]["pools"][0]
     shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
+    shown["usage"] = state["usage"]
     elsewhere.evaluate(SHOW, [{**shown, "pool": pool}, made_up(1, 4)])
     button = elsewhere.get_by_role("button", name="Drain")
     button.hover()
