@@ -268,8 +268,9 @@ class Card {
 
   #sum(pool) {
     const avoided = pool.cold_starts_avoided;
-    const saved =
-      avoided && pool.cold_start_s !== null ? ` (about ${duration(avoided * pool.cold_start_s)} saved)` : "";
+    const seconds = avoided * (pool.cold_start_s ?? 0);
+    const about = duration(seconds < 90 ? seconds : Math.round(seconds / 60) * 60);
+    const saved = seconds ? ` (about ${about} saved)` : "";
     return `${many(pool.calls, "call")} · ${many(pool.starts, "start")} · cold starts avoided: ${avoided}${saved}`;
   }
 }
