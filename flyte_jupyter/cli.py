@@ -1073,8 +1073,10 @@ def _check_leftovers() -> Iterable[Finding]:
 
 
 def _check_imports() -> Iterable[Finding]:
-    import flyte_jupyter  # noqa: F401
+    import flyte_jupyter as flyte
 
+    for name in flyte.__all__:
+        getattr(flyte, name)
     loaded = [name for name in BIG_LIBRARIES if name in sys.modules]
     if loaded:
         yield Finding("warn", "imports", f"`import flyte_jupyter` also loads {', '.join(loaded)}", "Please report it.")

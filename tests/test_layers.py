@@ -33,6 +33,9 @@ ALLOWED = {
 CALLERS = ALLOWED["client"] | {"client", "orphans", "devices", "usage"}
 """Of magics, widgets, provisioner and cli."""
 
+HUNG_IN = {"_view"}
+"""The package's own: how it hangs a pool's card, which the client does not know, into its display."""
+
 IMPURE = {"time", "os", "socket", "threading", "asyncio", "anyio", "random", "subprocess", "select", "logging"}
 WARNS_THROUGH_FLYTES_LOGGER = {"policy", "resources"}
 """Flyte warns of some values through the logger `flyte`, when they are stated; so do these two."""
@@ -74,7 +77,7 @@ def test_arrows_point_left(path: Path) -> None:
     own = layer(path)
     if own == "__init__":
         return
-    allowed = ALLOWED.get(own, CALLERS) | {own}
+    allowed = ALLOWED.get(own, CALLERS) | {own, *HUNG_IN}
     for name in imports(path):
         top, _, rest = name.partition(".")
         if top != "flyte_jupyter" or not rest:
@@ -101,10 +104,49 @@ def fresh(code: str) -> list[str]:
     return done.stdout.split()
 
 
+def test_checkers_and_the_interpreter_find_the_same_names_at_the_same_place() -> None:
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    checked = {
+        alias.name: f".{node.module}"
+        for block in tree.body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "_typing.TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    assert checked == flyte_jupyter._HOME_OF
+    assert {*checked, "errors", "__version__"} == set(flyte_jupyter.__all__)
+
+
+def test_all_public_names_can_be_listed_and_imported_before_any_is_used() -> None:
+    assert set(fresh("import flyte_jupyter; print(*dir(flyte_jupyter))")) >= set(flyte_jupyter.__all__)
+    starred = fresh("from flyte_jupyter import *; print(*[name for name in dir() if name[:2] != '__'])")
+    assert set(starred) == set(flyte_jupyter.__all__) - {"__version__"}
+
+
+def test_a_misspelt_name_is_said_to_be_one() -> None:
+    with pytest.raises(AttributeError, match="module 'flyte_jupyter' has no attribute 'TaskEnviroment'"):
+        _ = flyte_jupyter.TaskEnviroment
+    wrong = "import flyte_jupyter; flyte_jupyter.TaskEnviroment"
+    done = subprocess.run([sys.executable, "-c", wrong], capture_output=True, text=True, check=False)
+    assert "Did you mean: 'TaskEnvironment'?" in done.stderr
+
+
 def test_the_import_is_cheap() -> None:
-    loaded = fresh("import sys, flyte_jupyter; print(*sys.modules)")
+    loaded = fresh("import sys, flyte_jupyter as flyte; flyte.TaskEnvironment, flyte.pool; print(*sys.modules)")
     assert set(EXTRAS) & set(loaded) == set()
     assert [name for name in loaded if name.startswith(("flyte_jupyter.broker", "flyte_jupyter.kernel"))] == []
+
+
+def test_a_jupyter_server_finds_the_extension_without_loading_it() -> None:
+    found = "import flyte_jupyter, flyte_jupyter.server; flyte_jupyter._jupyter_server_extension_points()"
+    loaded = fresh(f"import sys; {found}; print(*sys.modules)")
+    assert {"pydantic", "asyncio", *EXTRAS} & set(loaded) == set()
+    assert {name for name in loaded if name.startswith("flyte_jupyter")} == {
+        "flyte_jupyter",
+        "flyte_jupyter._version",
+        "flyte_jupyter.server",
+    }
 
 
 def test_the_server_extension_loads_nothing_that_runs_user_code() -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 START_S: Final = 120.0
 """Importing may take this long; torch from a cold disk does."""
 FORK_S: Final = 10.0
+DIED: Final = "the zygote died; its log says why"
 
 
 class CannotFork(Exception):
@@ -71,8 +73,12 @@ class Zygote:
     used_at: float = 0.0
     replicas: set[int] = field(default_factory=set)
 
-    async def receive(self, timeout: float) -> dict[str, Any]:
-        """Its next answer. CannotFork if it died, or says nothing in time."""
+    async def ask(self, request: dict[str, Any], timeout: float, descriptors: Sequence[int] = ()) -> dict[str, Any]:
+        """Its answer. CannotFork if it has died, dies, or says nothing in time."""
+        try:
+            socket.send_fds(self.control, [json.dumps(request).encode()], descriptors)
+        except OSError:
+            raise CannotFork(DIED) from None
         try:
             with anyio.fail_after(timeout):
                 await anyio.wait_readable(self.control)
@@ -83,7 +89,7 @@ class Zygote:
         except OSError:
             packet = b""
         if not packet:
-            raise CannotFork("the zygote died; its log says why")
+            raise CannotFork(DIED)
         answer: dict[str, Any] = json.loads(packet)
         if answer.get("problem"):
             raise CannotFork(str(answer["problem"]))
@@ -131,15 +137,10 @@ class Zygotes:
                 open(log_path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log_file,
             ):
                 try:
-                    socket.send_fds(
-                        zygote.control, [json.dumps(request).encode()], [log_file.fileno(), listening.fileno()]
-                    )
-                    answer = await zygote.receive(FORK_S)
-                except (OSError, CannotFork) as reason:
+                    answer = await zygote.ask(request, FORK_S, [log_file.fileno(), listening.fileno()])
+                except CannotFork:
                     await self._give_up(key, zygote)
-                    if isinstance(reason, CannotFork):
-                        raise
-                    raise CannotFork("the zygote died") from None
+                    raise
         pid = int(answer["pid"])
         self._children.add(pid)
         zygote.replicas.add(pid)
@@ -198,12 +199,11 @@ class Zygotes:
             if zygote is None:
                 zygote = self._zygotes[key] = self._start(key, interpreter, base, preimports, idle_ttl)
                 try:
-                    zygote.control.send(json.dumps({"preimports": preimports}).encode())
-                    await zygote.receive(START_S)
-                except (OSError, CannotFork) as reason:
+                    await zygote.ask({"preimports": preimports}, START_S)
+                except CannotFork as reason:
                     await self._give_up(key, zygote)
                     self._refused[key] = str(reason)
-                    raise CannotFork(str(reason)) from None
+                    raise
                 zygote.ready = True
                 zygote.used_at = anyio.current_time()
                 log.info("zygote %d is ready: %s", zygote.process.pid, ", ".join(preimports) or "no preimports")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast, overload
 
 from pydantic import SecretStr
 
-from .. import errors
+from .. import _view, errors
 from ..core import protocol as p
 from ..core.definitions import Closure, digest_of
 from ..core.policy import ReusePolicy
@@ -71,8 +71,8 @@ class PoolHandle:
     The pool belongs to the broker, not to this object: it stays when the notebook goes.
     """
 
-    view: ClassVar[Callable[[PoolHandle], Mapping[str, Any]] | None] = None
-    """What a notebook shows beside text; set by the package, as this layer knows no widgets."""
+    view: ClassVar[Callable[[PoolHandle], Mapping[str, Any]] | None] = staticmethod(_view)
+    """What a notebook shows beside text; the package's, as this layer knows no widgets. None: nothing."""
 
     def __init__(self, spec: EnvironmentSpec, scaling: Scaling) -> None:
         self.spec = spec

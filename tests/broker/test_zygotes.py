@@ -262,7 +262,20 @@ def test_a_zygote_that_is_stopped_in_the_middle_of_a_fork_is_given_up_for_this_t
     run(nursery, test)
 
 
-def test_an_interpreter_that_ends_at_once_is_a_reason_and_not_an_error(nursery: Nursery) -> None:
+@pytest.mark.parametrize("gone", [False, True], ids=["while-it-is-asked", "before-it-is-asked"])
+def test_an_interpreter_that_ends_at_once_is_a_reason_and_not_an_error(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    start = nursery.zygotes._start
+
+    def start_and_wait(*arguments: Any) -> Zygote:
+        zygote = start(*arguments)
+        os.waitid(os.P_PID, zygote.process.pid, os.WEXITED | os.WNOWAIT)
+        return zygote
+
+    if gone:
+        monkeypatch.setattr(nursery.zygotes, "_start", start_and_wait)
+
     async def test() -> None:
         with pytest.raises(CannotFork, match="died"):
             await nursery.zygotes.fork(

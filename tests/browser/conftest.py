@@ -1,4 +1,4 @@
-"""A real JupyterLab in a folder of its own, a real broker, and Debian's chromium; each test gets a fresh page.
+"""A real JupyterLab in a folder of its own, a real broker, and a real browser; each test gets a fresh page.
 
 Run apart from the other tests, `pytest tests/browser`: playwright holds an event loop of its own.
 """
@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import chromium
 import pytest
 from support import TIME_SCALE, end_broker, wait_until
 
@@ -29,7 +30,6 @@ from flyte_jupyter import runtime
 playwright_api = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("jupyterlab")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-dev-shm-usage "
     "--disable-background-networking --disable-component-update --disable-sync"
@@ -148,12 +148,11 @@ def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jupyter]:
 
 @pytest.fixture(scope="session")
 def context() -> Iterator[Any]:
-    if CHROMIUM is None:
-        if os.environ.get("CI"):
-            pytest.fail("no chromium")
-        pytest.skip("no chromium on PATH")
+    path = chromium.find()
+    if path is None:
+        pytest.fail(chromium.HOW)
     with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         # One context for all: its cache makes a page load take 4 s and not 6.
         made = browser.new_context(viewport={"width": 1200, "height": 900})
         made.set_default_timeout(STEP_MS)

@@ -294,7 +294,7 @@ def test_map_raises_at_the_place_of_the_error(executor: PoolExecutor) -> None:
 
 
 def test_map_times_out(executor: PoolExecutor) -> None:
-    results = executor.map(nap_async, [0.0, 0.7], timeout=0.4)
+    results = executor.map(nap_async, [0.0, 3.0], timeout=2.0)
     assert next(results)
     with pytest.raises(TimeoutError):
         next(results)

@@ -136,7 +136,7 @@ class Cell:
             elif kind == "error":
                 shown.append((kind, content["ename"]))
             else:
-                shown.append((kind, content["data"]["text/plain"]))
+                shown.append((kind, content["data"].get("text/plain")))
         return shown
 
     @property

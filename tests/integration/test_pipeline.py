@@ -25,6 +25,8 @@ from flyte_jupyter.client.target import target_of
 
 pytestmark = pytest.mark.kernel
 
+MANY = 600
+
 two = flyte.TaskEnvironment("pipelined", reusable=flyte.ReusePolicy(replicas=2))
 one = flyte.TaskEnvironment("pipelined-one", reusable=flyte.ReusePolicy(replicas=1))
 
@@ -50,12 +52,20 @@ def echo(x: int) -> int:
 
 
 @two.task
-def long_at(path: str, x: int, where: int) -> int:
-    """Short for every item but one."""
+def waits_at(path: str, x: int, where: int) -> int:
+    """Short for every item but one, which waits for all others."""
     if x == where:
         mark(path, f"begin {x}")
-        time.sleep(1.0)
+        Counter(path).wait(MANY)
     mark(path, f"end {x}")
+    return x
+
+
+@two.task
+def long_at(x: int, where: int) -> int:
+    """Short for every item but one."""
+    if x == where:
+        time.sleep(1.0)
     return x
 
 
@@ -131,10 +141,10 @@ def test_thousands_of_short_calls_come_back_in_order() -> None:
 @pytest.mark.parametrize("where", [200, 203])
 def test_a_long_call_does_not_keep_those_sent_behind_it(tmp_path: Path, where: int) -> None:
     runs = Counter(tmp_path / "runs")
-    rows = [(runs.path, x, where) for x in range(600)]
-    assert gather(long_at, *rows) == list(range(600))
+    rows = [(runs.path, x, where) for x in range(MANY)]
+    assert gather(waits_at, *rows) == list(range(MANY))
     lines = runs.lines()
-    assert len(lines) == 601, "every call ran once"
+    assert len(lines) == MANY + 1, "every call ran once"
     assert lines[-1] == f"end {where}", "all others ended while it ran"
 
 
@@ -384,10 +394,10 @@ def test_short_calls_are_not_sent_behind_one_that_takes_long(monkeypatch: pytest
         original(self, first, count)
 
     async def some() -> None:
-        await asyncio.gather(*(long_at.aio(os.devnull, x, -1) for x in range(300)))
-        long = asyncio.ensure_future(long_at.aio(os.devnull, 0, 0))
+        await asyncio.gather(*(long_at.aio(x, -1) for x in range(300)))
+        long = asyncio.ensure_future(long_at.aio(0, 0))
         while not long.done():
-            await asyncio.gather(*(long_at.aio(os.devnull, x, 0) for x in range(1, 6)))
+            await asyncio.gather(*(long_at.aio(x, 0) for x in range(1, 6)))
 
     monkeypatch.setattr(Stream, "_taken_back", note)
     asyncio.run(some())
