@@ -24,7 +24,8 @@ ReplicaState = Literal["starting", "loading", "ready", "busy", "draining", "stop
 class LeaseView(Frozen):
     """A slot that somebody holds. `client` is the client's label; `task` runs in it `since` then.
 
-    Between two calls, and after the last one until the client lets go, it is not `running`: `task` is the one before.
+    Between two calls, and after the last one until the client lets go, it is not `running`: `task` is the one before,
+    and `since` when it ended.
     """
 
     lease: str

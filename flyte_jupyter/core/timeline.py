@@ -258,7 +258,8 @@ class Timeline:
     def _follow(self, command: Command, now: float) -> None:
         match command:
             case Grant(_, lease, replica):
-                self._serve(lease, self._lanes[replica], now)
+                if request := self._leases.get(lease):
+                    self._serve(request, self._lanes[replica], now)
             case Refuse(_, lease, reason):
                 self._give_up(lease, now, "cancelled" if reason == "cancelled" else "failed")
             case StartReplica(replica, pool, _, _, why):
@@ -346,9 +347,8 @@ class Timeline:
 
     # --- requests
 
-    def _serve(self, id: str, lane: _Lane, now: float) -> None:
-        lease = self._leases[id]
-        del lease.history.waiting[id]
+    def _serve(self, lease: _Lease, lane: _Lane, now: float) -> None:
+        del lease.history.waiting[lease.id]
         if lease.span is None and now - lease.since >= SHORTEST_WAIT_S:
             lease.span = self._begin(lease.history, "waiting", lease.task, lease.label, lease.since)
         if lease.span is not None:

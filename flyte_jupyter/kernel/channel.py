@@ -17,6 +17,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -269,12 +270,14 @@ class CallChannel:
     def finished(self, call: RunningCall, reply: list[Buffer]) -> None:
         """The runner's last word on a call."""
         self.running = None
-        if call.began:
-            self.replica.recorder.ended(call)
+        now = time.monotonic()
+        if not self.closed:
+            self.send(reply)
+        if call.began:  # noted while the client reads already
+            self.replica.recorder.ended(call, now)
         if self.closed:
-            self.replica.abandoned_call_ended(self.hello.lease)
+            self.replica.left_for_good(self)
             return
-        self.send(reply)
         if self._frames:
             self._advance()
 
@@ -605,13 +608,14 @@ class Replica:
         self.cells = cells
         self.comms = comms
         self.supervisor: ControlChannel | None = None
-        self.recorder = Recorder(self.later, self._can_tell, self._tell)
+        self.recorder = Recorder(self.later, self._running_calls, self._can_tell, self._tell)
         self._control_loop = control_loop
         self._control_thread = 0
         control_loop.call_soon_threadsafe(self._note_control_thread)
         self._lock = threading.Lock()
         self._channels: dict[str, CallChannel] = {}
         self._by_fd: dict[int, CallChannel] = {}
+        self._left: set[CallChannel] = set()  # by their client, and something still runs there
         self._early_cancels: dict[str, set[int]] = {}
         self._listener: Listener | None = None
         self.front_end_left: Callable[[str], None] = lambda session: None
@@ -659,6 +663,8 @@ class Replica:
             self._listener.unwatch(channel.connection)
         with self._lock:
             self._channels.pop(channel.hello.lease, None)
+            if channel.running is not None:
+                self._left.add(channel)
             self._by_fd.pop(channel.connection.fileno(), None)
         if channel.hello.session:
             self._control_loop.call_soon_threadsafe(self.front_end_left, channel.hello.session)
@@ -720,12 +726,23 @@ class Replica:
         if self.supervisor is not None:
             self.supervisor.send(Kind.STATE, json.dumps({"state": state, **fields}).encode())
 
+    def _running_calls(self) -> list[RunningCall]:
+        with self._lock:
+            calls = [each.running for each in (*self._channels.values(), *self._left)]
+        return [call for call in calls if call is not None and call.began]
+
     def _can_tell(self) -> bool:
         return self.supervisor is None or self.supervisor.ready()
 
     def _tell(self, body: bytes) -> None:
         if self.supervisor is not None:
             self.supervisor.send(Kind.CALLS, body)
+
+    def left_for_good(self, channel: CallChannel) -> None:
+        """Its client was gone already; now nothing runs there any more."""
+        with self._lock:
+            self._left.discard(channel)
+        self.abandoned_call_ended(channel.hello.lease)
 
     def abandoned_call_ended(self, lease: str) -> None:
         if self.supervisor is not None:

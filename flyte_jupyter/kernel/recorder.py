@@ -60,6 +60,7 @@ class Recorder:
 
     Args:
         later: Has the control thread call something after so many seconds.
+        running: The calls that run now.
         ready: Whether `send` would not wait.
         send: Takes a report to the broker.
     """
@@ -67,16 +68,17 @@ class Recorder:
     def __init__(
         self,
         later: Callable[[float, Callable[[], None]], None],
+        running: Callable[[], list[RunningCall]],
         ready: Callable[[], bool],
         send: Callable[[bytes], None],
     ) -> None:
         self._later = later
+        self._running = running
         self._ready = ready
         self._send = send
         self._telling = threading.Lock()
         self._lock = threading.Lock()
         self._timer = False
-        self._running: set[RunningCall] = set()
         self._untold: dict[int, Span] = {}
         self._used: dict[str, Span] = {}  # leases that were in use, until they are told to be idle
         self._told: dict[str, tuple[str, float]] = {}  # leases that were told to be in use: task, and since when
@@ -90,14 +92,12 @@ class Recorder:
 
     def began(self, call: RunningCall) -> None:
         call.began = monotonic()
-        self._running.add(call)
         if not self._timer:
             self._wake()
 
-    def ended(self, call: RunningCall) -> None:
-        now = monotonic()
+    def ended(self, call: RunningCall, now: float) -> None:
+        """It is marked as ended already: see `_open`."""
         began = call.began
-        self._running.discard(call)  # before its span is looked at: see `_open`
         span = call.channel.span
         if (
             span is not None
@@ -180,7 +180,7 @@ class Recorder:
         """What is new, if anything is; and whether to look again soon although nobody wakes this thread."""
         running: dict[str, tuple[str, float]] = {}
         again = False
-        for call in list(self._running):
+        for call in self._running():
             if call.span is None and now - call.began >= SHORT_S and self._room(now):
                 self._open(call)
             again = again or call.span is None
@@ -207,7 +207,7 @@ class Recorder:
     def _open(self, call: RunningCall) -> None:
         """It takes long: tell that it runs."""
         span = call.span = self._new(call)
-        if call in self._running:
+        if not call.ended:
             self._untold[span.number] = span
         else:  # it has just ended, and may not have seen that it has a span
             call.span = None

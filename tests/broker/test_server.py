@@ -174,6 +174,24 @@ def test_every_verb_reaches_the_scheduler(play: Play) -> None:
     play(conversation)
 
 
+def test_a_timeline_is_told_to_who_asks(play: Play) -> None:
+    async def conversation(broker: Broker) -> None:
+        talk, pool = await broker.client(), declaration()
+        key = pool.spec.key
+        await talk.say(
+            p.AskTimeline(pool="0" * 16), p.Declare(declaration=pool), p.Acquire(lease="l", pool=key, task="t")
+        )
+        assert await talk.hear() == p.ToldTimeline(pool="0" * 16, timeline=None)
+        await talk.hear(p.Granted)
+        await talk.say(p.AskTimeline(pool=key))
+        whole = (await talk.hear(p.ToldTimeline)).timeline
+        assert (whole.whole, [lane.name for lane in whole.lanes]) == (True, ["cpu[0]"])
+        await talk.say(p.AskTimeline(pool=key, since=whole.mark))
+        assert not (await talk.hear(p.ToldTimeline)).timeline.whole
+
+    play(conversation)
+
+
 @pytest.mark.parametrize(
     "line",
     [

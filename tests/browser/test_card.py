@@ -160,22 +160,6 @@ def test_the_timeline_tells_what_was(cards: Cards) -> None:
     cards.first.locator(".flyte-history").get_by_text("carded[1]").first.wait_for()
 
 
-def test_the_countdown_ticks_without_messages(cards: Cards) -> None:
-    cards.says("idle off in").wait_for()
-    page, timer = cards.lab.page, cards.first.get_by_role("timer")
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url) if "/flyte-jupyter/" in request.url else None)
-    wait_on(page)(cards.nothing_goes_on, 30)
-    page.wait_for_timeout(1500)  # what is under way
-    said = (cards.messages, len(asked))
-    before = timer.inner_text()
-    page.wait_for_function("([timer, text]) => timer.textContent !== text", arg=[timer.element_handle(), before])
-    between = timer.inner_text()
-    page.wait_for_function("([timer, text]) => timer.textContent !== text", arg=[timer.element_handle(), between])
-    assert (cards.messages, len(asked)) == said
-    assert cards.messages > 10
-
-
 def test_keep_lasts_until_it_is_taken_back(cards: Cards) -> None:
     cards.press("Keep 2 h")
     cards.says("1:59:").wait_for()
@@ -197,6 +181,22 @@ def test_what_cannot_be_done_is_said(cards: Cards) -> None:
     cards.press("Drain")
     cards.first.locator(".flyte-said").get_by_text(SHOWN).wait_for()
     cards.lab.page.unroute("**/flyte-jupyter/pools/*/drain")
+
+
+def test_the_countdown_ticks_without_messages(cards: Cards) -> None:
+    cards.says("idle off in").wait_for()
+    page, timer = cards.lab.page, cards.first.get_by_role("timer")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/flyte-jupyter/" in request.url else None)
+    wait_on(page)(cards.nothing_goes_on, 30)
+    page.wait_for_timeout(1500)  # what is under way
+    said = (cards.messages, len(asked))
+    before = timer.inner_text()
+    page.wait_for_function("([timer, text]) => timer.textContent !== text", arg=[timer.element_handle(), before])
+    between = timer.inner_text()
+    page.wait_for_function("([timer, text]) => timer.textContent !== text", arg=[timer.element_handle(), between])
+    assert (cards.messages, len(asked)) == said
+    assert cards.messages > 10
 
 
 def test_stop_asks_first(cards: Cards) -> None:

@@ -274,6 +274,17 @@ def test_there_is_a_bound_and_the_oldest_go_first() -> None:
     assert len(broker.timeline._histories["p"].lanes["p-1"].calls) == most
 
 
+def test_five_thousand_calls_are_less_than_a_megabyte() -> None:
+    broker = warm()
+    for number in range(1, 5001):
+        at = 4000 + number * 0.1
+        broker.do(at, told(call(number, at - 0.0712, at - 0.0013, task="gpu.embed_documents", client="train.ipynb")))
+    view = broker.view(4501)
+    assert sum(span.kind == "running" for span in view.spans) == 5000
+    assert len(view.model_dump_json()) < 1_000_000
+    assert len(broker.view(4501, view.mark).model_dump_json()) < 1000
+
+
 def test_ended_lanes_are_bounded() -> None:
     broker = Broker(low=0, high=1)
     for number in range(1, t.MOST_ENDED_LANES + 12):

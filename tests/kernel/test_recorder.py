@@ -26,21 +26,25 @@ class Replica:
         monkeypatch.setattr(r, "monotonic", lambda: self.now)
         self.recorder = Recorder(
             lambda delay, callback: self.timers.append((self.now + delay, callback)),
+            lambda: list(self.running),
             lambda: self.listens,
             lambda report: self.reports.append(json.loads(report)),
         )
+        self.running: list[Any] = []
         self._channels: dict[str, Any] = {}
 
     def begin(self, task: str = "t", lease: str = "l") -> Any:
         hello = SimpleNamespace(lease=lease, label="a.ipynb")
         channel = self._channels.setdefault(lease, SimpleNamespace(hello=hello, span=None))
         call: Any = _Call(channel, task)
+        self.running.append(call)
         self.recorder.began(call)
         return call
 
     def end(self, call: Any, status: Status = Status.OK) -> None:
-        call.status = status
-        self.recorder.ended(call)
+        call.status, call.ended = status, True
+        self.running.remove(call)
+        self.recorder.ended(call, self.now)
 
     def run(self, task: str = "t", seconds: float = 0.0, lease: str = "l", status: Status = Status.OK) -> None:
         call = self.begin(task, lease)
@@ -73,7 +77,7 @@ class Replica:
 class _Call:
     def __init__(self, channel: Any, name: str) -> None:
         self.channel, self.name = channel, name
-        self.began, self.span, self.status = 0.0, None, Status.OK
+        self.began, self.span, self.status, self.ended = 0.0, None, Status.OK, False
 
 
 @pytest.fixture
@@ -244,7 +248,7 @@ def test_noting_a_call_takes_no_time_to_speak_of(replica: Replica, monkeypatch: 
         started = time.perf_counter()
         for _ in range(1000):
             replica.recorder.began(call)
-            replica.recorder.ended(call)
+            replica.recorder.ended(call, time.monotonic())
         return (time.perf_counter() - started) / 1000
 
     best = min(each() for _ in range(20))
