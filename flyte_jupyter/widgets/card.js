@@ -42,6 +42,8 @@ class Card {
   #skew = 0;
   #asking = false; // whether to stop
   #replicas;
+  #seen = false; // on the screen, in a tab that is in front
+  #watch;
   #fetching = false;
   #stale = false;
   #timer;
@@ -64,12 +66,18 @@ class Card {
     );
     model.on("change:state", this.#changed);
     document.addEventListener("visibilitychange", this.#fetch);
+    this.#watch = new IntersectionObserver((entries) => {
+      this.#seen = entries.at(-1).isIntersecting;
+      this.#fetch();
+    });
+    this.#watch.observe(root);
     this.#timer = setInterval(() => !document.hidden && tickAll(this.#main, this.#now()), TICK_MS);
     this.#changed();
   }
 
   dispose() {
     clearInterval(this.#timer);
+    this.#watch.disconnect();
     document.removeEventListener("visibilitychange", this.#fetch);
     this.#model.off("change:state", this.#changed);
     this.#timeline.dispose();
@@ -113,7 +121,8 @@ class Card {
 
   // What is new since the last answer: asked for when something has changed, never because time has passed.
   #fetch = async () => {
-    if (document.hidden || !this.#model.get("state").pool || !this.#parts.some((part) => part.open)) return;
+    if (document.hidden || !this.#seen || !this.#model.get("state").pool || !this.#parts.some((part) => part.open))
+      return;
     this.#stale = true;
     if (this.#fetching) return;
     this.#fetching = true;

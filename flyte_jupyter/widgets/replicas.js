@@ -77,7 +77,7 @@ export class Replicas {
         since === null ? null : ticking(() => clock(this.#now() - at(since)), this.#now()),
       ),
       el("td", {}, models.join(", ") || "-"),
-      el("td", { class: "flyte-number" }, this.#memory(replica, devices, usage)),
+      el("td", {}, this.#memory(replica, devices, usage)),
       el("td", { class: "flyte-task" }, task),
       el(
         "td",

@@ -73,7 +73,8 @@ export class Timeline {
     this.#text = options.text ?? english;
     this.#build(host);
     this.#watch =
-      globalThis.IntersectionObserver && new IntersectionObserver(([entry]) => this.#look(entry.isIntersecting));
+      globalThis.IntersectionObserver &&
+      new IntersectionObserver((entries) => this.#look(entries.at(-1).isIntersecting));
     this.#watch?.observe(this.#root);
     document.addEventListener("visibilitychange", this.#now);
   }
