@@ -76,7 +76,7 @@ class Cards:
         self.messages += b"comm_msg" in said and b"carded[0]" in said
 
     def nothing_goes_on(self) -> bool:
-        """Whether no client holds a slot any more, and the failed pool, whose starts have memory measured, has given up."""
+        """Whether no client holds a slot, and the failed pool has given up: its starts have memory measured."""
         pools = {pool["name"]: pool for pool in self.lab.snapshot()["pools"]}
         return pools["sick"]["state"] == "failed" and not any(each["leases"] for each in pools["carded"]["replicas"])
 
