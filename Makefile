@@ -89,5 +89,5 @@ $(VENV)/torch.stamp: | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) dist build labextension/lib labextension/node_modules flyte_jupyter/labextension .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist build labextension/lib labextension/node_modules labextension/*.tsbuildinfo flyte_jupyter/labextension .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

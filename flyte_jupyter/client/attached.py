@@ -1,28 +1,26 @@
-"""A replica that somebody opens by hand: which one, where its channels are, and the slots that keep others out."""
+"""A replica that somebody opens by hand: which one, where its channels are, and the lease that makes it theirs."""
 
 from __future__ import annotations
 
 import json
-import threading
-import time
+import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from .. import errors, runtime
+from .. import errors
 from ..core import protocol as p
 from ..core.snapshot import PoolView, ReplicaView, Snapshot
 from . import text
 from .arguments import parse_replica
 from .broker import Connection
 from .identity import describe_client
-from .leases import Channel, Lease, LeaseGroup, Waiter
+from .leases import Channel, explain_refusal
 
-RETRY_S: Final = 0.1
-NO_LEASE: Final = ""
-GRANTED_S: Final = 1.0
-"""How long the broker may take to grant slots that are free."""
+SOON_S: Final = 0.3
+"""Who waits for longer is told what for."""
+_COMING: Final = ("starting", "loading")
 
 
 def find_replica(
@@ -32,16 +30,18 @@ def find_replica(
 
     Args:
         again: The id of a replica that is preferred to all others.
-        busy: Prefer one that works, and not one that is free.
+        busy: To look into: rather one that works than one that is free. Else to attach to: rather one that is free,
+            then one that is on its way, then one that somebody else has.
 
     Raises:
         NoSuchPool: There is no pool of that name.
-        NoSuchReplica: It has no such replica, or none that is ready.
+        NoSuchReplica: It has no such replica, or none of use.
         ArgumentTypeError: `wanted` is not the name of a replica.
     """
     pools = [view for view in snapshot.pools if not view.single_use]
     states = {view.name: text.pool_state(view) for view in pools}
     number = None
+    usable = ("ready", "busy", "attached", *(("draining",) if busy else _COMING))
     if wanted:
         name, number = parse_replica(wanted)
         pools = [view for view in pools if view.name == name or (len(name) >= 6 and view.key.startswith(name))]
@@ -51,15 +51,17 @@ def find_replica(
         (view, replica)
         for view in pools
         for replica in view.replicas
-        if replica.state in ("ready", "busy") and number in (None, replica.index)
+        if replica.state in usable and number in (None, replica.index)
     ]
     if not found:
         raise errors.NoSuchReplica(wanted, states)
 
-    def rank(each: tuple[PoolView, ReplicaView]) -> tuple[bool, bool, float, float]:
+    def rank(each: tuple[PoolView, ReplicaView]) -> tuple[bool, bool, float, bool, bool, float]:
         view, replica = each
         crowd = len(replica.leases) / view.scaling.concurrency
-        return replica.id != again, view.retiring, -_used_at(view), -crowd if busy else crowd
+        taken = replica.state == "attached" and not busy
+        order = (taken, replica.state in _COMING, -crowd if busy else crowd)
+        return replica.id != again, view.retiring, -_used_at(view), *order
 
     return min(found, key=rank)
 
@@ -71,192 +73,135 @@ def _used_at(view: PoolView) -> float:
     return max(instants)
 
 
-def jupyter_channels(replica: ReplicaView) -> dict[str, Any]:
-    """What is in its connection file.
-
-    Raises:
-        NoSuchReplica: It has just ended.
-    """
-    for path in runtime.private_folder().glob(f"*/{replica.id}/kernel.json"):
-        with suppress(OSError, ValueError):
-            info: dict[str, Any] = json.loads(path.read_text())
-            return info
-    raise errors.NoSuchReplica(replica.name)
-
-
-class HeldSlots(LeaseGroup):
-    """Slots of one replica that stay with whoever attached to it, however many wait for them."""
-
-    def __init__(self, connection: Connection, pool: str, session: str, lost: Callable[[str], None]) -> None:
-        super().__init__(connection, pool, None, "local")
-        self._session = session
-        self._on_lost = lost
-
-    def recalled(self, lease: str) -> None:
-        """A person has it open: others wait, or are served by other replicas."""
-
-    def lost(self, message: p.Lost) -> None:
-        super().lost(message)
-        self._on_lost(message.cause)
-
-    def broken(self, lease: str, error: errors.BaseRuntimeError) -> None:
-        super().broken(lease, error)
-        self._on_lost(str(error))
-
-    def hello(self, lease: Lease) -> bytes:
-        return self.hello_of(lease.id)
-
-    def hello_of(self, lease: str) -> bytes:
-        # The replica stops what this session runs when the connection breaks.
-        return json.dumps(
-            {
-                "role": "calls",
-                "lease": lease or f"attached-{self._session}",
-                "notebook": describe_client().notebook,
-                "cwd": "",
-                "sys_path": [],
-                "run": self.run,
-                "replica": "",
-                "session": self._session,
-            }
-        ).encode()
-
-
 class Attachment:
     """One front end's hold on one replica, from `take` until `close` or the end of this process.
 
     Args:
-        task: What every view shows as running there.
+        shared: Calls go on there.
+        task: What every view shows there.
         session: The Jupyter session in whose name requests go to the replica.
         lost: Called once, on another thread, with the reason, when the replica is gone.
+        leaving: Called on another thread when the replica has to go, and waits for this front end to leave it.
     """
 
     def __init__(
         self,
         connection: Connection,
-        pool: PoolView,
         replica: ReplicaView,
         *,
+        shared: bool,
         task: str,
         session: str,
         lost: Callable[[str], None],
+        leaving: Callable[[], None],
     ) -> None:
         self.connection = connection
-        self.pool = pool
         self.replica = replica
+        self._shared = shared
         self._task = task
-        self._lost = lost
-        self._told = False
-        self._group = HeldSlots(connection, pool.key, session, self._tell)
-        self._leases: list[Lease] = []
-        self._closed = threading.Event()
-        self._watch: Any = None
+        self._session = session
+        self._on_lost = lost
+        self._on_leaving = leaving
+        self._lease = uuid.uuid4().hex[:16]
+        self._granted: Future[p.Granted] = Future()
         self._channel: Channel | None = None
+        self._over = False
 
-    def take(self, *, shared: bool, waits: Callable[[list[str]], None]) -> None:
-        """Return when the replica is ours as far as it can be now.
-
-        Exclusively: at least one slot, and those of its other slots that are still busy follow by `complete`.
-        Shared: one slot if there is one beside another, so that the replica is kept; nobody is kept out.
+    def take(self, waits: Callable[[str], None]) -> None:
+        """Return when the replica is ours, however long somebody else has it.
 
         Args:
-            waits: Called with what runs there, once, if it has to be waited for.
+            waits: Called once, with what has to be waited for, if it lasts.
 
         Raises:
             NoSuchReplica: It ended meanwhile.
+            TaskCancelled: Somebody withdrew the request, or `close` was called.
         """
-        self._watch = self.connection.watching(self._look)
-        self._watch.__enter__()
-        told = False
-        while not self._closed.is_set():
-            view, replica = self._now()
-            slots = view.scaling.concurrency
-            if not shared or slots - len(replica.leases) > 1:
-                self._grab(view, replica, 1 if shared else slots)
-            if self._leases or shared:
-                break
-            if not told and replica.leases:
-                told = True
-                waits([f"{lease.task} ({lease.client})" for lease in replica.leases])
-            time.sleep(RETRY_S)
-        else:
-            return
-        self._channel = self._open()
-
-    def _open(self) -> Channel | None:
-        """Whose end tells the replica that the front end is gone."""
-        address = str(Path(jupyter_channels(self.replica)["ip"]).with_name("task.sock"))
-        with suppress(OSError):
-            return self._leases[0].channel() if self._leases else Channel(address, self._group.hello_of(NO_LEASE))
-        return None
-
-    def complete(self) -> None:
-        """Take the slots that were busy, as they become free; returns when all are ours."""
-        while not self._closed.is_set() and self._leases:
-            view, replica = self._now()
-            slots = view.scaling.concurrency
-            if len(self._leases) >= slots:
-                return
-            if len(replica.leases) < slots:
-                self._grab(view, replica, slots - len(self._leases))
-            time.sleep(RETRY_S)
+        self.connection.listen(self._lease, self)
+        self.connection.send(p.Attach(lease=self._lease, replica=self.replica.id, task=self._task, shared=self._shared))
+        try:
+            granted = self._granted.result(SOON_S)
+        except TimeoutError:
+            waits(self._what_for())
+            granted = self._granted.result()
+        self.replica = self._now()
+        with suppress(OSError):  # else it has just ended, and the broker says so
+            # Its end tells the replica that the front end is gone.
+            self._channel = Channel(granted.address, self._hello())
 
     def close(self) -> None:
         """Back into rotation."""
-        self._closed.set()
-        self._told = True
+        self._over = True
         if self._channel is not None:
             self._channel.close()
-        self._group.close()
-        if self._watch is not None:
-            watch, self._watch = self._watch, None
-            with suppress(errors.BrokerGone, ValueError):
-                watch.__exit__(None, None, None)
+        self.connection.release(self._lease)
+        self._refuse(errors.TaskCancelled(self._task, queued=True))
 
-    def _now(self) -> tuple[PoolView, ReplicaView]:
+    def why(self) -> str:
+        """Why the replica has to go."""
+        return self._now().why
+
+    def _now(self) -> ReplicaView:
         for view in self.connection.snapshot().snapshot.pools:
             for replica in view.replicas:
-                if replica.id == self.replica.id and replica.state in ("ready", "busy", "draining"):
-                    return view, replica
+                if replica.id == self.replica.id:
+                    return replica
         raise errors.NoSuchReplica(self.replica.name)
 
-    def _grab(self, view: PoolView, replica: ReplicaView, wanted: int) -> None:
-        """Up to `wanted` of its free slots. The broker chooses replicas, so all free ones are asked for at once."""
-        if replica.state == "draining":
-            raise errors.NoSuchReplica(replica.name)
-        slots = view.scaling.concurrency
-        free = sum(slots - len(each.leases) for each in view.replicas if each.state in ("ready", "busy"))
-        if free <= 0 or len(replica.leases) >= slots:
-            return
-        waiters = [self._group.ask(self._task) for _ in range(free)]  # never more: the pool must not grow for it
-        deadline = time.monotonic() + GRANTED_S
-        for waiter in waiters:
-            lease = _granted(waiter, deadline)
-            if lease is None:
-                continue
-            if lease.replica == self.replica.id and wanted > 0:
-                wanted -= 1
-                self._leases.append(lease)
-            else:
-                self._group.drop(lease)
+    def _what_for(self) -> str:
+        with suppress(errors.NoSuchReplica):
+            replica = self._now()
+            if replica.state in _COMING:
+                return f"waiting until {replica.name} is ready; it is {replica.state}"
+            others = [f"{each.task} ({each.client})" for each in replica.leases if each.lease != self._lease]
+            return f"waiting until this has ended: {', '.join(others)}"
+        return f"waiting for {self.replica.name}"
 
-    def _look(self, snapped: p.Snapped | None) -> None:
-        if snapped is None:
-            self._tell("the broker ended")
-        elif all(each.id != self.replica.id for view in snapped.snapshot.pools for each in view.replicas):
-            self._tell("it was stopped")
+    def _hello(self) -> bytes:
+        # The replica stops what this session runs when the connection breaks.
+        return json.dumps(
+            {
+                "role": "calls",
+                "lease": self._lease,
+                "notebook": describe_client().notebook,
+                "cwd": "",
+                "sys_path": [],
+                "run": "local",
+                "replica": "",
+                "session": self._session,
+            }
+        ).encode()
+
+    def _refuse(self, error: errors.BaseRuntimeError) -> bool:
+        """Whether somebody still waited for it."""
+        with suppress(InvalidStateError):
+            self._granted.set_exception(error)
+            return True
+        return False
 
     def _tell(self, why: str) -> None:
-        if not self._told:
-            self._told = True
-            self._lost(why)
+        if not self._over:
+            self._over = True
+            self._on_lost(why)
 
+    # --- what the broker says; on the connection's thread
 
-def _granted(waiter: Waiter, deadline: float) -> Lease | None:
-    with suppress(TimeoutError, errors.BaseRuntimeError):
-        return waiter.future.result(max(0.0, deadline - time.monotonic()))
-    if not waiter.future.done():
-        waiter.withdraw()
-    elif not waiter.future.cancelled() and waiter.future.exception() is None:
-        return waiter.future.result()
-    return None
+    def granted(self, message: p.Granted) -> None:
+        with suppress(InvalidStateError):
+            self._granted.set_result(message)
+
+    def refused(self, message: p.Refused) -> None:
+        self._refuse(explain_refusal(message))
+
+    def recalled(self, lease: str) -> None:
+        self._on_leaving()
+
+    def lost(self, message: p.Lost) -> None:
+        self._tell(message.cause)
+
+    def broken(self, lease: str, error: errors.BaseRuntimeError) -> None:
+        if not self._refuse(error):
+            self._tell("the broker ended")
+
+    def forget(self) -> None:
+        """Nothing of it is in a forked child."""

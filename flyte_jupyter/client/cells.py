@@ -369,11 +369,14 @@ def leases_on(pool: PoolHandle, name: str, number: int | None = None) -> list[Le
     group = LeaseGroup(connection, pool.key, None, "local")
     while True:
         view = pool.status()
-        there = [] if view is None else [each for each in view.replicas if each.state in ("ready", "busy")]
+        there = [] if view is None else [each for each in view.replicas if each.state in ("ready", "busy", "attached")]
         wanted = [each.name for each in there if number is None or each.index == number]
         if view is not None and there and not wanted:
             raise ValueError(f"there is no replica {number} of {pool.name}: {', '.join(each.name for each in there)}")
-        free = {} if view is None else {each.name: view.scaling.concurrency - len(each.leases) for each in there}
+        free = {}
+        if view is not None:
+            slots = view.scaling.concurrency
+            free = {each.name: 0 if each.state == "attached" else slots - len(each.calls) for each in there}
         if not wanted:  # nothing runs: one call's slot starts it
             waiter = group.ask(name)
             try:
@@ -532,7 +535,7 @@ def _ask_names(pool: PoolHandle, key: tuple[str, str, str]) -> None:
 
 
 def _is_free(replica: Any) -> bool:
-    return replica.state == "ready" and not replica.leases
+    return replica.state == "ready" and not replica.calls
 
 
 def forget_names() -> None:
@@ -562,7 +565,8 @@ def waiting_line(pool: PoolHandle, snapped: p.Snapped, name: str) -> str:
             words.append(f"{replica.name} {replica.state} {text.countdown(now - replica.started_at)}")
         elif replica.running:
             lease = replica.running[0]
-            words.append(f"{replica.name} busy {text.countdown(now - lease.since)} ({lease.task}, {lease.client})")
+            since = text.countdown(now - lease.since)
+            words.append(f"{replica.name} {replica.state} {since} ({lease.task}, {lease.client})")
     if view.failure is not None and view.failure.cause.strip():
         words.append(f"last start failed: {view.failure.cause.strip().splitlines()[-1]}")
     if view.waits_for:

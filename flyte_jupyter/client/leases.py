@@ -436,6 +436,8 @@ def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
     match message.reason:
         case "no-such-pool":
             return errors.NoSuchPool(pool, [name for name in detail.get("pools", "").split(", ") if name])
+        case "no-such-replica":
+            return errors.NoSuchReplica(detail.get("replica", ""))
         case "no-gpu":
             return errors.NoUsableGPU(detail.get("problem") or "this machine has none", float(detail.get("wanted", 1)))
         case "no-room":

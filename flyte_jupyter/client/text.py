@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from ..core import words
 from ..core.protocol import ZygoteView
 from ..core.snapshot import (
     ClientView,
@@ -27,73 +28,13 @@ from ..core.usage import DeviceUsage, OwnerView, Usage
 
 LONGEST_NAME: Final = 48
 SHOWN_REQUESTS: Final = 10
-_HIDDEN: Final = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 _REPLICA_STATES: Final = ("ready", "busy", "attached", "loading", "starting", "draining", "stopping")
 _HEAD: Final = ("#", "state", "GPU", "task", "age", "pid")
 _OWNERS: Final = {"replica": "replicas", "notebook": "other notebooks", "process": "other processes"}
 NOTHING_USED: Final = Usage()
 
 
-def visible(text: str, *, keep: str = "") -> str:
-    """Show what would steer a terminal or turn text around: control characters and bidi overrides as escapes.
-
-    Args:
-        text: Anything.
-        keep: Characters that stay as they are, such as line ends in a log.
-
-    Example:
-        >>> visible("a\\x1b[2Jb\\u202ec")
-        'a\\\\x1b[2Jb\\\\u202ec'
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in _HIDDEN and character not in keep
-        else character
-        for character in text
-    )
-
-
-def countdown(seconds: float) -> str:
-    """A time that runs, as a clock shows it.
-
-    Example:
-        >>> countdown(7), countdown(1780.2), countdown(7200)
-        ('0:07', '29:40', '2:00:00')
-    """
-    left = max(0, int(seconds))
-    hours, rest = divmod(left, 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
-
-
-def duration(seconds: float) -> str:
-    """A time that stands still, roughly.
-
-    Example:
-        >>> duration(12), duration(1800), duration(5400), duration(86400 * 3)
-        ('12s', '30m', '1h30m', '3d')
-    """
-    left = max(0, int(seconds))
-    if left < 60:
-        return f"{left}s"
-    if left < 3600:
-        return f"{left // 60}m" + (f"{left % 60}s" if left < 600 and left % 60 else "")
-    if left < 86400:
-        return f"{left // 3600}h" + (f"{left % 3600 // 60}m" if left % 3600 >= 60 else "")
-    return f"{left // 86400}d"
-
-
-def size(count: int) -> str:
-    """Bytes, as people say them.
-
-    Example:
-        >>> size(50_000_000), size(24 * 2**30), size(9000)
-        ('48 MiB', '24.0 GiB', '9 KiB')
-    """
-    if count < 2**20:
-        return f"{count / 2**10:.0f} KiB"
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+visible, countdown, duration, size = words.visible, words.countdown, words.duration, words.size
 
 
 def roughly(seconds: float) -> str:

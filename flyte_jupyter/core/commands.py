@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-RefusalReason = Literal["no-such-pool", "no-gpu", "no-room", "pool-failed", "pool-stopped", "starvation", "cancelled"]
+RefusalReason = Literal[
+    "no-such-pool", "no-such-replica", "no-gpu", "no-room", "pool-failed", "pool-stopped", "starvation", "cancelled"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,10 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Another client waits: give this lease back after the call that runs in it."""
+    """Another client waits: give this lease back after the call that runs in it.
+
+    Of an attachment: the replica has to go, and will when it is left.
+    """
 
     client: str
     lease: str

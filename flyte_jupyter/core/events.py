@@ -101,8 +101,23 @@ class LeaseRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class AttachRequested:
+    """A person wants that replica to themselves, or (`shared`) beside the calls that run there.
+
+    `replica` leaves rotation at once, and is granted when it is ready and has a free slot: calls that still run there
+    end by themselves. Those who want it, too, follow in order of arrival. It ends as every lease does.
+    """
+
+    client: str
+    lease: str
+    replica: str
+    task: str
+    shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseReleased:
-    """Undoes `LeaseRequested` at any stage: queued, granted, or already lost (then it is ignored)."""
+    """Undoes `LeaseRequested` or `AttachRequested` at any stage; where that is lost already, it is ignored."""
 
     lease: str
 
@@ -234,6 +249,7 @@ Event = (
     | PoolStopped
     | PoolRestarted
     | LeaseRequested
+    | AttachRequested
     | LeaseReleased
     | LeaseEnded
     | LeaseRevoked

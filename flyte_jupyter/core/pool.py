@@ -80,7 +80,7 @@ class Ranking:
 
 @dataclass(slots=True, eq=False)
 class Lease:
-    """The right to one slot: queued while `replica` is None, held afterwards."""
+    """The right to one slot, or to the replica that it names: queued while `replica` is None, held afterwards."""
 
     id: str
     client: str
@@ -97,6 +97,8 @@ class Lease:
     recalled: bool = False  # its client was asked to give it back after the call that runs
     recalled_for: Share | None = None
     lost_why: str | None = None  # what its client shall hear when the replica exits, if we know better
+    opens: Replica | None = None  # of an attachment: that one and no other
+    shared: bool = False  # of an attachment: calls go on there
 
     def waits_for(self, stuck: Container[str]) -> bool:
         return any(
@@ -125,7 +127,8 @@ class Replica:
     pid: int | None = None
     ready_at: float | None = None
     idle_since: float = 0.0
-    leases: dict[str, Lease] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)  # of calls
+    guests: dict[str, Lease] = field(default_factory=dict)  # attachments, those that wait for it among them
     calls: int = 0  # that have ended
 
     @property
@@ -133,9 +136,25 @@ class Replica:
         """Whether a task runs, or is about to: a lease alone may be one that its client keeps for the next call."""
         return any(lease.running for lease in self.leases.values())
 
+    @property
+    def attached(self) -> bool:
+        """Whether somebody has it, or waits for it, alone: it takes no calls."""
+        return bool(self.guests) and any(not guest.shared for guest in self.guests.values())
+
+    @property
+    def holder(self) -> Lease | None:
+        """Who has it alone."""
+        return next((guest for guest in self.guests.values() if guest.replica and not guest.shared), None)
+
     def pinned(self, stuck: Container[str]) -> int:
         """How many of its leases wait, directly or through others, for a call queued in a `stuck` pool."""
-        return sum(lease.waits_for(stuck) for lease in self.leases.values())
+        return sum(lease.waits_for(stuck) for leases in (self.leases, self.guests) for lease in leases.values())
+
+    def is_stuck(self, stuck: Container[str], slots: int) -> bool:
+        """Whether none of its slots can come free as long as `stuck` serves nobody."""
+        if self.holder is not None:
+            return self.holder.waits_for(stuck)
+        return self.pinned(stuck) >= (slots if self.state == "ready" else 1)
 
     @property
     def name(self) -> str:
@@ -203,7 +222,9 @@ class Pool:
     renewing: Replica | None = None  # the one that will replace a stale one
     leaving: list[Replica] = field(default_factory=list)  # may stop now: drained, or outdated before ready
     free: Ranking = field(default_factory=Ranking)  # replicas with a free slot, best first
-    idle: Ranking = field(default_factory=Ranking)  # ready replicas without leases, idle longest first
+    idle: Ranking = field(default_factory=Ranking)  # ready replicas that nobody uses, idle longest first
+    wanted: dict[str, Replica] = field(default_factory=dict)  # replicas that somebody waits for, to attach to them
+    guests: int = 0  # attachments
     _indices: list[int] = field(default_factory=list)
     _next_index: int = 0
 
@@ -271,7 +292,7 @@ class Pool:
     @property
     def idle_stops_at(self) -> float:
         """When all replicas go for want of work; infinity while there is some, or a model is being loaded."""
-        if not self.active or self.running or self.waiting:
+        if not self.active or self.running or self.waiting or self.guests:
             return math.inf
         if self.retiring:
             return -math.inf
@@ -285,6 +306,13 @@ class Pool:
             return math.inf
         ttl = 0.0 if self.retiring else self.scaling.scaledown_ttl
         return max(self.idle.first_rank() + ttl, -math.inf if self.retiring else self.kept_until)
+
+    @property
+    def stuck_from(self) -> int:
+        """With fewer parents than these waiting on its leases, some slot of it must come free."""
+        ready = [replica for replica in self.replicas.values() if replica.state == "ready"] if self.guests else []
+        held = sum(replica.holder is not None for replica in ready)
+        return (self.count["ready"] - held) * self.slots + held
 
     # Replicas
 
@@ -324,22 +352,26 @@ class Pool:
         if state in {"draining", "stopping"}:
             if self.renewing is replica:
                 self.renewing = None
-            for lease in replica.leases.values():  # recalling these would free no slot
-                self.settle_recall(lease)
-                share = self.shares[lease.client]
-                share.recallable.pop(lease.id, None)
-                self.rank(share)
+            self.spare_leases(replica)
         self.place(replica)
 
+    def spare_leases(self, replica: Replica) -> None:
+        """Recall none of its leases for the sake of others: that would free no slot."""
+        for lease in replica.leases.values():
+            self.settle_recall(lease)
+            share = self.shares[lease.client]
+            share.recallable.pop(lease.id, None)
+            self.rank(share)
+
     def place(self, replica: Replica) -> None:
-        """Rank a replica anew: its state, leases or generation changed, or the pool's concurrency."""
+        """Rank a replica anew: its state, leases, guests or generation changed, or the pool's concurrency."""
         leases = len(replica.leases)
-        if replica.state == "ready" and leases < self.slots:
+        if replica.state == "ready" and leases < self.slots and not replica.attached:
             outdated = replica.generation != self.generation
             self.free.put(replica.id, outdated, not replica.current, leases, replica.index)
         else:
             self.free.drop(replica.id)
-        if replica.state == "ready" and not leases:
+        if replica.state == "ready" and not leases and not replica.guests:
             self.idle.put(replica.id, replica.idle_since, -replica.index)
         else:
             self.idle.drop(replica.id)
@@ -462,6 +494,28 @@ class Pool:
         share.turn = self.turns
         self.running += 1
         self.rank(share)
+        self.place(replica)
+
+    def invite(self, guest: Lease, replica: Replica) -> None:
+        """Somebody waits to attach to this replica."""
+        replica.guests[guest.id] = guest
+        self.guests += 1
+        self.wanted[replica.id] = replica
+        self.place(replica)
+
+    def admit(self, guest: Lease, replica: Replica) -> None:
+        guest.replica = replica
+        if all(each.replica for each in replica.guests.values()):
+            self.wanted.pop(replica.id, None)
+
+    def see_off(self, guest: Lease, replica: Replica) -> None:
+        """An attachment is over, or will not be."""
+        guest.replica = None
+        del replica.guests[guest.id]
+        self.guests -= 1
+        self.waiting_parents -= bool(guest.children)
+        if all(each.replica for each in replica.guests.values()):
+            self.wanted.pop(replica.id, None)
         self.place(replica)
 
     def free_lease(self, lease: Lease, replica: Replica) -> None:

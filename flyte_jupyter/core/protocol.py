@@ -76,6 +76,16 @@ class Acquire(Frozen):
     parent: str | None = None
 
 
+class Attach(Frozen):
+    """Open that replica by hand, alone or (`shared`) beside its calls: a lease for as long as it is open."""
+
+    type: Literal["attach"] = "attach"
+    lease: str
+    replica: str
+    task: str
+    shared: bool = False
+
+
 class Release(Frozen):
     type: Literal["release"] = "release"
     lease: str
@@ -177,6 +187,7 @@ ToBroker = Annotated[
     Hello
     | Declare
     | Acquire
+    | Attach
     | Release
     | Revoke
     | Cancel

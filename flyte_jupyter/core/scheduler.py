@@ -8,6 +8,9 @@ requests or ten thousand.
 A replica is `starting`, `loading` (the process is up, the preload runs) and `ready`. A ready one that must go
 but still has leases is `draining`; one told to end is `stopping`. Its devices are free
 only once it has exited.
+
+A person may attach to a replica. Alone, they keep out all calls and each other; the replica waits for them
+when it has to go, unless it is forced. Who shares it keeps it from going for being idle, and stands in nobody's way.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from .commands import (
     StopReplica,
 )
 from .events import (
+    AttachRequested,
     CallsReported,
     ClientConnected,
     ClientGone,
@@ -138,9 +142,11 @@ class Scheduler:
         match event:
             case LeaseRequested():
                 self._request(event, now)
+            case AttachRequested():
+                self._invite(event, now)
             case LeaseReleased(lease):
                 if held := self._leases.get(lease):
-                    if held.replica:
+                    if held.replica and held.opens is None:
                         held.pool.streak = 0
                     self._end(held, now)
             case CallsReported(replica):
@@ -216,13 +222,49 @@ class Scheduler:
         self._requested += 1
         lease = Lease(event.lease, event.client, pool, event.task, now, self._requested)
         self._leases[lease.id] = client.leases[lease.id] = lease
-        parent = self._leases.get(event.parent) if event.parent else None
+        parent = self._leases.get(event.parent) if event.parent else self._holder_in(client)
         if parent and parent.replica:
             lease.parent = parent
             self._nested[pool.key] = pool
         pool.enqueue(lease)
         pool.active = True
         pool.used_at = now
+        self._touch(pool)
+
+    def _holder_in(self, client: Client) -> Lease | None:
+        """Whose cell calls, if the client is a replica that somebody has alone."""
+        if client.kind != "replica":
+            return None
+        return next((replica.holder for replica in self._replicas.values() if replica.pid == client.pid), None)
+
+    def _invite(self, event: AttachRequested, now: float) -> None:
+        client, replica = self._clients.get(event.client), self._replicas.get(event.replica)
+        if client is None or event.lease in self._leases:
+            return
+        if replica is None or replica.state in {"draining", "stopping"} or replica.pool.single_use:
+            name = event.replica if replica is None else replica.name
+            self._commands.append(Refuse(event.client, event.lease, "no-such-replica", {"replica": name}))
+            return
+        pool = replica.pool
+        self._requested += 1
+        guest = Lease(
+            event.lease,
+            client.id,
+            pool,
+            event.task,
+            now,
+            self._requested,
+            running=False,
+            opens=replica,
+            shared=event.shared,
+        )
+        self._leases[guest.id] = client.leases[guest.id] = guest
+        pool.invite(guest, replica)
+        pool.used_at = now
+        if not guest.shared:
+            pool.spare_leases(replica)
+            for lease in replica.leases.values():
+                self._recall(lease)
         self._touch(pool)
 
     def _end(self, lease: Lease, now: float) -> None:
@@ -233,13 +275,16 @@ class Scheduler:
         pool.unlink(lease)
         if client := self._clients.get(lease.client):
             client.leases.pop(lease.id, None)
-        if replica is None:
+        if lease.opens is not None:
+            lease.opens.idle_since = now
+            pool.see_off(lease, lease.opens)
+        elif replica is None:
             pool.unqueue(lease)
         else:
             replica.idle_since = now
             pool.free_lease(lease, replica)
-            if replica.state == "draining" and not replica.leases:
-                pool.leaving.append(replica)
+        if replica is not None and replica.state == "draining" and not replica.leases and not replica.attached:
+            pool.leaving.append(replica)
         pool.used_at = now
         self._touch(pool)
 
@@ -273,11 +318,12 @@ class Scheduler:
     def _exit(self, replica: Replica, cause: str, now: float) -> None:
         pool = replica.pool
         # A death under a task is the task's doing: the pool itself works, and is not slowed down.
-        if not replica.leases and replica.state not in {"draining", "stopping"}:
+        if not replica.leases and not replica.guests and replica.state not in {"draining", "stopping"}:
             pool.count_failure(replica, cause, now)
         del self._replicas[replica.id]
         pool.remove(replica)
-        for lease in list(replica.leases.values()):
+        self._turn_away(replica, now)
+        for lease in [*replica.leases.values(), *replica.guests.values()]:
             self._commands.append(Lose(lease.client, lease.id, lease.lost_why or cause))
             self._end(lease, now)
         if replica.devices:
@@ -342,9 +388,7 @@ class Scheduler:
             pool.owed += 1
         why = "it was restarted by hand"
         if force:
-            for lease in replica.leases.values():
-                lease.lost_why = lease.lost_why or why
-            self._stop(replica, why, force=True)
+            self._kill(replica, why)
         else:
             self._drain(replica, why)
 
@@ -394,6 +438,8 @@ class Scheduler:
                     step(pool, now)
 
     def _serve(self, pool: Pool, now: float) -> None:
+        for wanted in list(pool.wanted.values()):
+            self._admit(wanted, now)
         if pool.waiting:
             refusal = self._hopeless(pool)
             if refusal is not None:
@@ -406,6 +452,23 @@ class Scheduler:
                 pool.claim(lease, share)
                 self._recall(lease)
         pool.shaken = False
+
+    def _admit(self, replica: Replica, now: float) -> None:
+        """Let in who shares it at once, and the first of those who want it alone as soon as a slot is free."""
+        for guest in [guest for guest in replica.guests.values() if guest.replica is None]:
+            free = guest.shared or (replica.holder is None and len(replica.leases) < replica.pool.slots)
+            if free and replica.state == "ready":
+                replica.pool.admit(guest, replica)
+                guest.since, guest.running = now, True
+                self._commands.append(Grant(guest.client, guest.id, replica.id))
+
+    def _turn_away(self, replica: Replica, now: float) -> None:
+        """Nobody will be let in any more."""
+        for guest in list(replica.guests.values()):
+            if guest.replica is None:
+                detail = {"pool": replica.pool.name, "replica": replica.name}
+                self._commands.append(Refuse(guest.client, guest.id, "no-such-replica", detail))
+                self._end(guest, now)
 
     def _hopeless(self, pool: Pool) -> tuple[RefusalReason, dict[str, str]] | None:
         """Why those who wait now must not go on waiting, if so."""
@@ -444,10 +507,8 @@ class Scheduler:
                 self._stop(replica, replica.why)
         if pool.killed:
             pool.killed = False
-            for replica in list(pool.replicas.values()):
-                for lease in replica.leases.values():
-                    lease.lost_why = lease.lost_why or pool.stop_why
-                self._stop(replica, pool.stop_why, force=True)
+            for killed in list(pool.replicas.values()):
+                self._kill(killed, pool.stop_why)
         if now >= pool.idle_stops_at:
             pool.active = False
             ttl = pool.scaling.idle_ttl
@@ -470,12 +531,16 @@ class Scheduler:
     def _drain_stale(self, pool: Pool) -> None:
         stale = [r for r in pool.replicas.values() if r.state == "ready" and not r.current]
         if stale:
-            self._drain(min(stale, key=lambda r: (len(r.leases), r.index)), pool.renewal)
+            self._drain(min(stale, key=lambda r: (r.attached, len(r.leases), r.index)), pool.renewal)
 
     def _drain_surplus(self, pool: Pool, surplus: int) -> None:
         # Of those without work, one that is still starting has less to lose than a warm one.
         staying = [r for r in pool.replicas.values() if r.state in {"starting", "loading", "ready"}]
-        order = nsmallest(surplus, staying, key=lambda r: (len(r.leases), r.state == "ready", r.current, -r.index))
+        order = nsmallest(
+            surplus,
+            staying,
+            key=lambda r: (r.attached, len(r.leases), bool(r.guests), r.state == "ready", r.current, -r.index),
+        )
         for replica in order:
             self._drain(replica, f"the maximum is now {pool.scaling.max_replicas}")
 
@@ -509,7 +574,8 @@ class Scheduler:
                 continue
             other = holder.pool
             spare.setdefault(other.key, other.spare if now >= other.kept_until else 0)
-            if holder.state == "ready" and not holder.leases and (holder.id in useful or spare[other.key] > 0):
+            unused = holder.state == "ready" and not holder.leases and not holder.guests
+            if unused and (holder.id in useful or spare[other.key] > 0):
                 spare[other.key] -= holder.id not in useful
                 useful[holder.id] = useful.get(holder.id, 0) + 1
         if not 0 < lacking <= sum(useful.values()):
@@ -604,15 +670,22 @@ class Scheduler:
         """Let it finish what it has; with nothing to finish, stop it."""
         if replica.state in {"draining", "stopping"}:
             return
-        if not replica.leases:
+        self._turn_away(replica, self._now)
+        if not replica.leases and not replica.attached:
             self._stop(replica, why)
             return
         replica.why = why
         replica.pool.move(replica, "draining")
         if not replica.pool.single_use:
-            for lease in replica.leases.values():
+            for lease in [*replica.leases.values(), *replica.guests.values()]:
                 self._recall(lease)  # its client keeps a lease as long as it has calls for it
         self._touch(replica.pool)
+
+    def _kill(self, replica: Replica, why: str) -> None:
+        """End it at once, with all that runs there."""
+        for lease in replica.leases.values():
+            lease.lost_why = lease.lost_why or why
+        self._stop(replica, why, force=True)
 
     def _recall(self, lease: Lease) -> None:
         if not lease.recalled:
@@ -621,6 +694,9 @@ class Scheduler:
 
     def _stop(self, replica: Replica, why: str, *, force: bool = False) -> None:
         replica.why = why
+        self._turn_away(replica, self._now)
+        for guest in replica.guests.values():
+            guest.lost_why = guest.lost_why or why
         if replica.state != "stopping":
             replica.pool.move(replica, "stopping")
         self._commands.append(StopReplica(replica.id, why, force=force))
@@ -666,7 +742,7 @@ class Scheduler:
         stuck = {
             key: pool
             for key, pool in self._nested.items()
-            if not pool.coming and pool.waiting_parents >= pool.count["ready"] * pool.slots
+            if not pool.coming and pool.waiting_parents >= pool.stuck_from
         }
         while released := [key for key, pool in stuck.items() if not self._is_stuck(pool, stuck)]:
             for key in released:
@@ -687,7 +763,5 @@ class Scheduler:
             if reachable >= pool.devices.count:
                 return False
         return all(
-            replica.pinned(stuck) >= (pool.slots if replica.state == "ready" else 1)
-            for replica in pool.replicas.values()
-            if replica.state != "stopping"
+            replica.is_stuck(stuck, pool.slots) for replica in pool.replicas.values() if replica.state != "stopping"
         )

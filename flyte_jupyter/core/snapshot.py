@@ -6,7 +6,7 @@ Instants are those of the scheduler's monotonic clock; the broker converts them 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from heapq import nsmallest
 from itertools import islice
 from typing import Literal
@@ -18,14 +18,15 @@ from .spec import DeviceRequest, Frozen, Scaling
 SHOWN_REQUESTS = 100  # of a queue; `PoolView.waiting` counts all
 
 PoolState = Literal["failed", "busy", "ready", "starting", "waiting", "stopping", "stopped"]
-ReplicaState = Literal["starting", "loading", "ready", "busy", "draining", "stopping"]
+ReplicaState = Literal["starting", "loading", "ready", "busy", "attached", "draining", "stopping"]
 
 
 class LeaseView(Frozen):
     """A slot that somebody holds. `client` is the client's label; `task` runs in it `since` then.
 
     Between two calls, and after the last one until the client lets go, it is not `running`: `task` is the one before,
-    and `since` when it ended.
+    and `since` when it ended. Or it is somebody who has `attached` to the replica, or still waits for it: then it is
+    not `running`.
     """
 
     lease: str
@@ -33,6 +34,7 @@ class LeaseView(Frozen):
     client: str
     since: float
     running: bool = True
+    attached: bool = False
 
 
 class RequestView(LeaseView):
@@ -44,6 +46,9 @@ class RequestView(LeaseView):
 
 class ReplicaView(Frozen):
     """One warm kernel. `why` says what it was started for, or why it has to go.
+
+    It is `attached` while somebody has opened it, or waits for that, alone: it takes no calls. `leases` holds them,
+    and those who share it, after the calls that run.
 
     `generation_current` is False for one that will be replaced: its preload has changed, or the pool is restarted.
     """
@@ -61,6 +66,10 @@ class ReplicaView(Frozen):
     stops_at: float | None
     generation_current: bool
     why: str
+
+    @property
+    def calls(self) -> tuple[LeaseView, ...]:
+        return tuple(lease for lease in self.leases if not lease.attached)
 
     @property
     def running(self) -> tuple[LeaseView, ...]:
@@ -161,7 +170,7 @@ def describe(
             _pool_view(
                 pool,
                 clients,
-                _notes(pool, inventory),
+                (*_notes(pool, inventory), *_attached_note(pool, clients)),
                 holders_text(inventory, pool.devices, replicas) if pool.key in hungry else None,
                 now,
             )
@@ -254,7 +263,7 @@ def _replica_views(pool: Pool, clients: Mapping[str, Client]) -> tuple[ReplicaVi
             id=replica.id,
             index=replica.index,
             name=replica.name,
-            state="busy" if replica.state == "ready" and replica.busy else replica.state,
+            state=_replica_state(replica),
             pid=replica.pid,
             devices=replica.devices,
             leases=tuple(
@@ -264,8 +273,9 @@ def _replica_views(pool: Pool, clients: Mapping[str, Client]) -> tuple[ReplicaVi
                     client=_label(lease, clients),
                     since=lease.since,
                     running=lease.running,
+                    attached=lease.opens is not None,
                 )
-                for lease in replica.leases.values()
+                for lease in (*replica.leases.values(), *replica.guests.values())
             ),
             started_at=replica.started_at,
             ready_at=replica.ready_at,
@@ -276,6 +286,14 @@ def _replica_views(pool: Pool, clients: Mapping[str, Client]) -> tuple[ReplicaVi
         )
         for replica in sorted(pool.replicas.values(), key=lambda replica: replica.index)
     )
+
+
+def _replica_state(replica: Replica) -> ReplicaState:
+    if replica.state != "ready":
+        return replica.state
+    if replica.attached:
+        return "attached"
+    return "busy" if replica.busy else "ready"
 
 
 def _queue_view(pool: Pool, clients: Mapping[str, Client]) -> tuple[RequestView, ...]:
@@ -328,6 +346,14 @@ def _notes(pool: Pool, inventory: Inventory) -> tuple[str, ...]:
             f"each needs {request.count} of this machine's {len(matching)} matching GPUs"
         )
     return tuple(notes)
+
+
+def _attached_note(pool: Pool, clients: Mapping[str, Client]) -> Iterator[str]:
+    """What calls wait for, if people have all that could serve them."""
+    serving = [replica for replica in pool.replicas.values() if replica.state != "stopping"]
+    if pool.waiting and serving and pool.live >= pool.cap and all(replica.attached for replica in serving):
+        holders = [f"{each.name} ({_label(next(iter(each.guests.values())), clients)})" for each in serving]
+        yield f"calls wait until somebody leaves {', '.join(holders)}, or for a higher maximum"
 
 
 def _label(lease: Lease, clients: Mapping[str, Client]) -> str:

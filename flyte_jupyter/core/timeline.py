@@ -258,7 +258,7 @@ class Timeline:
     def _follow(self, command: Command, now: float) -> None:
         match command:
             case Grant(_, lease, replica):
-                if request := self._leases.get(lease):
+                if request := self._leases.get(lease):  # else a person has the replica, and no call
                     self._serve(request, self._lanes[replica], now)
             case Refuse(_, lease, reason):
                 self._give_up(lease, now, "cancelled" if reason == "cancelled" else "failed")

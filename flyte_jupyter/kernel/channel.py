@@ -618,6 +618,7 @@ class Replica:
         self._left: set[CallChannel] = set()  # by their client, and something still runs there
         self._early_cancels: dict[str, set[int]] = {}
         self._listener: Listener | None = None
+        self.front_end_interrupted: Callable[[str], None] = lambda session: None
         self.front_end_left: Callable[[str], None] = lambda session: None
         """What a front end that was attached by hand leaves behind is the kernel's to end; on the control thread."""
 
@@ -690,13 +691,16 @@ class Replica:
             self.runner.cancel(call)
 
     def interrupt(self, lease: str) -> None:
-        """Stop the call that runs in this lease; in all of them if none is named."""
+        """Stop the call, or an attached front end's cell, that runs in this lease; in all of them if none is named."""
         with self._lock:
             channels = [each for each in self._channels.values() if lease in ("", each.hello.lease)]
             calls = [each.running for each in channels]
         for call in calls:
             if call is not None:
                 self.runner.cancel(call)
+        for channel in channels:
+            if channel.hello.session:
+                self.front_end_interrupted(channel.hello.session)
 
     def withdraw(self, lease: str, first: int, last: int) -> None:
         with self._lock:

@@ -100,14 +100,19 @@ class FlyteKernel(IPythonKernel):
         else:
             await super().delete_subshell_request(socket, ident, parent)
 
+    def front_end_interrupted(self, session: str) -> None:
+        """Stop what it runs. On the control thread."""
+        if self._latest == session.encode():
+            # Nothing but a request of a front end can be hit: tasks have a handler that knows its call.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            ReplicaApp.instance().wake()
+
     def front_end_left(self, session: str) -> None:
         """Stop what it was running, and delete its subshells. On the control thread."""
         owner = session.encode()
         if self._latest == owner:
+            self.front_end_interrupted(session)
             self._latest = b""
-            # Nothing but a request of a front end can be hit: tasks have a handler that knows its call.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            ReplicaApp.instance().wake()
         for subshell in [each for each, whose in self._subshells.items() if whose == owner]:
             self._delete_subshell(subshell)
 
@@ -188,6 +193,7 @@ class ReplicaApp(IPKernelApp):
             self.runner, namespaces, Cells(own, namespaces, loop), comms.install(router), control
         )
         signal.signal(signal.SIGTERM, lambda *_: self.leave())
+        replica.front_end_interrupted = self.kernel.front_end_interrupted
         replica.front_end_left = self.kernel.front_end_left
         _let_children_end()
         replica.listen(listening)

@@ -22,11 +22,11 @@ from ..client.cells import AttachedPool
 from ..client.environment import TaskEnvironment
 from ..client.handle import PoolHandle
 from ..client.leases import LINGER_S
-from ..client.peek import peek
 from ..core.policy import ReusePolicy
 from ..core.resources import Resources
 from ..core.snapshot import LeaseView, PoolView, ReplicaView
 from ..core.usage import Usage
+from ..peek import peek
 from .options import (
     argument,
     magic_arguments,

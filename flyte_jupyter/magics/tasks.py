@@ -520,7 +520,7 @@ def _described(cell: Cell, pool: PoolHandle) -> str:
     limits += [f"retries {cell.retries}"] if cell.retries else []
     lines += [f"limits    {', '.join(limits)}"] if limits else []
     if view is not None:
-        free = sum(view.scaling.concurrency - len(each.leases) for each in view.replicas if each.state == "ready")
+        free = sum(view.scaling.concurrency - len(each.calls) for each in view.replicas if each.state == "ready")
         lines.append(f"queue     {f'{view.waiting} before it' if view.waiting or not free else 'starts at once'}")
     return "\n".join(lines)
 

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from jupyter_server.auth.decorator import authorized, ws_authenticated
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.base.websocket import WebSocketMixin
 from jupyter_server.utils import url_path_join
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from tornado import web
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
+from ..errors import NoSuchReplica, ProtocolError, ReplicaSilent
+from ..peek import Look, peek_async
 from .feed import Feed
-from .link import Link, Unreachable, connected
+from .link import Link, Unreachable, connected, whole_text
 from .logs import read_log
-from .verbs import LEASE, POOL, REPLICA, Kind
+from .verbs import LEASE, POOL, REPLICA, Kind, LookBody, find_replica
 
 POOLS: Final = "flyte-jupyter-pools"
 LOGS: Final = "flyte-jupyter-logs"
+KERNELS: Final = "kernels"
+"""Jupyter's own: who looks into a replica has expressions evaluated there."""
 MAX_BODY_BYTES: Final = 16 * 1024
 MAX_LINES: Final = 10_000
+
+B = TypeVar("B", bound=BaseModel)
 
 
 def routes(base_url: str) -> list[tuple[Any, ...]]:
@@ -36,6 +43,7 @@ def routes(base_url: str) -> list[tuple[Any, ...]]:
         ("pools/([0-9a-f]{16})/failure", FailureHandler, {}),
         ("pools/([0-9a-f]{16})/timeline", TimelineHandler, {}),
         ("replicas/([0-9a-f]{8}-[0-9]{1,12})/log", LogHandler, {}),
+        ("replicas/([0-9a-f]{8}-[0-9]{1,12})/peek", PeekHandler, {}),
         ("pools/([0-9a-f]{16})/([a-z]+)", VerbHandler, {"kind": POOL}),
         ("replicas/([0-9a-f]{8}-[0-9]{1,12})/([a-z]+)", VerbHandler, {"kind": REPLICA}),
         ("leases/([0-9a-f]{1,64})/([a-z]+)", VerbHandler, {"kind": LEASE}),
@@ -60,6 +68,15 @@ class Handler(APIHandler):
             self.finish({"message": error.text, "reason": self._reason})
         else:
             super().write_error(status_code, **kwargs)
+
+    def body(self, kind: type[B]) -> B:
+        """What was sent."""
+        if len(self.request.body) > MAX_BODY_BYTES:
+            raise Problem(413, f"The body is longer than {MAX_BODY_BYTES} bytes.")
+        try:
+            return kind.model_validate_json(self.request.body or b"{}")
+        except ValidationError as problem:
+            raise Problem(400, _explained(problem)) from None
 
     @asynccontextmanager
     async def broker(self) -> AsyncIterator[Link]:
@@ -179,6 +196,31 @@ class LogHandler(Handler):
         self.finish(asdict(piece))
 
 
+class PeekHandler(Handler):
+    auth_resource = KERNELS
+
+    @web.authenticated
+    @authorized("execute")
+    async def post(self, id_: str) -> None:
+        look = self.body(LookBody)
+        async with self.broker() as link:
+            snapped = await link.snapshot()
+        replica = find_replica(snapped.snapshot, id_)
+        if replica is None:
+            raise Problem(404, f"There is no replica {id_}.")
+        try:
+            seen = await peek_async(replica, Look(tuple(look.expressions), look.stack, look.gpu))
+        except NoSuchReplica:
+            raise Problem(404, f"{replica.name} has just ended, or is not up yet.") from None
+        except ReplicaSilent as problem:
+            raise Problem(504, whole_text(problem)) from None
+        except ProtocolError as problem:
+            raise Problem(502, whole_text(problem)) from None
+        now = time.time() - snapped.epoch_offset
+        lines = seen.lines(now, stack=look.stack)
+        self.finish({"lines": lines, "stack": seen.stack, "values": seen.values, "gpu": seen.gpu})
+
+
 class VerbHandler(Handler):
     """Finds what a verb is for, and passes the order on."""
 
@@ -191,18 +233,14 @@ class VerbHandler(Handler):
         body_type = self.kind.verbs.get(verb)
         if body_type is None:
             raise Problem(404, f"A {self.kind.noun} has no verb {verb}; it has {', '.join(self.kind.verbs)}.")
-        if len(self.request.body) > MAX_BODY_BYTES:
-            raise Problem(413, f"The body is longer than {MAX_BODY_BYTES} bytes.")
+        body = self.body(body_type)
         try:
-            body = body_type.model_validate_json(self.request.body or b"{}")
             async with self.broker() as link:
                 target = self.kind.find((await link.snapshot()).snapshot, id_)
                 if target is None:
                     raise Problem(404, f"There is no {self.kind.noun} {id_}.")
                 await link.send(body.message(target))
                 await link.snapshot()  # so the order has been read
-        except ValidationError as problem:
-            raise Problem(400, _explained(problem)) from None
         except ValueError as problem:
             raise Problem(400, str(problem)) from None
         self.set_status(202)

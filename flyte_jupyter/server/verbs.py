@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -88,6 +88,16 @@ class Interrupt(Body[ReplicaView]):
 class Cancel(Body[LeaseView]):
     def message(self, target: LeaseView) -> p.Message:
         return p.Cancel(lease=target.lease)
+
+
+class LookBody(BaseModel):
+    """What somebody wants to see of a replica."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    expressions: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(default=[], max_length=20)
+    stack: bool = True
+    gpu: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from .. import errors, runtime
 from ..client import broker
 from ..client.handle import PoolHandle
 from ..client.identity import describe_client
-from ..client.peek import peek
 from ..core import protocol as p
 from ..core.snapshot import PoolView
+from ..peek import peek
 
 PUSH_S: Final = 0.2
 """At most one message in this time."""

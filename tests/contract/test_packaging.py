@@ -63,50 +63,6 @@ def test_an_installation_enables_panel_and_server() -> None:
     assert (NPM / "install.json").exists()
 
 
-def test_every_command_in_a_menu_exists() -> None:
-    menus = read(NPM / "schema" / "plugin.json")["jupyter.lab.menus"]
-    context = {item["command"] for item in menus["context"] if "command" in item}
-    main = {item["command"] for menu in menus["main"] for item in menu["items"]}
-    source = (NPM / "src" / "commands.ts").read_text()
-    assert [command for command in context | main if f"'{command}'" not in source] == []
-
-
-def test_the_panel_is_built_again_exactly_when_a_source_changes(hook: ModuleType, tmp_path: Path) -> None:
-    npm = tmp_path / "labextension"
-    npm.mkdir()
-    for name in ("package.json", "package-lock.json", "src", "schema"):
-        source = NPM / name
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, npm / name)
-    before = hook.inputs_hash(npm, "prod")
-    assert hook.inputs_hash(npm, "prod") == before
-    assert hook.inputs_hash(npm, "dev") != before
-    (npm / "src" / "__tests__" / "new.spec.ts").write_text("")
-    assert hook.inputs_hash(npm, "prod") == before
-    index = npm / "src" / "index.ts"
-    index.write_bytes(index.read_bytes().replace(b"\n", b"\r\n"))
-    assert hook.inputs_hash(npm, "prod") == before
-    index.write_text(index.read_text() + "// more\n")
-    changed = hook.inputs_hash(npm, "prod")
-    assert changed != before
-    shared = tmp_path / "flyte_jupyter" / "widgets" / "timeline.js"  # the card's, and the panel's
-    shared.parent.mkdir(parents=True)
-    shared.write_text("// one\n")
-    with_shared = hook.inputs_hash(npm, "prod")
-    assert with_shared != changed
-    shared.write_text("// two\n")
-    assert hook.inputs_hash(npm, "prod") != with_shared
-
-
-def test_what_the_panel_shares_with_the_card_counts(hook: ModuleType) -> None:
-    widgets = ROOT / "flyte_jupyter" / "widgets"
-    shared, found = {"timeline.js"}, set[str]()
-    while shared - found:
-        name = (shared - found).pop()
-        found.add(name)
-        shared |= set(re.findall(r'^import .* from "\./([^"]+)";', (widgets / name).read_text(), re.MULTILINE))
-    assert {f"../flyte_jupyter/widgets/{name}" for name in shared} <= set(hook.INPUTS)
-
-
 @pytest.mark.parametrize(
     ("version", "enough"),
     [("v18.19.0", False), ("v20.19.0", True), ("v21.7.3", False), ("v22.12.0", True), ("not installed", False)],
@@ -214,3 +170,27 @@ def test_an_installed_wheel_is_enabled_and_uninstalls_without_a_trace(wheel: Pat
     assert where.startswith(str(environment.folder))
     environment.pip("uninstall", "--yes", "flyte-jupyter")
     assert environment.files() - before == set()
+
+
+def test_every_command_in_a_menu_exists() -> None:
+    menus = read(NPM / "schema" / "plugin.json")["jupyter.lab.menus"]
+    context = {item["command"] for item in menus["context"] if "command" in item}
+    main = {item["command"] for menu in menus["main"] for item in menu["items"]}
+    source = (NPM / "src" / "commands.ts").read_text()
+    assert [command for command in context | main if f"'{command}'" not in source] == []
+
+
+def test_the_panel_is_built_again_exactly_when_a_source_changes(hook: ModuleType, tmp_path: Path) -> None:
+    for name in ("package.json", "package-lock.json", "src", "schema"):
+        source = NPM / name
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, tmp_path / name)
+    before = hook.inputs_hash(tmp_path, "prod")
+    assert hook.inputs_hash(tmp_path, "prod") == before
+    assert hook.inputs_hash(tmp_path, "dev") != before
+    (tmp_path / "src" / "__tests__" / "new.spec.ts").write_text("")
+    assert hook.inputs_hash(tmp_path, "prod") == before
+    index = tmp_path / "src" / "index.ts"
+    index.write_bytes(index.read_bytes().replace(b"\n", b"\r\n"))
+    assert hook.inputs_hash(tmp_path, "prod") == before
+    index.write_text(index.read_text() + "// more\n")
+    assert hook.inputs_hash(tmp_path, "prod") != before

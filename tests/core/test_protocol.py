@@ -30,6 +30,7 @@ TO_BROKER = [
     p.Hello(version="1", label="a.ipynb", kind="notebook", pid=1),
     p.Declare(declaration=DECLARATION),
     p.Acquire(lease="l", pool="0123", task="t", parent="m"),
+    p.Attach(lease="5e1f", replica="0123abcd-1", task="attached console", shared=True),
     p.Release(lease="l"),
     p.Revoke(lease="l", why="it does not stop"),
     p.Cancel(lease="l"),

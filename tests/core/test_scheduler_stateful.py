@@ -20,6 +20,7 @@ from flyte_jupyter.core.commands import (
     StopReplica,
 )
 from flyte_jupyter.core.events import (
+    AttachRequested,
     Call,
     CallsReported,
     ClientConnected,
@@ -97,6 +98,8 @@ class World(RuleBasedStateMachine):
         self.stopped: set[str] = set()
         self.waiting: dict[str, tuple[str, str]] = {}  # lease: (client, pool)
         self.held: dict[str, tuple[str, str, str]] = {}  # lease: (client, pool, replica)
+        self.guests: dict[str, tuple[str, str, bool]] = {}  # attachment: (client, replica, whether it shares)
+        self.inside: set[str] = set()  # those that are granted
         self.recalled: set[str] = set()
         self.abandoned: set[str] = set()
         self.count = 0
@@ -114,7 +117,15 @@ class World(RuleBasedStateMachine):
 
     def perform(self, command: Command) -> None:
         match command:
+            case Grant(client, lease, replica) if lease in self.guests:
+                _, _, shared = guest = self.guests[lease]
+                assert guest[:2] == (client, replica)
+                assert lease not in self.inside
+                assert replica in self.ready - self.stopped
+                assert shared or self.alone_in(replica) is None, "two have it alone"
+                self.inside.add(lease)
             case Grant(client, lease, replica):
+                assert all(shared for _, at, shared in self.guests.values() if at == replica), "a call among guests"
                 assert self.waiting.pop(lease) == (client, self.starts[replica].pool)
                 assert replica in self.ready - self.stopped
                 pool = self.starts[replica].pool
@@ -122,14 +133,20 @@ class World(RuleBasedStateMachine):
                 sold = sum(holder == replica for _, _, holder in self.held.values())
                 assert sold <= (1 if pool == "once" else self.scaling[pool].concurrency), "a slot sold twice"
             case Refuse(client, lease, reason, detail):
-                assert reason == "no-such-pool" or self.waiting.pop(lease)[0] == client
+                if lease in self.guests:
+                    assert reason in {"no-such-replica", "cancelled"}
+                    assert lease not in self.inside
+                    assert self.guests.pop(lease)[0] == client
+                else:
+                    assert reason == "no-such-pool" or self.waiting.pop(lease)[0] == client
                 assert all(isinstance(value, str) for value in detail.values())
             case Recall(client, lease):
-                assert self.held[lease][0] == client
+                assert (self.held.get(lease) or self.guests[lease])[0] == client
                 assert lease not in self.recalled
                 self.recalled.add(lease)
             case Lose(client, lease):
-                assert self.held.pop(lease)[0] == client
+                assert (self.held.pop(lease, None) or self.guests.pop(lease))[0] == client
+                self.inside.discard(lease)
             case StartReplica(replica, pool, _, devices, why):
                 held = {uuid for start in self.starts.values() for uuid in start.devices}
                 assert held.isdisjoint(devices), "a GPU held twice"
@@ -140,7 +157,7 @@ class World(RuleBasedStateMachine):
                 assert len(live) <= self.scaling[pool].max_replicas + extra, "above the maximum"
             case Interrupt(replica, lease):
                 assert replica in self.starts
-                assert lease is None or self.held[lease][2] == replica
+                assert lease is None or replica in (self.held.get(lease) or self.guests[lease])
             case StopReplica(replica):
                 assert replica in self.starts
                 self.stopped.add(replica)
@@ -201,14 +218,38 @@ class World(RuleBasedStateMachine):
         replica = data.draw(st.sampled_from([*self.starts]))
         self.play(ReplicaRestarted(replica, force) if seldom else ReplicaInterrupted(replica))
 
-    @precondition(lambda self: self.held or self.waiting)
+    @precondition(lambda self: self.held or self.waiting or self.guests)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        self.play(LeaseCancelled(data.draw(st.sampled_from([*self.held, *self.waiting]))))
+        self.play(LeaseCancelled(data.draw(st.sampled_from([*self.held, *self.waiting, *self.guests]))))
+
+    @precondition(lambda self: self.starts)
+    @rule(client=st.sampled_from(CLIENTS), shared=st.booleans(), data=st.data())
+    def attach(self, client: str, shared: bool, data: st.DataObject) -> None:
+        self.connect(client)
+        self.count += 1
+        lease = f"guest-{self.count}"
+        replica = data.draw(st.sampled_from([*self.starts]))
+        self.guests[lease] = (client, replica, shared)
+        self.play(AttachRequested(client, lease, replica, "console", shared))
+
+    @precondition(lambda self: self.guests)
+    @rule(data=st.data())
+    def detach(self, data: st.DataObject) -> None:
+        self.leave(data.draw(st.sampled_from([*self.guests])))
+
+    def leave(self, lease: str) -> None:
+        self.forget_lease(lease)
+        self.play(LeaseEnded(lease) if lease in self.abandoned else LeaseReleased(lease))
+
+    def alone_in(self, replica: str) -> str | None:
+        found = (lease for lease in self.inside if self.guests[lease][1:] == (replica, False))
+        return next(found, None)
 
     @rule(client=st.sampled_from(CLIENTS), pool=POOLS, many=st.integers(1, 4), data=st.data())
     def request(self, client: str, pool: str, many: int, data: st.DataObject) -> None:
-        parent = data.draw(st.sampled_from([*self.held, None])) if self.held else None
+        parents = [*self.held, *sorted(self.inside), None]
+        parent = data.draw(st.sampled_from(parents))
         for _ in range(many):
             self.request_one(client, pool, parent)
 
@@ -251,15 +292,19 @@ class World(RuleBasedStateMachine):
         for lease, (holder, *_) in list(self.waiting.items()):
             if holder == client:
                 self.forget_lease(lease)
+        for lease, (holder, *_) in list(self.guests.items()):
+            if holder == client and lease not in self.inside:
+                self.forget_lease(lease)
         # What it was running keeps its slot until the replica says that it has stopped.
-        self.abandoned |= {lease for lease, (holder, *_) in self.held.items() if holder == client}
+        kept = {**self.held, **self.guests}
+        self.abandoned |= {lease for lease, (holder, *_) in kept.items() if holder == client}
         self.clients.discard(client)
         self.play(ClientGone(client))
 
-    @precondition(lambda self: self.abandoned & set(self.held))
+    @precondition(lambda self: self.abandoned & {*self.held, *self.guests})
     @rule(data=st.data())
     def an_abandoned_call_stops(self, data: st.DataObject) -> None:
-        lease = data.draw(st.sampled_from(sorted(self.abandoned & set(self.held))))
+        lease = data.draw(st.sampled_from(sorted(self.abandoned & {*self.held, *self.guests})))
         self.forget_lease(lease)
         self.play(LeaseEnded(lease))
 
@@ -318,10 +363,13 @@ class World(RuleBasedStateMachine):
         self.stopped.discard(replica)
         self.play(ReplicaExited(replica, "signal SIGKILL"))
         assert all(holder != replica for _, _, holder in self.held.values()), "a lease outlived its replica"
+        assert all(at != replica for _, at, _ in self.guests.values()), "a guest outlived its replica"
 
     def forget_lease(self, lease: str) -> None:
         self.held.pop(lease, None)
         self.waiting.pop(lease, None)
+        self.guests.pop(lease, None)
+        self.inside.discard(lease)
 
     @invariant()
     def a_tick_at_the_deadline_moves_the_deadline(self) -> None:
@@ -332,7 +380,7 @@ class World(RuleBasedStateMachine):
         pools = {pool.key: pool for pool in self.picture.pools}
         assert set(pools) == set(self.scaling)
         shown = {lease.lease for pool in pools.values() for r in pool.replicas for lease in r.leases}
-        assert shown == set(self.held)
+        assert shown == {*self.held, *self.guests}
         assert {request.lease for pool in pools.values() for request in pool.queue} == set(self.waiting)
         assert {r.id for pool in pools.values() for r in pool.replicas} == set(self.starts)
         Snapshot.model_validate_json(self.picture.model_dump_json())
@@ -364,6 +412,23 @@ class World(RuleBasedStateMachine):
                     assert len(replica.leases) >= slots
 
     @invariant()
+    def nobody_waits_to_attach_beside_a_free_slot(self) -> None:
+        for pool in self.picture.pools:
+            for replica in pool.replicas:
+                inside = [lease for lease in replica.leases if lease.lease in self.held]
+                alone = [lease for lease, guest in self.guests.items() if guest[1:] == (replica.id, False)]
+                if replica.state in {"ready", "busy", "attached"}:
+                    assert (replica.state == "attached") == bool(alone)
+                    assert all(lease in self.inside for lease, guest in self.guests.items()
+                               if guest[1:] == (replica.id, True))  # fmt: skip
+                    full = len(inside) >= pool.scaling.concurrency
+                    assert not alone or full or self.alone_in(replica.id) is not None
+                assert not self.guests_of(replica.id) or replica.stops_at is None
+
+    def guests_of(self, replica: str) -> list[str]:
+        return [lease for lease, (_, at, _) in self.guests.items() if at == replica]
+
+    @invariant()
     def nobody_waits_for_nothing(self) -> None:
         for pool in self.picture.pools:
             something_will_happen = (
@@ -376,11 +441,12 @@ class World(RuleBasedStateMachine):
     def teardown(self) -> None:
         # Play on: all is served, then given back.
         for _ in range(2000):
-            if not (self.waiting or self.held or self.starts):
+            if not (self.waiting or self.held or self.starts or self.guests):
                 break
             self.serve_one_round()
         assert not self.waiting
         assert not self.held
+        assert not self.guests
         for client in CLIENTS:
             self.disconnect(client)
         for _ in range(200):
@@ -400,10 +466,9 @@ class World(RuleBasedStateMachine):
             elif replica not in self.ready:
                 self.ready.add(replica)
                 self.play(ReplicaReady(replica))
-        for lease in list(self.held):
-            if lease in self.held:
-                self.forget_lease(lease)
-                self.play(LeaseEnded(lease) if lease in self.abandoned else LeaseReleased(lease))
+        for lease in [*self.held, *self.guests]:
+            if lease in self.held or lease in self.guests:
+                self.leave(lease)
         if not self.stopped and self.scheduler.next_deadline() < math.inf:
             self.now = self.scheduler.next_deadline()
             self.play(Tick())

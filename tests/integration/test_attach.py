@@ -25,6 +25,7 @@ from support import START_S, OwnBroker, alive, assert_quiet, pids, ready, view_o
 
 import flyte_jupyter as flyte
 from flyte_jupyter import cli, runtime
+from flyte_jupyter.attach import session_target
 
 pytestmark = pytest.mark.kernel
 
@@ -184,9 +185,9 @@ def test_a_console_reads_what_the_preload_made() -> None:
 def test_the_replica_is_out_of_rotation_meanwhile_and_every_view_says_why() -> None:
     with front_end() as console:
         console.run("1")
-        wait_until(lambda: holders() == ["attached console"] * 2)
-        (client,) = {lease.client for lease in ready(pool)[0].leases}
-        assert client == "console"
+        wait_until(lambda: holders() == ["attached console"])
+        (replica,) = ready(pool)
+        assert (replica.state, replica.leases[0].client) == ("attached", "console")
     wait_until(lambda: holders() == [])
 
 
@@ -235,7 +236,7 @@ def test_input_reaches_the_one_who_asked() -> None:
 def test_a_killed_front_end_gives_its_slots_back_and_its_cell_stops() -> None:
     with front_end() as console:
         console.begin("import time; print('in')\nfor _ in range(600): time.sleep(0.1)")
-        assert holders() == ["attached console"] * 2
+        assert holders() == ["attached console"]
         with within(3):
             psutil.Process(console.pid).kill()
             wait_until(lambda: holders() == [])
@@ -258,6 +259,27 @@ def test_without_a_warm_kernel_the_first_cell_says_so(own_broker: OwnBroker) -> 
         assert "flyte-jupyter warm" in ran.error
 
 
+def test_a_broker_that_dies_takes_the_names_along_and_the_next_cell_finds_its_successor(own_broker: OwnBroker) -> None:
+    owner = """
+        env = flyte.TaskEnvironment("short-lived", reusable=flyte.ReusePolicy(1))
+        flyte.pool(env).warm()
+        say("warm")
+        time.sleep(60)
+    """
+    own_broker.start(owner, name="first")
+    own_broker.wait_said("first")
+    with front_end(wanted="short-lived", FLYTE_JUPYTER_RUNTIME_DIR=str(own_broker.folder)) as console:
+        asked = console.begin("import time; print('in'); time.sleep(60)")
+        with within(3):
+            os.kill(own_broker.pid, signal.SIGKILL)
+            said = console.reply(asked)["evalue"]
+        assert said.startswith("short-lived[0] ended: the broker ended. Its names are gone")
+        assert "FJ106 There is no warm kernel short-lived." in console.run("1").error
+        own_broker.start(owner, name="second")
+        own_broker.wait_said("second")
+        assert console.run("1").result == "1"
+
+
 def test_an_unknown_pool_or_replica_is_named() -> None:
     with front_end(wanted="atached") as console:
         error = console.run("1").error
@@ -267,10 +289,66 @@ def test_an_unknown_pool_or_replica_is_named() -> None:
         assert "FJ106 There is no warm kernel attached[7]." in console.run("1").error
 
 
+@pytest.mark.parametrize("name", ["attached", "attached[0]", "flyte-attach/attached[0]/0123abcd"])
+def test_a_console_names_its_target_in_its_session(name: str, tmp_path: Path) -> None:
+    for session in (name, str(tmp_path / name)):
+        with front_end(wanted="", JPY_SESSION_NAME=session) as console:
+            assert console.run("model()").text.startswith("attached to attached[0]")
+
+
+def test_a_target_that_is_not_there_is_the_error_of_the_first_cell() -> None:
+    for name, error in (
+        ("flyte-attach/gone/0123abcd", 'FJ102 There is no pool named "gone".'),
+        ("flyte-attach/attached[7]/0123abcd", "FJ106 There is no warm kernel attached[7]."),
+        ("attached[7]", "FJ106 There is no warm kernel attached[7]."),
+        ("flyte-attach/attached[/0123abcd", "'attached[' is not NAME or NAME[1]"),
+    ):
+        with front_end(wanted="", JPY_SESSION_NAME=f"/root/{name}") as console:
+            assert error in console.run("1").error
+
+
+def notebook(path: Path, metadata: Any) -> str:
+    path.write_text(json.dumps({"cells": [], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}))
+    return str(path)
+
+
+def test_a_notebook_names_its_target_in_its_metadata(tmp_path: Path) -> None:
+    session = notebook(tmp_path / "a.ipynb", {"flyte_jupyter": {"attach": "attached[0]"}})
+    with front_end(wanted="", JPY_SESSION_NAME=session) as console:
+        assert console.run("model()").text.startswith("attached to attached[0]")
+        assert holders() == ["attached notebook"]
+        (lease,) = ready(pool)[0].leases
+        assert lease.client == "a.ipynb"
+    session = notebook(tmp_path / "b.ipynb", {"flyte_jupyter": {"attach": ["<b>"]}})
+    with front_end(wanted="", JPY_SESSION_NAME=session) as console:
+        assert """'["<b>"]' is not NAME or NAME[1]""" in console.run("1").error
+
+
+def test_the_variable_goes_before_the_session(tmp_path: Path) -> None:
+    with front_end(wanted="attached", JPY_SESSION_NAME="/root/flyte-attach/gone/0123abcd") as console:
+        assert console.run("model()").status == "ok"
+
+
+@pytest.mark.parametrize("metadata", [{}, {"flyte_jupyter": {}}, {"flyte_jupyter": "attach"}, [], None])
+def test_a_session_that_names_nothing_gets_the_pool_that_was_last_used(metadata: Any, tmp_path: Path) -> None:
+    written = [notebook(tmp_path / "a.ipynb", metadata)] if metadata is not None else []
+    (tmp_path / "not.ipynb").write_text("not JSON")
+    for session in [*written, str(tmp_path / "Console 1"), str(tmp_path / "none.ipynb"), str(tmp_path / "not.ipynb")]:
+        assert target_of(session) == ""
+
+
+def target_of(session: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JPY_SESSION_NAME", session)
+        return session_target(["attached"])
+
+
 def test_two_front_ends_share_a_replica_with_each_other_and_with_tasks() -> None:
     with front_end(shared=True) as one, front_end(shared=True) as two:
         assert one.run("mine = 1; id(model())").result == two.run("id(model())").result
         assert two.run("mine").result == "1"
+        assert holders() == ["attached console, shared"] * 2
+        assert ready(pool)[0].state == "ready"
         assert one.run("input()", answer="one").result == "'one'"
         assert two.run("input()", answer="two").result == "'two'"
         assert run(works)
@@ -280,7 +358,7 @@ def test_two_front_ends_share_a_replica_with_each_other_and_with_tasks() -> None
 def test_an_exclusive_front_end_waits_for_another_and_says_so() -> None:
     with front_end() as one:
         one.run("1")
-        wait_until(lambda: len(holders()) == 2)
+        wait_until(lambda: holders() == ["attached console"])
         two = FrontEnd()
         try:
             asked = two.begin("7 * 6")
@@ -288,24 +366,6 @@ def test_an_exclusive_front_end_waits_for_another_and_says_so() -> None:
             assert two.reply(asked)["status"] == "ok"
         finally:
             two.close()
-
-
-def test_a_replica_that_dies_is_reported_and_the_kernel_ends(own_broker: OwnBroker) -> None:
-    own_broker.start(
-        """
-        env = flyte.TaskEnvironment("mortal", reusable=flyte.ReusePolicy(1))
-        flyte.pool(env).warm()
-        say("warm")
-        time.sleep(60)
-        """,
-        name="owner",
-    )
-    own_broker.wait_said("owner")
-    with front_end(wanted="mortal", FLYTE_JUPYTER_RUNTIME_DIR=str(own_broker.folder)) as console:
-        ran = console.run("import os; os.kill(os.getpid(), 9)")
-        assert ran.status == "error"
-        assert "mortal[0] ended: signal SIGKILL" in ran.error
-        wait_until(lambda: not console.manager.is_alive())
 
 
 def test_a_front_end_whose_server_dies_detaches(tmp_path: Path) -> None:
@@ -324,7 +384,7 @@ def test_a_front_end_whose_server_dies_detaches(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         assert server.stdout is not None
         proxy = int(server.stdout.readline())
-        assert holders() == ["attached console"] * 2
+        assert holders() == ["attached console"]
         server.kill()
         with within(2):
             wait_until(lambda: not alive(proxy) and holders() == [])

@@ -30,6 +30,7 @@ from IPython.display import clear_output, display
 from flyte_jupyter.client import stopping
 from support import mark
 
+flyte.PoolHandle.view = None  # a card's messages come at any time
 stopping.GRACE_S = {grace}
 env = flyte.TaskEnvironment("notebook", reusable=flyte.ReusePolicy(replicas=2))
 alone = flyte.TaskEnvironment("alone", reusable=flyte.ReusePolicy(replicas=(1, 1)))

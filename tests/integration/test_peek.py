@@ -20,7 +20,7 @@ import flyte_jupyter as flyte
 from flyte_jupyter import cli, errors, magics
 from flyte_jupyter.client import broker
 from flyte_jupyter.client.attached import find_replica
-from flyte_jupyter.client.peek import Peeked, peek
+from flyte_jupyter.peek import Peeked, peek
 
 pytestmark = pytest.mark.kernel
 

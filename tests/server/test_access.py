@@ -21,6 +21,8 @@ VERBS = [
     *(f"replicas/{REPLICA}/{verb}" for verb in ("restart", "interrupt")),
     f"leases/{LEASE}/cancel",
 ]
+PEEK = f"replicas/{REPLICA}/peek"
+ACTS = [*VERBS, PEEK]
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def looks_only(jp_serverapp: Any) -> LooksOnly:
 
 def test_these_are_all_endpoints() -> None:
     paths = {path for path, *_ in handlers.routes("/")}
-    assert len(paths) == 8
+    assert len(paths) == 9
     verbs = {verb for kind in (handlers.POOL, handlers.REPLICA, handlers.LEASE) for verb in kind.verbs}
     assert verbs == {path.rpartition("/")[2] for path in VERBS}
 
@@ -48,23 +50,24 @@ async def test_nobody_reads_without_a_token(ask: Ask, path: str) -> None:
     assert (await ask(path, headers=NOBODY)).code == 403
 
 
-@pytest.mark.parametrize("path", VERBS)
+@pytest.mark.parametrize("path", ACTS)
 async def test_nobody_acts_without_a_token(ask: Ask, path: str) -> None:
     answer = await ask(path, {}, headers=NOBODY)
     assert answer.code == 403
     assert answer.body["message"]
 
 
-@pytest.mark.parametrize("path", VERBS)
+@pytest.mark.parametrize("path", ACTS)
 async def test_nothing_changes_on_a_get(ask: Ask, path: str) -> None:
     assert (await ask(path)).code == 405
 
 
-@pytest.mark.parametrize("path", VERBS)
+@pytest.mark.parametrize("path", ACTS)
 async def test_who_may_only_look_does_not_act(ask: Ask, looks_only: LooksOnly, path: str) -> None:
     answer = await ask(path, {})
     assert answer.code == 403
-    assert answer.body["message"] == "User is not authorized to write on resource: flyte-jupyter-pools."
+    what = "execute on resource: kernels" if path == PEEK else "write on resource: flyte-jupyter-pools"
+    assert answer.body["message"] == f"User is not authorized to {what}."
 
 
 async def test_who_may_only_look_looks(ask: Ask, looks_only: LooksOnly) -> None:
@@ -110,7 +113,7 @@ async def test_a_browser_that_has_logged_in_reads(ask: Ask, jp_fetch: Any, jp_se
     assert (await ask("pools", headers=headers)).code == 200
 
 
-@pytest.mark.parametrize("path", VERBS)
+@pytest.mark.parametrize("path", ACTS)
 async def test_an_order_without_the_xsrf_token_is_refused(
     ask: Ask, jp_fetch: Any, jp_serverapp: Any, path: str
 ) -> None:
