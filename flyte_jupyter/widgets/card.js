@@ -42,6 +42,8 @@ class Card {
   #skew = 0;
   #asking = false; // whether to stop
   #replicas;
+  #seen = false; // on the screen, in a tab that is in front
+  #watch;
   #fetching = false;
   #stale = false;
   #timer;
@@ -64,12 +66,18 @@ class Card {
     );
     model.on("change:state", this.#changed);
     document.addEventListener("visibilitychange", this.#fetch);
+    this.#watch = new IntersectionObserver((entries) => {
+      this.#seen = entries.at(-1).isIntersecting;
+      this.#fetch();
+    });
+    this.#watch.observe(root);
     this.#timer = setInterval(() => !document.hidden && tickAll(this.#main, this.#now()), TICK_MS);
     this.#changed();
   }
 
   dispose() {
     clearInterval(this.#timer);
+    this.#watch.disconnect();
     document.removeEventListener("visibilitychange", this.#fetch);
     this.#model.off("change:state", this.#changed);
     this.#timeline.dispose();
@@ -113,7 +121,8 @@ class Card {
 
   // What is new since the last answer: asked for when something has changed, never because time has passed.
   #fetch = async () => {
-    if (document.hidden || !this.#model.get("state").pool || !this.#parts.some((part) => part.open)) return;
+    if (document.hidden || !this.#seen || !this.#model.get("state").pool || !this.#parts.some((part) => part.open))
+      return;
     this.#stale = true;
     if (this.#fetching) return;
     this.#fetching = true;
@@ -193,7 +202,13 @@ class Card {
         ? button("keep", "Keep 2 h", "Keep this pool warm for 2 hours", () => this.#act("keep", { seconds: 7200 }))
         : button("keep", "Stop keeping", "Let idle replicas go again", () => this.#act("keep", { seconds: 0 }));
     const right = el("span", { class: "flyte-timer" }, until, " ", keep);
-    return el("header", {}, el("h3", {}, visible(pool.name)), el("span", {}, words.join(" · ")), right);
+    return el(
+      "header",
+      { "data-key": "header" },
+      el("h3", {}, visible(pool.name)),
+      el("span", {}, words.join(" · ")),
+      right,
+    );
   }
 
   #queue(pool, at) {
@@ -209,7 +224,12 @@ class Card {
     );
     if (pool.waiting > rows.length) rows.push(el("li", {}, `and ${pool.waiting - rows.length} more`));
     const place = mine ? ` · this notebook is ${ordinal(mine.position + 1)}` : "";
-    return el("div", { class: "flyte-queue" }, `queue ${pool.waiting}${place}`, el("ol", {}, rows));
+    return el(
+      "div",
+      { "data-key": "queue", class: "flyte-queue" },
+      `queue ${pool.waiting}${place}`,
+      el("ol", {}, rows),
+    );
   }
 
   #controls(pool) {
@@ -227,7 +247,7 @@ class Card {
     const step = (key, text, label, to, disabled) => button(key, text, label, () => scale(...to), { disabled });
     return el(
       "div",
-      { class: "flyte-bar", role: "group", "aria-label": "Pool" },
+      { "data-key": "controls", class: "flyte-bar", role: "group", "aria-label": "Pool" },
       step("min-", "−", `Lower the minimum to ${min - 1}`, [min - 1, max], min < 1),
       el("span", {}, `min ${min}`),
       step("min+", "+", `Raise the minimum to ${min + 1}`, [min + 1, Math.max(max, min + 1)], false),
@@ -249,7 +269,7 @@ class Card {
   #failure(failure) {
     return el(
       "details",
-      { class: "flyte-failed" },
+      { "data-key": "failure", class: "flyte-failed" },
       el("summary", {}, `${visible(failure.replica)} failed: ${visible(lastLine(failure.cause))}`),
       el("pre", { tabindex: 0, "aria-label": "Traceback" }, multiline(failure.cause)),
     );
@@ -257,8 +277,9 @@ class Card {
 
   #sum(pool) {
     const avoided = pool.cold_starts_avoided;
-    const saved =
-      avoided && pool.cold_start_s !== null ? ` (about ${duration(avoided * pool.cold_start_s)} saved)` : "";
+    const seconds = avoided * (pool.cold_start_s ?? 0);
+    const about = duration(seconds < 90 ? seconds : Math.round(seconds / 60) * 60);
+    const saved = seconds ? ` (about ${about} saved)` : "";
     return `${many(pool.calls, "call")} · ${many(pool.starts, "start")} · cold starts avoided: ${avoided}${saved}`;
   }
 }

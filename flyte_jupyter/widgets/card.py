@@ -6,6 +6,7 @@ thread of this module, which goes on while a cell blocks.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -22,12 +23,17 @@ from ..client import broker
 from ..client.handle import PoolHandle
 from ..client.identity import describe_client
 from ..core import protocol as p
+from ..core.snapshot import PoolView
 from ..peek import peek
 
 PUSH_S: Final = 0.2
 """At most one message in this time."""
 LOOK_S: Final = 2.0
 """How often a broker is looked for, while this process has none."""
+MEASURE_S: Final = 3.0
+"""How often it is measured what replicas use."""
+RUNNING: Final = frozenset(("starting", "loading", "busy", "attached"))
+"""States in which what a replica uses may change."""
 MOST_LOG_BYTES: Final = 64 * 1024
 
 HERE: Final = Path(__file__).parent
@@ -72,17 +78,35 @@ class PoolCard(anywidget.AnyWidget):
     def show(self, snapped: p.Snapped | None) -> None:
         """Send what has changed to every view."""
         if snapped is None:
-            self.state = {**self.state, "now": time.time(), "broker": False}
+            self._send_state({**self.state, "broker": False})
             return
         found = snapped.snapshot.pool(self.key)
-        self.state = {
-            "now": time.time(),
+        state = {
             "broker": True,
             "epoch_offset": snapped.epoch_offset,
             "pool": None if found is None else found.model_dump(mode="json"),
             "devices": [device.model_dump(mode="json") for device in snapped.snapshot.devices],
+            "usage": self._part(snapped, found),
             "spawned": snapped.spawned.get(self.key),
         }
+        self._send_state(state)
+
+    def _part(self, snapped: p.Snapped, pool: PoolView | None) -> dict[str, Any]:
+        """What this pool uses, as it was when somebody measured last."""
+        if pool is None or snapped.usage.measured_at is None:
+            usage: dict[str, Any] = self.state.get("usage", {"devices": {}, "replicas": {}})
+            return usage
+        replicas, devices = snapped.usage.replicas, snapped.usage.devices
+        held = dict.fromkeys(uuid for replica in pool.replicas for uuid in replica.devices)
+        return {
+            "devices": {uuid: devices[uuid].model_dump(mode="json") for uuid in held if uuid in devices},
+            "replicas": {each.id: replicas[each.id].model_dump() for each in pool.replicas if each.id in replicas},
+        }
+
+    def _send_state(self, state: dict[str, Any]) -> None:
+        # Much of what happens is about other pools.
+        if state | {"now": 0} != self.state | {"now": 0}:
+            self.state = state | {"now": time.time()}
 
     def _on_message(self, _: object, content: dict[str, Any], __: object) -> None:
         # Not here: this may be the main thread, and a stop waits for running tasks.
@@ -196,16 +220,31 @@ def _follow() -> None:
 
         try:
             with connection.watching(take):
+                measured, measured_at = -1, -math.inf
+                due: float | None = None
                 while True:
+                    left = None if due is None else max(0.0, due - time.monotonic())
                     with changed:
-                        changed.wait_for(lambda latest=latest: latest)  # type: ignore[misc]
-                        snapped = latest.pop()
+                        heard = changed.wait_for(lambda latest=latest: bool(latest), left)  # type: ignore[misc]
+                        snapped = latest.pop() if heard else None
+                    if not heard:
+                        snapped = connection.snapshot(usage=True)
+                        measured, measured_at = snapped.snapshot.revision, time.monotonic()
                     _show(snapped)
                     if snapped is None:
                         break
+                    # What is used is measured while something goes on, and once after that: a card that nobody looks at
+                    # must not cost anything.
+                    moved = snapped.snapshot.revision != measured or _something_runs(snapped)
+                    due = measured_at + MEASURE_S if moved else None
                     time.sleep(PUSH_S)
-        except errors.BrokerGone:
+        except (errors.BrokerGone, errors.BrokerUnavailable):
             _show(None)
+
+
+def _something_runs(snapped: p.Snapped) -> bool:
+    pools = (snapped.snapshot.pool(card.key) for card in list(_cards.values()))
+    return any(replica.state in RUNNING for pool in pools if pool is not None for replica in pool.replicas)
 
 
 def _show(snapped: p.Snapped | None) -> None:

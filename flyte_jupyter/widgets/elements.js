@@ -31,24 +31,42 @@ export function tickAll(root, now) {
   }
 }
 
-// Give `parent` these children, changing those that are there where they fit: a button keeps its focus, and a click
-// that has begun on it still counts.
+// Give `parent` these children, changing those that are there where they fit, and moving none: a button keeps its
+// focus, and a click that has begun on it still counts. What has a `data-key` is found among the others.
 export function patch(parent, children) {
-  const there = [...parent.childNodes];
-  children.forEach((made, place) => {
-    const old = there[place];
-    if (!old) parent.append(made);
-    else if (old.nodeName !== made.nodeName || old.dataset?.key !== made.dataset?.key) old.replaceWith(made);
-    else if (made.nodeType === Node.TEXT_NODE) {
-      if (old.data !== made.data) old.data = made.data;
-    } else {
-      for (const { name } of [...old.attributes])
-        if (!made.hasAttribute(name) && name !== "open") old.removeAttribute(name);
-      for (const { name, value } of made.attributes)
-        if (old.getAttribute(name) !== value) old.setAttribute(name, value);
-      for (const name of COPIED) old[name] = made[name] ?? null;
-      patch(old, [...made.childNodes]);
+  let old = parent.firstChild;
+  for (const made of children) {
+    let found = old;
+    while (found && !alike(found, made)) found = made.dataset?.key ? found.nextSibling : null;
+    if (!found) {
+      parent.insertBefore(made, old);
+      continue;
     }
-  });
-  for (const left of there.slice(children.length)) left.remove();
+    while (old !== found) old = removed(old);
+    update(found, made);
+    old = found.nextSibling;
+  }
+  while (old) old = removed(old);
+}
+
+function alike(old, made) {
+  return old.nodeName === made.nodeName && old.dataset?.key === made.dataset?.key;
+}
+
+function removed(node) {
+  const next = node.nextSibling;
+  node.remove();
+  return next;
+}
+
+function update(old, made) {
+  if (made.nodeType === Node.TEXT_NODE) {
+    if (old.data !== made.data) old.data = made.data;
+    return;
+  }
+  for (const { name } of [...old.attributes])
+    if (!made.hasAttribute(name) && name !== "open") old.removeAttribute(name);
+  for (const { name, value } of made.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  for (const name of COPIED) old[name] = made[name] ?? null;
+  patch(old, [...made.childNodes]);
 }

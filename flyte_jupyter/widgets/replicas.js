@@ -20,14 +20,13 @@ export class Replicas {
   }
 
   table(state, pool, at) {
-    const usage = state.usage ?? { devices: {}, replicas: {} };
     const devices = new Map(state.devices.map((device) => [device.uuid, device]));
-    const rows = pool.replicas.flatMap((replica) => this.#replica(replica, pool, devices, usage, at));
+    const rows = pool.replicas.flatMap((replica) => this.#replica(replica, pool, devices, state.usage, at));
     for (const id of this.#rows.keys()) if (!pool.replicas.some((replica) => replica.id === id)) this.#rows.delete(id);
     const head = ["#", "state", "GPU", "memory", "task", "age", "", ""];
     return el(
       "div",
-      { class: "flyte-wide" },
+      { "data-key": "replicas", class: "flyte-wide" },
       el(
         "table",
         { "aria-label": "Replicas" },
@@ -78,7 +77,7 @@ export class Replicas {
         since === null ? null : ticking(() => clock(this.#now() - at(since)), this.#now()),
       ),
       el("td", {}, models.join(", ") || "-"),
-      el("td", { class: "flyte-number" }, this.#memory(replica, devices, usage)),
+      el("td", {}, this.#memory(replica, devices, usage)),
       el("td", { class: "flyte-task" }, task),
       el(
         "td",

@@ -8,6 +8,7 @@ import { COLOURS, Pen, ROW } from "./pen.js";
 import { duration, timeOfDay, visible } from "./words.js";
 
 const AXIS = 20;
+const FORGET_S = 10; // how often it is looked for what is too old, while nothing new comes
 const QUEUE = "queue";
 const REACHES = [60, 120, 300]; // a pool that is younger than the window fills the picture, too
 const GOOD = new Set([null, "succeeded"]);
@@ -62,6 +63,7 @@ export class Timeline {
   #lanes = [];
   #spans = new Map();
   #changes = new Map();
+  #arranged = 0; // when
   #rows = []; // {label, lanes, spans in order of time, looks: look -> spans}
   #picked = null; // {row, span, more: how many others lie there}
   #told = "";
@@ -71,7 +73,8 @@ export class Timeline {
     this.#text = options.text ?? english;
     this.#build(host);
     this.#watch =
-      globalThis.IntersectionObserver && new IntersectionObserver(([entry]) => this.#look(entry.isIntersecting));
+      globalThis.IntersectionObserver &&
+      new IntersectionObserver((entries) => this.#look(entries.at(-1).isIntersecting));
     this.#watch?.observe(this.#root);
     document.addEventListener("visibilitychange", this.#now);
   }
@@ -130,6 +133,7 @@ export class Timeline {
   };
 
   #tick() {
+    if (this.#instant() > this.#arranged + FORGET_S) this.#arrange();
     this.#draw();
     const still = globalThis.matchMedia?.("(prefers-reduced-motion: reduce)").matches;
     this.#timer = setTimeout(this.#now, still ? 5000 : Math.max(100, 1000 / this.#plot.scale));
@@ -138,7 +142,8 @@ export class Timeline {
   // --- what there is
 
   #arrange() {
-    const oldest = this.#instant() - this.#window;
+    this.#arranged = this.#instant();
+    const oldest = this.#arranged - this.#window;
     for (const [id, span] of this.#spans) if (span.ended !== null && span.ended < oldest) this.#spans.delete(id);
     const rows = new Map();
     const places = new Map();

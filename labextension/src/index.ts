@@ -19,6 +19,7 @@ import type { IViewProps } from './parts';
 import { RunningPools } from './running';
 import { followSettings } from './settings';
 import { PoolsPanel } from './sidebar';
+import { showStills } from './stills';
 import { addTab } from './texts';
 import { IPoolManager } from './tokens';
 import { Warner } from './warner';
@@ -135,4 +136,16 @@ function returnFocus(menu: Menu): void {
   });
 }
 
-export default [pools, panel];
+const stills: JupyterFrontEndPlugin<void> = {
+  id: 'flyte-jupyter:stills',
+  description: 'Shows pools as text in notebooks that were opened again.',
+  autoStart: true,
+  optional: [INotebookTracker],
+  activate: (_: JupyterFrontEnd, tracker: INotebookTracker | null) => {
+    if (tracker) {
+      showStills(tracker);
+    }
+  }
+};
+
+export default [pools, panel, stills];

@@ -169,6 +169,13 @@ def test_it_answers_in_a_subshell_while_a_cell_blocks(front: Front) -> None:
             break
 
 
+def test_it_shows_the_memory_of_replicas(front: Front) -> None:
+    front.run("pool.scale(1, 3); echo(1)")
+    front.until(lambda pool: any(each["id"] in front.state["usage"]["replicas"] for each in pool["replicas"]))
+    [used, *_] = front.state["usage"]["replicas"].values()
+    assert used["memory_bytes"] > 2**20
+
+
 def test_restart_replaces_the_replica(front: Front) -> None:
     front.run("pool.scale(1, 3); echo(1)")
     front.until(lambda pool: pool["replicas"] and pool["replicas"][0]["state"] == "ready")
