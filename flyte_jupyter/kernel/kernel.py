@@ -215,7 +215,7 @@ class ReplicaApp(IPKernelApp):
         assert self.replica is not None
         self.kernel.start()
         self.runner.run()
-        self.replica.recorder.tell()
+        self.replica.recorder.tell(last=True)
 
 
 def _let_children_end() -> None:

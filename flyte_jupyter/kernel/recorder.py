@@ -1,7 +1,8 @@
 """What ran in this replica and when, told to the broker a few times a second.
 
 The main thread notes; the control thread tells, at most ten times a second, and only while there is something to tell.
-Short calls in a row become one span where they are noted, so a flood of them costs nobody anything.
+Short calls in a row become one span where they are noted, and while nothing but their number changes it is told once a
+second: so a flood of them costs nobody anything.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from .runner import RunningCall
 
 TELL_S: Final = 0.1
+COUNT_S: Final = 0.95
+"""After a report, while a loop of short calls goes on and there is nothing to tell but how many they are."""
 SHORT_S: Final = 0.05
 """A shorter call may share its span with others, and nobody is told that it runs."""
 GAP_S: Final = 0.01
@@ -78,10 +81,12 @@ class Recorder:
         self._send = send
         self._telling = threading.Lock()
         self._lock = threading.Lock()
-        self._timer = False
+        self._awake = False  # the control thread, so that it will look soon
+        self._reported = 0.0  # when the last report was made
         self._untold: dict[int, Span] = {}
         self._used: dict[str, Span] = {}  # leases that were in use, until they are told to be idle
         self._told: dict[str, tuple[str, float]] = {}  # leases that were told to be in use: task, and since when
+        self._paused: set[str] = set()  # leases between two calls, or after the last: the next look will tell
         self._missed = 0  # calls that ended in spans that nobody will be told of
         self._number = 0
         self._second = 0.0  # when the present one began
@@ -92,7 +97,7 @@ class Recorder:
 
     def began(self, call: RunningCall) -> None:
         call.began = monotonic()
-        if not self._timer:
+        if not self._awake:
             self._wake()
 
     def ended(self, call: RunningCall, now: float) -> None:
@@ -112,26 +117,27 @@ class Recorder:
             # `noted` back before it reads them.
             span.calls += 1
             span.ended = now
-            if not span.noted:
-                with self._lock:
-                    self._note(span, call)
+            if span.noted:
+                return  # so the control thread is awake, or reads this now
+            with self._lock:
+                self._note(span, call)
         else:
             with self._lock:
                 span = call.channel.span = call.span or self._span(call, now)
                 span.status = call.status
                 span.ended = now
                 self._note(span, call)
-        if not self._timer:
+        if not self._awake:
             self._wake()
+
+    def _wake(self) -> None:
+        self._awake = True
+        self._later(TELL_S, self.tell)
 
     def _note(self, span: Span, call: RunningCall) -> None:
         span.noted = True
         self._untold[span.number] = span
         self._used[call.channel.hello.lease] = span
-
-    def _wake(self) -> None:
-        self._timer = True
-        self._later(TELL_S, self.tell)
 
     def _span(self, call: RunningCall, now: float) -> Span:
         """For a call that has ended: its own, or that of the crowd."""
@@ -161,43 +167,50 @@ class Recorder:
 
     # --- on the control thread; and at the end of the process on the main thread
 
-    def tell(self) -> None:
-        """Report what is new; drop it if nobody is there."""
+    def tell(self, *, last: bool = False) -> None:
+        """Report what is new; drop it if nobody is there. With `last` nothing is left for later."""
         with self._telling:
             ready = self._ready()
             with self._lock:
                 # First of all: whatever is noted from here on wakes this thread again.
-                self._timer = False
-                report, again = self._report(monotonic()) if ready else (None, True)
+                self._awake = False
+                report, again = self._report(monotonic(), last) if ready else (None, True)
                 while len(self._untold) > MOST_UNTOLD:
                     self._missed += _newly_ended(self._untold.pop(next(iter(self._untold))))
             if report is not None:
                 self._send(json.dumps(report).encode())
-        if again and not self._timer:
+        if again and not self._awake:
             self._wake()
 
-    def _report(self, now: float) -> tuple[dict[str, object] | None, bool]:
+    def _report(self, now: float, last: bool) -> tuple[dict[str, object] | None, bool]:
         """What is new, if anything is; and whether to look again soon although nobody wakes this thread."""
         running: dict[str, tuple[str, float]] = {}
-        again = False
+        again = opened = False
         for call in self._running():
             if call.span is None and now - call.began >= SHORT_S and self._room(now):
                 self._open(call)
+                opened = True
             again = again or call.span is None
-            running[call.channel.hello.lease] = (call.name, call.began)
-        for lease, span in self._used.items():
-            if lease not in running and now - span.ended < SHORT_S:
-                running[lease] = (span.task, span.began)  # between two calls of a loop
-                again = True
-        idle = [(lease, span) for lease, span in self._used.items() if lease not in running]
+            running[call.channel.hello.lease] = (call.name, _loop_began(call) if call.span is None else call.began)
+        paused = {lease for lease, span in self._used.items() if lease not in running and now - span.ended < SHORT_S}
+        for lease in paused & (self._told.keys() | self._paused):
+            span = self._used[lease]
+            running[lease] = (span.task, span.began)  # between two calls of a loop
+        again = again or bool(paused)
+        self._paused = paused - running.keys()
+        idle = [(lease, span) for lease, span in self._used.items() if lease not in running and lease not in paused]
         uses = [(lease, True, task[:LONGEST_NAME], since) for lease, (task, since) in running.items()
                 if self._told.get(lease) != (task, since)]  # fmt: skip
         uses += [(lease, False, span.task[:LONGEST_NAME], span.ended) for lease, span in idle]
         for lease, _ in idle:
             del self._used[lease]
         self._told = running
+        nothing_new = again and not (uses or opened or last)
+        if nothing_new and (self._paused or now - self._reported < COUNT_S):
+            return None, again
         if not (self._untold or uses):
             return None, again
+        self._reported = now
         ended = self._missed + sum(map(_newly_ended, self._untold.values()))
         self._missed = 0
         calls = [_described(span) for span in self._untold.values()]
@@ -211,6 +224,14 @@ class Recorder:
             self._untold[span.number] = span
         else:  # it has just ended, and may not have seen that it has a span
             call.span = None
+
+
+def _loop_began(call: RunningCall) -> float:
+    """Since when calls like this one, which is short as yet, follow one another."""
+    span = call.channel.span
+    if span is not None and span.task == call.name and call.began - span.ended < GAP_S:
+        return span.began
+    return call.began
 
 
 def _newly_ended(span: Span) -> int:

@@ -69,6 +69,14 @@ class Replica:
         """All that was told, as the broker has it then: number, lease, task, label, began, ended, outcome, calls."""
         return list({call[0]: call for report in self.reports for call in report["calls"]}.values())
 
+    def loop(self, seconds: float, task: str = "t") -> None:
+        """Calls of a millisecond, one after the other; the timer rings meanwhile."""
+        until = self.now + seconds
+        while self.now < until:
+            self.run(task, seconds=0.001)
+            if self.timers[0][0] <= self.now:
+                self.tell()
+
     def uses(self) -> list[list[Any]]:
         """What was told of leases: lease, running, task, since."""
         return [use for report in self.reports for use in report["uses"]]
@@ -163,6 +171,50 @@ def test_a_loop_of_short_calls_is_running_all_the_time(replica: Replica) -> None
     assert {(lease, running) for lease, running, *_ in replica.uses()} == {("l", True)}
     replica.rest()
     assert replica.uses()[-1][:2] == ["l", False]
+
+
+def test_what_is_over_after_a_moment_is_told_once(replica: Replica) -> None:
+    for _ in range(2000):
+        replica.run(seconds=0.00004)  # so the first look comes just after the last of them
+    replica.rest()
+    [report] = replica.reports
+    assert report["ended"] == 2000
+    assert [use[:2] for use in report["uses"]] == [["l", False]]
+
+
+def test_while_a_loop_goes_on_it_is_told_once_a_second_and_its_end_at_once(replica: Replica) -> None:
+    replica.loop(0.2)
+    before = len(replica.reports)
+    assert replica.uses() == [["l", True, "t", 100.0]]
+    replica.loop(10)
+    assert len(replica.reports) <= before + 11
+    assert sum(report["ended"] for report in replica.reports) > 9000
+    over = replica.now
+    replica.rest()
+    assert replica.now <= over + 2 * r.TELL_S
+    assert replica.uses()[-1][:2] == ["l", False]
+    assert sum(report["ended"] for report in replica.reports) == sum(call[-1] for call in replica.calls())
+
+
+@pytest.mark.parametrize("task", ["t", "other"])
+def test_a_long_call_after_a_loop_is_told_within_a_moment(replica: Replica, task: str) -> None:
+    replica.loop(0.57)
+    began = replica.now
+    call = replica.begin(task)
+    while replica.timers:
+        replica.tell()
+    assert replica.now <= began + 2 * r.TELL_S
+    assert replica.calls()[-1][2:] == [task, "a.ipynb", began, None, None, 1]
+    assert replica.uses()[-1] == ["l", True, task, began]
+    replica.end(call)
+
+
+def test_the_last_report_of_a_process_is_complete(replica: Replica) -> None:
+    replica.loop(0.57)
+    replica.recorder.tell(last=True)
+    calls = replica.calls()
+    assert sum(report["ended"] for report in replica.reports) == sum(call[-1] for call in calls)
+    assert calls[-1][5] == replica.now
 
 
 def test_the_next_task_in_the_same_lease_is_told_by_its_own_name(replica: Replica) -> None:
