@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from ..core.definitions import Closure
-from ..core.frames import Buffer, Frame, Kind, encode
+from ..core.frames import OUTCOME, WITHDRAWN, Buffer, Frame, Kind, encode
 from . import outputs
 from .leases import Channel
 
@@ -43,13 +43,13 @@ class Conversation:
 
     def receive(self, frame: Frame) -> list[Buffer] | None:
         """Take one frame; what to send back, if anything."""
-        if frame.kind == Kind.WITHDRAWN and frame.call <= self._number < frame.call + frame.flags:
+        if frame.kind == WITHDRAWN and frame.call <= self._number < frame.call + frame.flags:
             self.outcome = frame  # it will not begin, and nothing else will come of it
             return None
         if frame.call != self._number:
             return None  # of a call before, which was given up
         self.answered = True
-        if frame.kind == Kind.OUTCOME:
+        if frame.kind == OUTCOME:
             self.outcome = frame
         elif frame.kind == Kind.OUTPUT:
             outputs.show(frame.flags, frame.body)

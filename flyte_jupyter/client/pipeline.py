@@ -20,7 +20,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
-from ..core.frames import Buffer, Frame, Kind, join_small
+from ..core.frames import OUTCOME, Buffer, Frame, Kind, join_small
 from . import broker, stopping
 from .attempts import Attempts, Limits
 from .drivers import Conversation
@@ -537,7 +537,7 @@ class Stream:
         try:
             reader.buffer_updated(count)
             while not self._closed and (frame := reader.next_frame()) is not None:
-                if frame.kind == Kind.OUTCOME and self._calls and frame.call == self._calls[0].number:
+                if frame.kind == OUTCOME and self._calls and frame.call == self._calls[0].number:
                     call = self._calls.popleft()
                     ended += 1
                     if not call.abandoned:

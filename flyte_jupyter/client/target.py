@@ -15,7 +15,7 @@ from .. import errors
 from ..core import context, failure, payload
 from ..core.commands import POOL_STOPPED
 from ..core.definitions import Closure, Definition, SourceDefinition, module_at_client, notebook_module_name
-from ..core.frames import Buffer, Frame, Kind, Status, encode
+from ..core.frames import CALL, OK, Buffer, Frame, Status, encode
 from . import broker, runs
 from .capture import Captured
 from .handle import PoolHandle, handle_of
@@ -138,7 +138,7 @@ class Target:
 
     def result(self, frame: Frame, lease: Lease) -> Any:
         """The value of an outcome, or its exception."""
-        if frame.flags == Status.OK:
+        if frame.flags == OK:
             # A big pickle is in a memory file, too: then the body is empty, and it is the first buffer.
             data, *buffers = (frame.body, *frame.buffers) if frame.body else frame.buffers
             try:
@@ -180,7 +180,7 @@ class Outgoing:
     def on(self, channel: Channel) -> tuple[int, list[Buffer]]:
         channel.calls += 1
         pieces = self._pieces if channel.files is None else channel.files.lend(self._pieces)
-        return channel.calls, encode(Kind.CALL, channel.calls, self._reference, pieces, flags=self._attempt)
+        return channel.calls, encode(CALL, channel.calls, self._reference, pieces, flags=self._attempt)
 
 
 _NOTEBOOK: Final = b"notebook_"

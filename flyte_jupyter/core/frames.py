@@ -98,6 +98,12 @@ class Answer(IntEnum):
     NOBODY = 1  # nobody can be asked where the call was made
 
 
+# What every call asks for. An enum is slow to look up its members; these names take no time.
+CALL: Final = Kind.CALL
+OUTCOME: Final = Kind.OUTCOME
+WITHDRAWN: Final = Kind.WITHDRAWN
+OK: Final = Status.OK
+FIRST_KIND: Final = min(Kind)
 LAST_KIND: Final = max(Kind)
 
 
@@ -231,7 +237,7 @@ class FrameReader:
             return False
         kind, flags, count, call, body_size = HEADER.unpack_from(self._scratch, self._start)
         head = HEADER.size + 8 * count
-        if count > LIMIT_BUFFERS or not Kind.HELLO <= kind <= LAST_KIND:
+        if count > LIMIT_BUFFERS or not FIRST_KIND <= kind <= LAST_KIND:
             raise ProtocolError(f"not a frame: kind {kind}, {count} buffers")
         if available < head:
             return False

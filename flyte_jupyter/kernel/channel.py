@@ -17,7 +17,6 @@ import select
 import socket
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from typing import Any, Final
 from IPython.core.error import StdinNotImplementedError
 
 from ..core.definitions import Closure
-from ..core.frames import Answer, Buffer, Frame, FrameReader, Kind, Status, encode
+from ..core.frames import CALL, Answer, Buffer, Frame, FrameReader, Kind, Status, encode
 from ..errors import ProtocolError
 from ..memory import Exchange, receive_with_fds
 from ..runtime import peer_uid
@@ -99,6 +98,7 @@ class CallChannel:
         self._backlog_bytes = 0
         self._reading = True
         self._loop = replica.runner.loop
+        self._recorder = replica.recorder
 
     def open(self) -> None:
         """Begin with what came along with the greeting. Cancels and withdrawals can reach it before."""
@@ -130,7 +130,9 @@ class CallChannel:
 
     def _take_frames(self) -> None:
         while (frame := self._reader.next_frame()) is not None:
-            if frame.kind == Kind.ANSWER:
+            if frame.kind == CALL:
+                self._frames.append(frame)
+            elif frame.kind == Kind.ANSWER:
                 self._answers.append(frame)
             elif frame.kind == Kind.COMM:
                 self.replica.comms.receive(frame, OutputSink(frame.call, self.send_output, self.replica.later))
@@ -143,7 +145,7 @@ class CallChannel:
 
     def _advance(self) -> None:
         while (frame := self._next()) is not None:
-            if frame.kind == Kind.CALL:
+            if frame.kind == CALL:
                 self._on_call(frame)
             elif frame.kind == Kind.DEFINE and self._undefined is not None:
                 waiting, self._undefined = self._undefined, None
@@ -238,7 +240,7 @@ class CallChannel:
                 return
         if verb is not None:
             function = self.replica.cells.function(verb, self.module)
-        self._start(frame, name, function, recorded=verb != "names")
+        self._start(frame, name, function, verb is None or verb != "names")
 
     def _on_define(self, frame: Frame, waiting: Frame) -> None:
         try:
@@ -251,7 +253,7 @@ class CallChannel:
             return
         self._on_call(waiting)
 
-    def _start(self, frame: Frame, name: str, function: Any, *, recorded: bool) -> None:
+    def _start(self, frame: Frame, name: str, function: Any, recorded: bool) -> None:
         ask = functools.partial(self._ask, frame.call)
         sink = OutputSink(frame.call, self.send_output, self.replica.later, ask)
         context = make_context(frame.call, name, self, frame.flags, sink)
@@ -262,19 +264,18 @@ class CallChannel:
             self._begun = frame.call
             self.running = call
         if recorded:
-            self.replica.recorder.began(call)
+            self._recorder.began(call)
         self.replica.runner.start(call)
 
     # --- out
 
-    def finished(self, call: RunningCall, reply: list[Buffer]) -> None:
+    def finished(self, call: RunningCall, reply: list[Buffer], now: float) -> None:
         """The runner's last word on a call."""
         self.running = None
-        now = time.monotonic()
         if not self.closed:
             self.send(reply)
         if call.began:  # noted while the client reads already
-            self.replica.recorder.ended(call, now)
+            self._recorder.ended(call, now)
         if self.closed:
             self.replica.left_for_good(self)
             return
@@ -630,7 +631,10 @@ class Replica:
 
     def later(self, delay: float, callback: Callable[[], None]) -> None:
         """Call `callback` on the control thread, where a busy task cannot hold it up."""
-        self._control_loop.call_soon_threadsafe(self._control_loop.call_later, delay, callback)
+        if self.on_control_thread():
+            self._control_loop.call_later(delay, callback)
+        else:
+            self._control_loop.call_soon_threadsafe(self._control_loop.call_later, delay, callback)
 
     def on_control_thread(self) -> bool:
         return threading.get_ident() == self._control_thread

@@ -27,6 +27,7 @@ from IPython.core.error import StdinNotImplementedError
 from ..core.context import TaskContext, current
 from ..core.frames import Buffer, Kind, Output, encode
 
+_STDOUT: Final = Output.STDOUT
 QUIET_S: Final = 0.001
 """A stream that was silent this long sends at once; one that floods is gathered."""
 GATHER_S: Final = 0.004
@@ -48,7 +49,7 @@ class OutputSink:
         self._send = send
         self._later = later
         self._lock = threading.RLock()
-        self._stream = Output.STDOUT
+        self._stream = _STDOUT
         self._gathered: list[str] = []
         self._size = 0
         self._sent_at = 0.0

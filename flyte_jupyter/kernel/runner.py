@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .. import errors
 from ..core import failure, payload
 from ..core.context import Action, GroupData, TaskContext, current
-from ..core.frames import Buffer, FileTicket, Kind, Status, encode
+from ..core.frames import OK, OUTCOME, Buffer, FileTicket, Status, encode
 from ..memory import LEND_BYTES
 from . import cells
 from .cells import Begun, Finished
@@ -86,7 +86,7 @@ class RunningCall:
         self.task: asyncio.Task[None] | None = None
         self.began = 0.0  # stays so where nobody is told of it
         self.span: Span | None = None  # once it is known to take long
-        self.status = Status.OK
+        self.status = OK
 
 
 class Runner:
@@ -96,6 +96,7 @@ class Runner:
         self.loop = loop
         self.router = router
         self.exiting = False
+        self.now = 0.0  # when a call ended last
         self._sync: deque[Callable[[], None]] = deque()
         self._target: RunningCall | None = None  # of the interrupt that is on its way
         self._main = threading.main_thread().ident or 0
@@ -109,8 +110,9 @@ class Runner:
             except KeyboardInterrupt:
                 continue  # it was raised in a step of a task, which has recorded it
             if self._sync:
-                until = time.monotonic() + TURN_S
-                while self._sync and time.monotonic() < until:
+                self.now = time.monotonic()
+                until = self.now + TURN_S
+                while self._sync and self.now < until:
                     self._sync.popleft()()
                 if self._sync:
                     self.loop.call_soon(self.loop.stop)
@@ -119,7 +121,12 @@ class Runner:
 
     def between_loops(self, work: Callable[[], None]) -> None:
         """Run `work` on the main thread while the loop stands still."""
-        self._sync.append(work)
+
+        def timed() -> None:
+            work()
+            self.now = time.monotonic()
+
+        self._sync.append(timed)
         self.loop.stop()
 
     def exit(self) -> None:
@@ -134,7 +141,8 @@ class Runner:
         if _is_async(call.function):
             self._start_task(call, self._base.copy())
         else:
-            self.between_loops(lambda: self._run_sync(call))
+            self._sync.append(lambda: self._run_sync(call))
+            self.loop.stop()
 
     def _start_task(self, call: RunningCall, context: contextvars.Context, begun: Begun | None = None) -> None:
         call.task = self.loop.create_task(self._run_async(call, begun), context=context)
@@ -158,6 +166,7 @@ class Runner:
             # asyncio.run() inside a task leaves the thread without a current loop.
             asyncio.set_event_loop(self.loop)
         if isinstance(reply, Begun):
+            self.now = time.monotonic()
             self._start_task(call, context, reply)
         else:
             self._finish(call, reply)
@@ -226,7 +235,7 @@ class Runner:
 
     def _dump(self, call: RunningCall, value: object) -> list[Buffer]:
         if value is None:
-            return encode(Kind.OUTCOME, call.number, _NONE, flags=Status.OK)
+            return encode(OUTCOME, call.number, _NONE, flags=OK)
         try:
             pickled = value.dump() if isinstance(value, Finished) else payload.dump_result(value)
         except errors.ResultNotSerializable:
@@ -238,25 +247,26 @@ class Runner:
             ) from None
         files = call.channel.hello.files
         if files is None or (not pickled.buffers and len(pickled.data) < LEND_BYTES):
-            return encode(Kind.OUTCOME, call.number, pickled.data, pickled.buffers, flags=Status.OK)
+            return encode(OUTCOME, call.number, pickled.data, pickled.buffers, flags=OK)
         data, *buffers = files.lend((pickled.data, *pickled.buffers))
         if isinstance(data, FileTicket):  # only buffers can be files
-            return encode(Kind.OUTCOME, call.number, b"", (data, *buffers), flags=Status.OK)
-        return encode(Kind.OUTCOME, call.number, data, buffers, flags=Status.OK)
+            return encode(OUTCOME, call.number, b"", (data, *buffers), flags=OK)
+        return encode(OUTCOME, call.number, data, buffers, flags=OK)
 
     def _failed(self, call: RunningCall, error: BaseException) -> list[Buffer]:
         stopped = isinstance(error, asyncio.CancelledError) or (call.cancelled and isinstance(error, KeyboardInterrupt))
         if stopped:
             return _cancelled(call)
         call.status = Status.ERROR
-        return encode(Kind.OUTCOME, call.number, dump_failure(error), flags=Status.ERROR)
+        return encode(OUTCOME, call.number, dump_failure(error), flags=Status.ERROR)
 
     def _finish(self, call: RunningCall, reply: list[Buffer]) -> None:
         self.router.settle()
         rest = call.sink.close()
         call.ended = True
         self.router.running.pop(id(call), None)
-        call.channel.finished(call, [*rest, *reply])
+        self.now = time.monotonic()
+        call.channel.finished(call, [*rest, *reply], self.now)
 
     # --- cancel; called on the control thread
 
@@ -297,7 +307,7 @@ _NONE: Final = payload.dump_result(None).data
 
 def _cancelled(call: RunningCall) -> list[Buffer]:
     call.status = Status.CANCELLED
-    return encode(Kind.OUTCOME, call.number, flags=Status.CANCELLED)
+    return encode(OUTCOME, call.number, flags=Status.CANCELLED)
 
 
 def dump_failure(error: BaseException) -> bytes:
@@ -314,7 +324,7 @@ def dump_failure(error: BaseException) -> bytes:
 def make_context(number: int, name: str, channel: CallChannel, attempt: int, sink: OutputSink) -> TaskContext:
     """What `flyte_jupyter.ctx()` shows inside the call."""
     return TaskContext(
-        action=Action(name=f"{name}-{number}", run_name=channel.hello.run),
+        action=Action(f"{name}-{number}", channel.hello.run),
         attempt_number=attempt,
         replica=channel.hello.replica,
         lease=channel.hello.lease,
