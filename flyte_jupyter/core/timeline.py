@@ -247,7 +247,7 @@ class Timeline:
                     gone = [each.id for each in self._leases.values() if each.client == client and each.lane is None]
                     for lease in gone:
                         self._give_up(lease, now)
-            case PoolDeclared(_, pool, name):
+            case PoolDeclared(client, pool, name) if client in self._labels:
                 self._histories.setdefault(pool, _History(pool, name))
             case PoolScaled(pool, scaling):
                 if history := self._histories.get(pool):
@@ -265,8 +265,8 @@ class Timeline:
             case StartReplica(replica, pool, _, _, why):
                 self._open(self._histories[pool], replica, why, now)
             case StopReplica(replica, why):
-                lane = self._lanes[replica]
-                if not lane.told_to_stop:
+                lane = self._lanes.get(replica)  # it may have ended before it could be told to
+                if lane and not lane.told_to_stop:
                     lane.told_to_stop = True
                     self._say(lane.history, f"{lane.view.name} stops: {why}", now)
             case ForgetPool(pool):
