@@ -335,7 +335,8 @@ class Scheduler:
     def _leave(self, client: Client, now: float) -> None:
         self.revision += 1
         for lease in list(client.leases.values()):
-            if lease.replica is None or lease.over:
+            # What a guest among others leaves running is the replica's to stop: it must not take the others along.
+            if lease.replica is None or lease.over or lease.shared:
                 self._end(lease, now)
             else:
                 lease.abandoned = True
