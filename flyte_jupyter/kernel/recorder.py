@@ -117,7 +117,8 @@ class Recorder:
                     self._note(span, call)
         else:
             with self._lock:
-                span = call.channel.span = call.span or self._span(call, now)
+                span = call.span or self._span(call, now)
+                call.channel.span = span if now - began < SHORT_S else None  # what follows a long call is not part of it
                 span.status = call.status
                 span.ended = now
                 self._note(span, call)
