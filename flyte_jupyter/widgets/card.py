@@ -227,7 +227,7 @@ def _follow() -> None:
                     with changed:
                         heard = changed.wait_for(lambda latest=latest: bool(latest), left)  # type: ignore[misc]
                         snapped = latest.pop() if heard else None
-                    if not heard:
+                    if not heard or (due is not None and time.monotonic() >= due):
                         snapped = connection.snapshot(usage=True)
                         measured, measured_at = snapped.snapshot.revision, time.monotonic()
                     _show(snapped)

@@ -176,6 +176,33 @@ def test_it_shows_the_memory_of_replicas(front: Front) -> None:
     assert used["memory_bytes"] > 2**20
 
 
+def test_it_shows_the_memory_of_replicas_that_are_never_idle(front: Front) -> None:
+    front.run("""
+        pool.scale(1, 1)
+        @env.task
+        def grow() -> None:
+            import builtins
+            builtins.kept = b"x" * (300 << 20)
+        echo(1)
+    """)
+    asked = front.start("""
+        until = time.monotonic() + 10
+        while time.monotonic() < until - 8:
+            echo(1)
+            time.sleep(0.06)
+        grow()
+        while time.monotonic() < until:
+            echo(1)
+            time.sleep(0.06)
+    """)
+    most, over = 0, False
+    while not over:
+        message = front.next()
+        over = message["parent_header"].get("msg_id") == asked and message["content"].get("execution_state") == "idle"
+        most = max(most, *(each["memory_bytes"] for each in front.state["usage"]["replicas"].values()), 0)
+    assert most > 300 << 20
+
+
 def test_restart_replaces_the_replica(front: Front) -> None:
     front.run("pool.scale(1, 3); echo(1)")
     front.until(lambda pool: pool["replicas"] and pool["replicas"][0]["state"] == "ready")
