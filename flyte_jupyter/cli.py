@@ -473,7 +473,8 @@ def _stop_pool(options: argparse.Namespace) -> int:
         _say(f"Stopped {_listed(replicas)}. The next call starts the pool again.")
     if not over:
         _complain(
-            f"Pool {options.pool} still has {users or 'a replica'} after {options.timeout:g} s; it stops when that ends.",
+            f"Pool {options.pool} still has {users or 'a replica'} after {options.timeout:g} s;"
+            " it stops when that ends.",
             f"To end it now: `flyte-jupyter stop {options.pool} --force`.",
         )
     return OK if over else FAILED
@@ -484,7 +485,7 @@ def _stop_all(options: argparse.Namespace) -> int:
 
     folder = runtime.private_folder()
     holder = _lock_holder(folder)
-    stopped: dict[str, Any] = {"broker": holder, "replicas": [], "tasks": 0, "attached": 0, "how": None, "leftovers": []}
+    stopped: dict[str, Any] = {"broker": holder, "replicas": [], **_in_use(()), "how": None, "leftovers": []}
     if holder is not None:
         try:
             process = psutil.Process(holder)

@@ -118,7 +118,8 @@ class Recorder:
         else:
             with self._lock:
                 span = call.span or self._span(call, now)
-                call.channel.span = span if now - began < SHORT_S else None  # what follows a long call is not part of it
+                # What follows a long call is no part of it.
+                call.channel.span = span if now - began < SHORT_S else None
                 span.status = call.status
                 span.ended = now
                 self._note(span, call)
