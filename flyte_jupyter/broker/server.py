@@ -125,20 +125,18 @@ async def _converse(stream: SocketStream, lines: BufferedByteReceiveStream, engi
             return sender.statistics().current_buffer_used > 0
 
         send(p.Welcome(version=_version.__version__, pid=os.getpid()))
-        looks_on = hello.kind == "server"
-        if looks_on:
+        if hello.kind == "server":
             engine.look_on(client, send)
         else:
             engine.connect(client, send, nested=hello.kind == "replica")
             engine.post(events.ClientConnected(client, hello.label, hello.kind, hello.pid))
-        level = logging.DEBUG if looks_on else logging.INFO  # a panel that polls must not push out the rest of the log
-        log.log(level, "client %s: %s %s, pid %d", client, hello.kind, hello.label, hello.pid)
+        log.info("client %s: %s %s, pid %d", client, hello.kind, hello.label, hello.pid)
         try:
             tasks.start_soon(_write, stream, outbox, writing)
             await _Reader(lines, engine, client, send, behind, tasks).read()
         finally:
             engine.disconnect(client)
-            log.log(level, "client %s is gone", client)
+            log.info("client %s is gone", client)
             # What was said last, a Goodbye perhaps, is still written, if it reads.
             sender.close()
             writing.deadline = anyio.current_time() + LAST_WORDS_S
