@@ -37,7 +37,7 @@ import {
   sinceOf,
   stateWord
 } from './phrases';
-import { countdown, duration, taskCell, timeOfDay, visible } from './words';
+import { age, clock, taskCell, timeOfDay, visible } from './words';
 import { whileSeen } from './watching';
 
 export class DetailsTab extends ReactWidget {
@@ -279,7 +279,7 @@ function Row({ pool, replica }: { pool: IPool; replica: IReplica }): JSX.Element
       <th scope="row">{name}</th>
       <td>
         <StateMark state={replica.state} /> {stateWord(replica.state, trans)}
-        {since !== null && <span className="fj-Number"> {countdown(now - since)}</span>}
+        {since !== null && <span className="fj-Number"> {clock(now - since)}</span>}
         {remarks.length > 0 && <div className="fj-Quiet">{remarks.join(' · ')}</div>}
       </td>
       <td>{(state && devicesOf(state, replica, trans)) || '–'}</td>
@@ -301,7 +301,7 @@ function Row({ pool, replica }: { pool: IPool; replica: IReplica }): JSX.Element
           '–'
         )}
       </td>
-      <td className="fj-Number">{duration(Math.floor(now - replica.started_at))}</td>
+      <td className="fj-Number">{age(now - replica.started_at)}</td>
       <td>
         <IconButton
           label={trans.__('More actions for %1', name)}
@@ -402,7 +402,7 @@ function Changes({ feed }: { feed: TimelineFeed }): JSX.Element | null {
         {changes.map(change => (
           <li key={change.id} className="fj-Row">
             <time className="fj-Number" dateTime={new Date(change.at * 1000).toISOString()}>
-              {timeOfDay(change.at)}
+              {timeOfDay(change.at, true)}
             </time>
             <span className="fj-Grow">{visible(change.text, 300)}</span>
           </li>

@@ -10,7 +10,7 @@ import type { ILease, IPool, IRequest, PoolState, ReplicaState } from './models'
 import { poolEnd, stepped } from './models';
 import type { IPanelSettings } from './settings';
 import type { IPoolManager } from './tokens';
-import { countdown, duration, lastLine, visible } from './words';
+import { clock, duration, lastLine, MARKS, visible } from './words';
 
 export interface IViewProps {
   manager: IPoolManager;
@@ -84,20 +84,7 @@ export function Section({
   );
 }
 
-/** A shape for each state; its word stands beside it, so neither colour nor shape alone says it. */
-const MARKS: { [state in PoolState | ReplicaState]: string } = {
-  busy: '◉',
-  ready: '●',
-  attached: '◆',
-  loading: '◔',
-  starting: '◌',
-  waiting: '◇',
-  draining: '◍',
-  stopping: '◍',
-  stopped: '○',
-  failed: '✕'
-};
-
+/** The shape of a state; its word stands beside it. */
 export function StateMark({ state }: { state: PoolState | ReplicaState }): JSX.Element {
   return (
     <span className="fj-Mark" data-state={state} aria-hidden="true">
@@ -163,7 +150,7 @@ export function PoolTimer({ pool }: { pool: IPool }): JSX.Element | null {
       <span className="fj-Timer" role="timer" title={trans.__('kept warm for so long')}>
         <Clock />
         <span className="fj-Hidden">{trans.__('kept for')} </span>
-        {countdown(pool.kept_until - now)}
+        {clock(pool.kept_until - now)}
       </span>
     ) : null;
   }
@@ -174,11 +161,11 @@ export function PoolTimer({ pool }: { pool: IPool }): JSX.Element | null {
     <span
       className={soon ? 'fj-Timer fj-mod-soon' : 'fj-Timer'}
       role="timer"
-      title={`${what} ${countdown(left)}`}
+      title={`${what} ${clock(left)}`}
     >
       {soon ? <span aria-hidden="true">!</span> : <Clock />}
       <span className="fj-Hidden">{what} </span>
-      {countdown(left)}
+      {clock(left)}
     </span>
   );
 }
@@ -294,7 +281,7 @@ function Failure({ pool }: { pool: IPool }): JSX.Element | null {
       <p>
         {failure.retry_at === null
           ? trans._n('Given up after %1 attempt.', 'Given up after %1 attempts.', failure.attempts)
-          : trans.__('Next attempt in %1.', countdown(failure.retry_at - now))}
+          : trans.__('Next attempt in %1.', clock(failure.retry_at - now))}
       </p>
       <button
         type="button"
@@ -324,7 +311,7 @@ export function Call(props: {
   const { trans, execute } = useView();
   const { call, verb, waits, position } = props;
   const now = useNow();
-  const time = countdown(now - call.since);
+  const time = clock(now - call.since);
   return (
     <li className="fj-Call fj-Row">
       {position !== undefined && <span className="fj-Number">{position}.</span>}

@@ -43,7 +43,7 @@ import {
   stateWord
 } from './phrases';
 import type { IPoolManager } from './tokens';
-import { countdown, duration, taskCell, visible } from './words';
+import { age, clock, duration, taskCell, visible } from './words';
 
 export function PanelView(props: IViewProps): JSX.Element {
   return <Frame view={props}>{() => <Panel />}</Frame>;
@@ -378,10 +378,10 @@ function Replica({ replica, pool }: { replica: IReplica; pool: IPool }): JSX.Ele
         <span className="fj-Name">{name}</span>
         <span className="fj-Grow fj-State">
           {stateWord(state, trans)}
-          {since !== null && <span className="fj-Number"> {countdown(now - since)}</span>}
+          {since !== null && <span className="fj-Number"> {clock(now - since)}</span>}
         </span>
         <span className="fj-Number fj-Quiet" title={trans.__('age')}>
-          {duration(Math.floor(now - replica.started_at))}
+          {age(now - replica.started_at)}
         </span>
         <IconButton
           label={trans.__('More actions for %1', name)}

@@ -122,7 +122,7 @@ it('shows how full a device is, and of what', () => {
 });
 
 it('counts the cold starts that were avoided', () => {
-  expect(show(contract).textContent).toContain('cold starts avoided: 38 (about 25 min saved)');
+  expect(show(contract).textContent).toContain('cold starts avoided: 38 (about 26 min saved)');
 });
 
 it('says of a slot that is only held who holds it, and shows no call', () => {
