@@ -30,7 +30,7 @@ KERNELS: Final = "kernels"
 """Jupyter's own: who looks into a replica has expressions evaluated there."""
 ONLY_LOOK: Final = f"You may look at pools here, but not change them: who runs this server decides (write on {POOLS})."
 NO_LOGS: Final = f"You may not read logs of pools here: who runs this server decides (read on {LOGS})."
-NO_PEEK: Final = f"You may not execute code here, as a look into a replica does: who runs this server decides (execute on {KERNELS})."
+NO_PEEK: Final = f"You may not look into replicas here: who runs this server decides (execute on {KERNELS})."
 MAX_BODY_BYTES: Final = 16 * 1024
 MAX_LINES: Final = 10_000
 

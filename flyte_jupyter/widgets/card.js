@@ -65,7 +65,10 @@ class Card {
       el(
         "section",
         { class: "flyte-card flyte-colours", "aria-label": label },
-        [this.#main, this.#said, ...this.#parts, this.#late],
+        this.#main,
+        this.#said,
+        ...this.#parts,
+        this.#late,
       ),
     );
     model.on("change:state", this.#changed);

@@ -64,7 +64,11 @@ export function poolLine(pool: IPool, trans: TranslationBundle): string {
     words.push(trans.__('queue %1', pool.waiting));
   }
   const { min_replicas: least, max_replicas: most } = pool.scaling;
-  words.push(least === most ? trans.__('fixed at %1', most) : trans.__('%1 to %2', least, most));
+  words.push(
+    least === most
+      ? trans._n('%1 replica', '%1 replicas', most)
+      : trans.__('%1 to %2 replicas', least, most)
+  );
   // A line breaks between the parts, not in them.
   return words.map(word => word.replace(/ /g, '\u00a0')).join(' · ');
 }

@@ -19,4 +19,5 @@ it('says in words of the reader what is there, and what would be lost', () => {
   expect(pools.running().map(each => each.detail?.())).toEqual(['1 READY · 1 BUSY · 1 LOADING']);
   // JupyterLab 4.2 takes no function here.
   expect(pools.shutdownAllConfirmationText).toContain('3 warm replicas');
+  pools.dispose();
 });
