@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +88,10 @@ class Cards:
         return self.first.get_by_text(text).first
 
 
-@pytest.fixture(scope="module")
-def cards(context: Any, jupyter: Jupyter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cards]:
-    with checked_page(context) as page:
-        yield Cards(Lab(page, jupyter), tmp_path_factory.mktemp("gates"))
+# What happens in one notebook, step by step.
 
 
-# These share one notebook, and tell what happens in it one after the other.
-
-
-def test_it_shows_what_runs_and_who_waits_while_a_cell_blocks(cards: Cards) -> None:
+def it_shows_what_runs_and_who_waits_while_a_cell_blocks(cards: Cards) -> None:
     cards.first.locator(".flyte-state[data-mark='►']").wait_for(timeout=30_000 * TIME_SCALE)
     task = cards.first.locator(".flyte-task")
     assert task.inner_text() == f"carded.{SHOWN} ({NOTEBOOK})"
@@ -106,7 +100,7 @@ def test_it_shows_what_runs_and_who_waits_while_a_cell_blocks(cards: Cards) -> N
     assert "1 busy" in cards.second.locator("header").inner_text()
 
 
-def test_an_error_is_shown_as_text(cards: Cards) -> None:
+def an_error_is_shown_as_text(cards: Cards) -> None:
     failed = cards.sick.locator(".flyte-failed summary")
     failed.wait_for(timeout=30_000 * TIME_SCALE)
     assert f"ValueError: {SHOWN}" in failed.inner_text()
@@ -116,7 +110,7 @@ def test_an_error_is_shown_as_text(cards: Cards) -> None:
     assert cards.lab.page.evaluate("() => window.hacked") is None
 
 
-def test_a_replica_can_be_asked_what_it_does(cards: Cards) -> None:
+def a_replica_can_be_asked_what_it_does(cards: Cards) -> None:
     cards.press("Actions for carded[0]")
     cards.press("Peek")
     cards.first.locator("pre").get_by_text("pass_gate").wait_for()
@@ -126,7 +120,7 @@ def test_a_replica_can_be_asked_what_it_does(cards: Cards) -> None:
     assert cards.first.get_by_role("button", name="Peek").count() == 0
 
 
-def test_its_buttons_act_while_a_cell_blocks(cards: Cards) -> None:
+def its_buttons_act_while_a_cell_blocks(cards: Cards) -> None:
     cards.press("Raise the maximum to 2")
     cards.says("2 busy").wait_for(timeout=20_000 * TIME_SCALE)
     assert cards.lab.scaling("carded")["max_replicas"] == 2
@@ -134,7 +128,7 @@ def test_its_buttons_act_while_a_cell_blocks(cards: Cards) -> None:
     cards.second.get_by_text("2 busy").wait_for()
 
 
-def test_a_call_that_ends_is_no_longer_shown(cards: Cards) -> None:
+def a_call_that_ends_is_no_longer_shown(cards: Cards) -> None:
     for gate in cards.gates:
         gate.touch()
     cards.says("2 ready").wait_for()
@@ -142,7 +136,7 @@ def test_a_call_that_ends_is_no_longer_shown(cards: Cards) -> None:
     cards.says("2 calls · 2 starts · cold starts avoided: 0").wait_for()
 
 
-def test_the_timeline_tells_what_was(cards: Cards) -> None:
+def the_timeline_tells_what_was(cards: Cards) -> None:
     cards.first.get_by_text("Timeline", exact=True).click()
     canvas = cards.first.locator("canvas")
     cards.first.locator("canvas[aria-label*='calls: 2']").wait_for()
@@ -160,22 +154,21 @@ def test_the_timeline_tells_what_was(cards: Cards) -> None:
     cards.first.locator(".flyte-history").get_by_text("carded[1]").first.wait_for()
 
 
-def test_keep_lasts_until_it_is_taken_back(cards: Cards) -> None:
+def keep_lasts_until_it_is_taken_back(cards: Cards) -> None:
     cards.press("Keep 2 h")
     cards.says("1:59:").wait_for()
     cards.press("Stop keeping")
     cards.first.get_by_role("button", name="Keep 2 h").wait_for()
 
 
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark", "JupyterLab Dark High Contrast"])
-def test_it_is_accessible(cards: Cards, theme: str) -> None:
-    cards.lab.theme(theme)
-    keep_sight(cards.first, f"card, {theme}")
-    assert serious(cards.lab.page, ".flyte-card") == []
-    cards.lab.theme("JupyterLab Light")
+def it_is_accessible(cards: Cards) -> None:
+    for theme in ("JupyterLab Dark", "JupyterLab Dark High Contrast", "JupyterLab Light"):
+        cards.lab.theme(theme)
+        keep_sight(cards.first, f"card, {theme}")
+        assert serious(cards.lab.page, ".flyte-card") == [], theme
 
 
-def test_what_cannot_be_done_is_said(cards: Cards) -> None:
+def what_cannot_be_done_is_said(cards: Cards) -> None:
     refused = {"status": 403, "json": {"message": EVIL}}
     cards.lab.page.route("**/flyte-jupyter/pools/*/drain", lambda route: route.fulfill(**refused))
     cards.press("Drain")
@@ -183,7 +176,7 @@ def test_what_cannot_be_done_is_said(cards: Cards) -> None:
     cards.lab.page.unroute("**/flyte-jupyter/pools/*/drain")
 
 
-def test_the_countdown_ticks_without_messages(cards: Cards) -> None:
+def the_countdown_ticks_without_messages(cards: Cards) -> None:
     cards.says("idle off in").wait_for()
     page, timer = cards.lab.page, cards.first.get_by_role("timer")
     asked: list[str] = []
@@ -200,7 +193,7 @@ def test_the_countdown_ticks_without_messages(cards: Cards) -> None:
     assert cards.messages > 10
 
 
-def test_stop_asks_first(cards: Cards) -> None:
+def stop_asks_first(cards: Cards) -> None:
     cards.press("Stop…")
     cards.press("Cancel")
     assert cards.says("2 ready").count() == 1
@@ -210,7 +203,7 @@ def test_stop_asks_first(cards: Cards) -> None:
     assert cards.lab.page.evaluate("() => window.hacked") is None
 
 
-def test_a_notebook_that_is_opened_again_shows_what_was(cards: Cards) -> None:
+def a_notebook_that_is_opened_again_shows_what_was(cards: Cards) -> None:
     page = cards.lab.page
     page.evaluate("async () => { await window.jupyterapp.commands.execute('docmanager:save'); }")
     page.evaluate("async () => { await window.jupyterapp.serviceManager.sessions.shutdownAll(); }")
@@ -224,6 +217,27 @@ def test_a_notebook_that_is_opened_again_shows_what_was(cards: Cards) -> None:
     assert cards.all.count() == 0
     assert page.evaluate("() => window.hacked") is None
     keep_sight(page, "opened again")
+
+
+@pytest.mark.timeout(400)
+def test_a_card_follows_its_pool(context: Any, jupyter: Jupyter, tmp_path: Path) -> None:
+    with checked_page(context) as page:
+        cards = Cards(Lab(page, jupyter), tmp_path)
+        for step in (
+            it_shows_what_runs_and_who_waits_while_a_cell_blocks,
+            an_error_is_shown_as_text,
+            a_replica_can_be_asked_what_it_does,
+            its_buttons_act_while_a_cell_blocks,
+            a_call_that_ends_is_no_longer_shown,
+            the_timeline_tells_what_was,
+            keep_lasts_until_it_is_taken_back,
+            it_is_accessible,
+            what_cannot_be_done_is_said,
+            the_countdown_ticks_without_messages,
+            stop_asks_first,
+            a_notebook_that_is_opened_again_shows_what_was,
+        ):
+            step(cards)
 
 
 # On a page that is not JupyterLab's: no server to ask, no theme. State and answers are made up.

@@ -185,7 +185,7 @@ def test_what_has_happened_is_told(warm: Warm, until: Until) -> None:
     tab = lab.details("warm")
     until(lambda: "calls: 1" in (tab.locator("canvas").get_attribute("aria-label") or ""), 10)
     tab.locator(".fj-Changes").get_by_text("warm[0] starts").first.wait_for()
-    assert "RAM" in tab.locator(".fj-Replica").first.inner_text()
+    tab.locator(".fj-Replica").get_by_text("RAM").first.wait_for()
     lab.execute("application:close")
     tab.wait_for(state="detached")
 

@@ -30,6 +30,7 @@ beforeEach(() => {
 afterEach(() => {
   feed.dispose();
   vi.useRealTimers();
+  vi.restoreAllMocks();
 });
 
 const pass = (ms: number): Promise<unknown> => vi.advanceTimersByTimeAsync(ms);
@@ -55,6 +56,7 @@ it('has the changes, newest first', async () => {
 });
 
 it('says what went wrong, asks less often, and recovers', async () => {
+  vi.spyOn(Math, 'random').mockReturnValue(0.5); // the poll's pauses are random
   const { answer } = manager;
   manager.answer = () => Promise.reject(new Error('There is no pool key.'));
   feed.run();
