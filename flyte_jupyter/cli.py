@@ -454,7 +454,7 @@ def _stop_pool(options: argparse.Namespace) -> int:
         found = _named(options.pool, broker.snapshot().snapshot.pools)
         keys = {view.key for view in found}
         replicas = [replica.name for view in found for replica in view.replicas]
-        running = sum(len(replica.running) for view in found for replica in view.replicas)
+        users = _users(**_in_use(replica for view in found for replica in view.replicas))
 
         def gone(snapped: p.Snapped) -> bool:
             return not any(view.replicas for view in snapped.snapshot.pools if view.key in keys)
@@ -462,8 +462,8 @@ def _stop_pool(options: argparse.Namespace) -> int:
         try:
             for key in keys:
                 broker.send(p.StopPool(pool=key, force=options.force))
-            if running and not options.force and not options.json:
-                _say(f"{_plural(running, 'task')} may end first; --force ends them now.")
+            if users and not options.force and not options.json:
+                _say(f"{users} may end first; --force ends them now.")
             over = broker.until(gone, options.timeout) is not None
         except Closed:
             over = True
@@ -473,7 +473,8 @@ def _stop_pool(options: argparse.Namespace) -> int:
         _say(f"Stopped {_listed(replicas)}. The next call starts the pool again.")
     if not over:
         _complain(
-            f"Pool {options.pool} still runs a task after {options.timeout:g} s; it stops when that ends.",
+            f"Pool {options.pool} still has {users or 'a replica'} after {options.timeout:g} s;"
+            " it stops when that ends.",
             f"To end it now: `flyte-jupyter stop {options.pool} --force`.",
         )
     return OK if over else FAILED
@@ -484,7 +485,7 @@ def _stop_all(options: argparse.Namespace) -> int:
 
     folder = runtime.private_folder()
     holder = _lock_holder(folder)
-    stopped: dict[str, Any] = {"broker": holder, "replicas": [], "tasks": 0, "how": None, "leftovers": []}
+    stopped: dict[str, Any] = {"broker": holder, "replicas": [], **_in_use(()), "how": None, "leftovers": []}
     if holder is not None:
         try:
             process = psutil.Process(holder)
@@ -517,11 +518,24 @@ def _stop_all(options: argparse.Namespace) -> int:
 
 def _what_stopped(stopped: dict[str, Any]) -> Iterator[str]:
     if stopped["broker"] is not None:
-        tasks = f", with {_plural(stopped['tasks'], 'running task')}" if stopped["tasks"] else ""
-        replicas = _listed(stopped["replicas"])
-        yield f"Stopped the broker (pid {stopped['broker']}, {stopped['how']}) and {replicas}{tasks}."
+        users = _users(stopped["tasks"], stopped["attached"])
+        replicas = _listed(stopped["replicas"]) + (f", with {users}" if users else "")
+        yield f"Stopped the broker (pid {stopped['broker']}, {stopped['how']}) and {replicas}."
     if stopped["leftovers"]:
         yield f"Ended what was left behind: pid {', '.join(map(str, stopped['leftovers']))}."
+
+
+def _in_use(replicas: Iterable[ReplicaView]) -> dict[str, int]:
+    """How many tasks run there, and how many front ends have one open."""
+    leases = [lease for replica in replicas for lease in replica.running]
+    attached = sum(lease.attached for lease in leases)
+    return {"tasks": len(leases) - attached, "attached": attached}
+
+
+def _users(tasks: int, attached: int) -> str:
+    """ "1 running task and 2 attached front ends"; empty if there is nobody."""
+    words = [_plural(tasks, "running task")] * bool(tasks) + [_plural(attached, "attached front end")] * bool(attached)
+    return " and ".join(words)
 
 
 def _listed(replicas: list[str]) -> str:
@@ -536,7 +550,7 @@ def _end_broker(process: Any, force: bool, stopped: dict[str, Any]) -> str:
             pools = broker.snapshot().snapshot.pools
             replicas = [replica for view in pools for replica in view.replicas]
             stopped["replicas"] = [replica.name for replica in replicas]
-            stopped["tasks"] = sum(len(replica.running) for replica in replicas)
+            stopped.update(_in_use(replicas))
             if force:
                 for view in pools:
                     broker.send(p.StopPool(pool=view.key, force=True))

@@ -56,6 +56,7 @@ __all__ = [
     "TaskTimeoutError",
     "TraceDoesNotAllowNestedTasksError",
     "VersionMismatch",
+    "whole_text",
     "with_notes",
 ]
 
@@ -69,6 +70,11 @@ def with_notes(error: E, *notes: str | None) -> E:
         if note:
             error.add_note(note)
     return error
+
+
+def whole_text(error: BaseException) -> str:
+    """What happened, why, and what to do, in one line of text."""
+    return " ".join((str(error), *getattr(error, "__notes__", ())))
 
 
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:

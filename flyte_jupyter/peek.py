@@ -212,7 +212,7 @@ def _sockets(context: Any, replica: ReplicaView) -> Iterator[_Channels]:
             made.connect(f"ipc://{info['ip']}-{info[f'{channel}_port']}")
         yield channels
     finally:
-        context.destroy(linger=100)
+        context.destroy(linger=0)  # which waits here, for an event loop too: what is not taken by now is given up
 
 
 def _seen(replica: ReplicaView, content: dict[str, Any]) -> Peeked:

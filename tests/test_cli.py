@@ -21,6 +21,7 @@ import pytest
 
 from flyte_jupyter import cli, orphans, runtime
 from flyte_jupyter.client import broker
+from flyte_jupyter.client.attached import Attachment, find_replica
 
 HOLDER = """
 import sys, threading
@@ -283,10 +284,26 @@ def test_a_pool_is_shown_changed_and_stopped(run: Run, holder: subprocess.Popen[
 def test_a_pool_that_works_is_stopped_only_by_force(run: Run, holder: subprocess.Popen[str], folder: Path) -> None:
     busy(run, holder)
     code, out, err = run("stop", "gpu", "--timeout", "0.5")
-    assert (code, out) == (1, "1 task may end first; --force ends them now.\n")
+    assert (code, out) == (1, "1 running task may end first; --force ends them now.\n")
     assert err.endswith("To end it now: `flyte-jupyter stop gpu --force`.\n")
     assert run("stop", "gpu", "--force", "--json")[:1] == (0,)
     assert set(cli._replica_processes(folder).values()) <= {"zygote"}
+
+
+@pytest.mark.kernel
+def test_a_stop_counts_front_ends_apart_from_tasks(run: Run, holder: subprocess.Popen[str], folder: Path) -> None:
+    connection = broker.connect(start=False)
+    _, replica = find_replica(connection.snapshot().snapshot, "gpu")
+    nobody: dict[str, Any] = {"session": "", "lost": lambda why: None, "leaving": lambda: None}
+    console = Attachment(connection, replica, shared=False, task="attached console", **nobody)
+    console.take(lambda what: None)
+    busy(run, holder)
+    users = "1 running task and 1 attached front end"
+    code, out, err = run("stop", "gpu", "--timeout", "0.2")
+    assert (code, out) == (1, f"{users} may end first; --force ends them now.\n")
+    assert err.startswith(f"Pool gpu still has {users} after 0.2 s; it stops when that ends.\n")
+    assert run("stop")[1].endswith(f" and 2 replicas (gpu[0], gpu[1]), with {users}.\n")
+    console.close()
 
 
 @pytest.mark.kernel

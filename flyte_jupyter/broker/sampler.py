@@ -10,7 +10,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 import anyio
@@ -129,8 +129,12 @@ class Sampler:
             if not self._watchers:
                 self.usage, self._measured_at = Usage(), -math.inf
                 if self._driver is not None:
-                    with suppress(TimeoutError):
+                    try:
                         await self._asking.run(self._driver.close, PATIENCE_S)
+                    except TimeoutError:
+                        pass
+                    except Exception:
+                        log.exception("the driver could not be closed")
 
     async def _measure(self, state: Snapshot, changed: Callable[[], None]) -> None:
         readings: Mapping[str, Reading] = {}

@@ -223,7 +223,7 @@ class TaskEnvironment:
         """Make a task of a function: `@env.task`, or `@env.task(retries=2)`.
 
         Args:
-            short_name: What views show; the full name stays `<environment>.<function>`.
+            short_name: What views show instead of the full name, `<environment>.<function>`.
             cache: As the environment's, for this task.
             retries: Attempts beyond the first: an int, at least 0, or a RetryStrategy.
             timeout: Seconds or a `timedelta` for one attempt, or a Timeout; 0 is no limit.

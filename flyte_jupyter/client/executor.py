@@ -29,7 +29,7 @@ from . import runs
 from .environment import Task
 from .handle import PoolHandle
 from .pipeline import Call
-from .target import Target
+from .target import Target, shown_name
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -389,13 +389,13 @@ class PoolExecutor(Executor):
         if known is not None:
             self._targets.move_to_end(id(function))
             return known[1]
-        bare, limited = function, False
+        bare, shown, limited = function, "", False
         if isinstance(function, Task):
-            bare = function.func
+            bare, shown = function.func, shown_name(function)
             limits = function.time_limits
             limited = any(limits.seconds(each) for each in ("max_runtime", "max_queued_time", "deadline"))
         name = f"{self.pool.name}.{getattr(bare, '__name__', type(bare).__name__)}"
-        target = Target(bare, name, self.pool, limited=limited)
+        target = Target(bare, name, self.pool, shown=shown, limited=limited)
         self._targets[id(function)] = function, target
         if len(self._targets) > TARGETS:
             self._targets.popitem(last=False)

@@ -257,7 +257,8 @@ class PoolHandle:
         """Stop every replica, after its running tasks or (`force`) at once. The next call starts the pool again.
 
         Raises:
-            TimeoutError: Some task still runs after `timeout` seconds; the pool stops when it ends.
+            TimeoutError: Some task still runs, or somebody is attached, after `timeout` seconds; the pool stops when
+                that ends.
         """
         connection = broker.current() or broker.connect()
         connection.send(p.StopPool(pool=self.key, force=force))
@@ -268,7 +269,7 @@ class PoolHandle:
             return view is None or not view.replicas
 
         if not self._wait_until(connection, gone, timeout):
-            raise TimeoutError(f"pool {self.name!r} still runs a task after {timeout:g} s; use stop(force=True)")
+            raise TimeoutError(f"pool {self.name!r} is still in use after {timeout:g} s; use stop(force=True)")
 
     def restart(self, replica: int | None = None, *, force: bool = False) -> PoolHandle:
         """Replace the pool's replicas by fresh ones, which run the preload anew. Returns at once.

@@ -368,7 +368,7 @@ class Pipeline:
             waiter, _ = self._waiters.popitem()
             waiter.withdraw()
         for call in list(islice(self.waiting, len(self._waiters), wanted)):
-            waiter = call.context.run(self.group.ask, call.target.name, self, call.priority)
+            waiter = call.context.run(self.group.ask, call.target.shown, self, call.priority)
             self._waiters[waiter] = None
             waiter.future.add_done_callback(partial(self._answered, waiter))
             self._watch()
@@ -410,7 +410,7 @@ class Pipeline:
             self._open(future.result())
         elif not withdrawn:
             for call in self.waiting:
-                if call.target.name == waiter.task:
+                if call.target.shown == waiter.task:
                     self.waiting.remove(call)
                     call.failed(error)
                     break

@@ -107,7 +107,7 @@ def _attempt(target: Target, outgoing: Outgoing, limits: Limits | None, attempt:
     group = target.group()
     lease = group.take()
     if lease is None:
-        lease = _wait(group.ask(target.name, priority=target.priority), limits)
+        lease = _wait(group.ask(target.shown, priority=target.priority), limits)
     done = False
     try:
         channel = lease.channel()

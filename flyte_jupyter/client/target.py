@@ -27,15 +27,23 @@ if TYPE_CHECKING:
 
 
 class Target:
-    """A callable and the pool it runs in: all that does not change from call to call."""
+    """A callable and the pool it runs in: all that does not change from call to call.
+
+    Args:
+        name: What errors call it.
+        shown: What views call it, if that is something else.
+    """
 
     priority = 0
     """Among the calls that wait in this process for a slot of the pool: a higher one goes first."""
     on_interrupt: Literal["int", "term", "kill"] = "int"
     """What Ctrl-C does besides stopping the call: replace its replica, after what else it runs or at once."""
 
-    def __init__(self, function: Callable[..., Any], name: str, pool: PoolHandle, *, limited: bool = False) -> None:
+    def __init__(
+        self, function: Callable[..., Any], name: str, pool: PoolHandle, *, shown: str = "", limited: bool = False
+    ) -> None:
         self.name = name
+        self.shown = shown or name
         self.pool = pool
         self.limited = limited  # it has a time limit of some kind
         self.pace: float | None = None  # about how long a call takes, in seconds; None before the first one
@@ -52,7 +60,7 @@ class Target:
         closure = self._captured.closure()
         if closure is not self._closure:
             self._closure = closure
-            self._reference = json.dumps([[closure.digest], self.name]).encode()
+            self._reference = json.dumps([[closure.digest], self.shown]).encode()
         try:
             home = home_module()
             meta = runs.call_meta()
@@ -69,7 +77,7 @@ class Target:
         if captured is None:
             captured = self._extra[pickled.names] = Captured.of_names(pickled.names, vars(sys.modules[home]))
         extra = captured.closure()
-        reference = json.dumps([[extra.digest, closure.digest], self.name]).encode()
+        reference = json.dumps([[extra.digest, closure.digest], self.shown]).encode()
         return Outgoing(reference, (extra, closure), pickled, attempt)
 
     def _not_serializable(
@@ -158,9 +166,14 @@ def target_of(task: Task[..., Any]) -> Target:
     if target is None:
         limits = task.time_limits
         limited = any((limits.seconds("max_runtime"), limits.seconds("max_queued_time"), limits.seconds("deadline")))
-        target = Target(task.func, task.name, handle_of(task), limited=limited)
+        target = Target(task.func, task.name, handle_of(task), shown=shown_name(task), limited=limited)
         task.__dict__["_target"] = target
     return target
+
+
+def shown_name(task: Task[..., Any]) -> str:
+    """The short name that somebody gave it; "" if nobody did."""
+    return "" if task.short_name == task.func.__name__ else task.short_name
 
 
 class Outgoing:

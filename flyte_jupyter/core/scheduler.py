@@ -102,11 +102,11 @@ class Scheduler:
         commands = self._commands = []
         while self._deadlines.first_rank() <= now:
             self._touch(self._pools[self._deadlines.pop()])
-        while self._abandoned.first_rank() <= now:
+        self._record(event, now)
+        while self._abandoned.first_rank() <= now:  # the event may be the end of one
             stuck = self._leases[self._abandoned.pop()]
             assert stuck.replica is not None
             self._stop(stuck.replica, f"{stuck.task} does not stop, and its client is gone", force=True)
-        self._record(event, now)
         self._settle(now)
         self.story.append((now, event, tuple(commands)))
         return commands
@@ -335,7 +335,8 @@ class Scheduler:
     def _leave(self, client: Client, now: float) -> None:
         self.revision += 1
         for lease in list(client.leases.values()):
-            if lease.replica is None or lease.over:
+            # What a guest among others leaves running is the replica's to stop: it must not take the others along.
+            if lease.replica is None or lease.over or lease.shared:
                 self._end(lease, now)
             else:
                 lease.abandoned = True
@@ -384,6 +385,7 @@ class Scheduler:
     def _restart(self, replica: Replica, *, force: bool) -> None:
         pool = replica.pool
         pool.forgive()
+        self._touch(pool)
         if replica.state not in {"draining", "stopping"} and not pool.single_use:
             pool.owed += 1
         why = "it was restarted by hand"

@@ -247,7 +247,7 @@ class Timeline:
                     gone = [each.id for each in self._leases.values() if each.client == client and each.lane is None]
                     for lease in gone:
                         self._give_up(lease, now)
-            case PoolDeclared(_, pool, name):
+            case PoolDeclared(client, pool, name) if client in self._labels:
                 self._histories.setdefault(pool, _History(pool, name))
             case PoolScaled(pool, scaling):
                 if history := self._histories.get(pool):

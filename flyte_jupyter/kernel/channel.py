@@ -83,7 +83,7 @@ class CallChannel:
         self.module: NotebookModule = replica.namespaces.notebook(hello.notebook)
         self.find = replica.namespaces.find_class(self.module)
         self.running: RunningCall | None = None
-        self.span: Span | None = None  # what the recorder noted last
+        self.span: Span | None = None  # of the last call, if it was a short one
         self.cancelled: set[int] = set()  # calls whose cancel came before they did
         self._withdrawn: set[int] = set()  # calls that their client has taken back
         self._begun = 0  # the last call that was begun

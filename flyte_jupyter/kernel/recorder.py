@@ -123,7 +123,9 @@ class Recorder:
                 self._note(span, call)
         else:
             with self._lock:
-                span = call.channel.span = call.span or self._span(call, now)
+                span = call.span or self._span(call, now)
+                # What follows a long call is no part of it.
+                call.channel.span = span if now - began < SHORT_S else None
                 span.status = call.status
                 span.ended = now
                 self._note(span, call)

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ValidationError
 from tornado import web
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from ..errors import NoSuchReplica, ProtocolError, ReplicaSilent
+from ..errors import NoSuchReplica, ProtocolError, ReplicaSilent, whole_text
 from ..peek import Look, peek_async
 from .feed import Feed
-from .link import Link, Unreachable, connected, whole_text
+from .link import Link, Unreachable, connected
 from .logs import read_log
 from .verbs import LEASE, POOL, REPLICA, Kind, LookBody, find_replica
 
@@ -28,6 +28,9 @@ POOLS: Final = "flyte-jupyter-pools"
 LOGS: Final = "flyte-jupyter-logs"
 KERNELS: Final = "kernels"
 """Jupyter's own: who looks into a replica has expressions evaluated there."""
+ONLY_LOOK: Final = f"You may look at pools here, but not change them: who runs this server decides (write on {POOLS})."
+NO_LOGS: Final = f"You may not read logs of pools here: who runs this server decides (read on {LOGS})."
+NO_PEEK: Final = f"You may not look into replicas here: who runs this server decides (execute on {KERNELS})."
 MAX_BODY_BYTES: Final = 16 * 1024
 MAX_LINES: Final = 10_000
 
@@ -168,7 +171,7 @@ class FailureHandler(Handler):
     auth_resource = LOGS
 
     @web.authenticated
-    @authorized("read")
+    @authorized("read", message=NO_LOGS)
     async def get(self, key: str) -> None:
         async with self.broker() as link:
             pool = (await link.snapshot()).snapshot.pool(key)
@@ -184,7 +187,7 @@ class LogHandler(Handler):
     _track_activity = False
 
     @web.authenticated
-    @authorized("read")
+    @authorized("read", message=NO_LOGS)
     async def get(self, replica: str) -> None:
         tail = self.number("tail", 200, MAX_LINES)
         since = self.number("since", None, 2**60)
@@ -200,7 +203,7 @@ class PeekHandler(Handler):
     auth_resource = KERNELS
 
     @web.authenticated
-    @authorized("execute")
+    @authorized("execute", message=NO_PEEK)
     async def post(self, id_: str) -> None:
         look = self.body(LookBody)
         async with self.broker() as link:
@@ -228,7 +231,7 @@ class VerbHandler(Handler):
         self.kind = kind
 
     @web.authenticated
-    @authorized("write")
+    @authorized("write", message=ONLY_LOOK)
     async def post(self, id_: str, verb: str) -> None:
         body_type = self.kind.verbs.get(verb)
         if body_type is None:

@@ -97,7 +97,7 @@ async def connected() -> AsyncIterator[Link]:
         # A missing folder is not made: looking leaves no traces.
         folder = runtime.private_folder() if runtime.runtime_folder().exists() else None
     except errors.BrokerUnavailable as problem:
-        raise Unreachable("unavailable", whole_text(problem)) from None
+        raise Unreachable("unavailable", errors.whole_text(problem)) from None
     if folder is None:
         raise _no_broker()
     async with _stream(runtime.broker_socket(folder)) as (reader, writer):
@@ -151,8 +151,3 @@ async def _patience() -> AsyncIterator[None]:
 
 def _no_broker() -> Unreachable:
     return Unreachable("no-broker", "No pool service runs. It starts with the first task that is called.")
-
-
-def whole_text(error: errors.PoolError) -> str:
-    """What happened, why, and what to do."""
-    return " ".join([str(error), *getattr(error, "__notes__", ())])

@@ -5,14 +5,13 @@ import { button, el, patch, tickAll, ticking } from "./elements.js";
 import { Link } from "./link.js";
 import { Replicas } from "./replicas.js";
 import { Timeline } from "./timeline.js";
-import { clock, duration, multiline, timeOfDay, visible } from "./words.js";
+import { clock, lastLine, multiline, roughly, stateCounts, timeOfDay, visible } from "./words.js";
 
 const SHOWN = 10;
 const TICK_MS = 500;
 const ASK_MS = 500;
 
 const many = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
-const lastLine = (text) => text.trim().split("\n").pop();
 
 function ordinal(number) {
   if (number === 1) return "next";
@@ -35,7 +34,8 @@ class Card {
   #model;
   #link;
   #main = el("div");
-  #live = el("p", { class: "flyte-note flyte-said", role: "status" });
+  #said = el("p", { class: "flyte-note flyte-said", role: "status" });
+  #late = el("p", { class: "flyte-note flyte-said", role: "status" }); // why the timeline is not up to date
   #history = el("ol", { class: "flyte-history" });
   #timeline;
   #parts;
@@ -62,7 +62,14 @@ class Card {
     this.#parts = [this.#part("timeline", "Timeline", drawing), this.#part("history", "Why it scaled", this.#history)];
     const label = `Pool ${visible(model.get("name"))}`;
     root.append(
-      el("section", { class: "flyte-card flyte-colours", "aria-label": label }, this.#main, this.#live, ...this.#parts),
+      el(
+        "section",
+        { class: "flyte-card flyte-colours", "aria-label": label },
+        this.#main,
+        this.#said,
+        ...this.#parts,
+        this.#late,
+      ),
     );
     model.on("change:state", this.#changed);
     document.addEventListener("visibilitychange", this.#fetch);
@@ -72,11 +79,18 @@ class Card {
     });
     this.#watch.observe(root);
     this.#timer = setInterval(() => !document.hidden && tickAll(this.#main, this.#now()), TICK_MS);
-    this.#changed();
+    // A view may be made long after its state was sent, so that says only how far the kernel's clock is ahead at least.
+    this.#skew = Math.max(0, this.#ahead());
+    this.#draw();
+    this.#link.now().then(
+      (now) => (this.#skew = now - Date.now() / 1000),
+      () => null, // a kernel that is gone or busy
+    );
   }
 
   dispose() {
     clearInterval(this.#timer);
+    this.#seen = false;
     this.#watch.disconnect();
     document.removeEventListener("visibilitychange", this.#fetch);
     this.#model.off("change:state", this.#changed);
@@ -88,14 +102,18 @@ class Card {
     return Date.now() / 1000 + this.#skew;
   }
 
+  #ahead() {
+    return this.#model.get("state").now - Date.now() / 1000;
+  }
+
   #changed = () => {
-    this.#skew = this.#model.get("state").now - Date.now() / 1000;
+    this.#skew = this.#ahead();
     this.#draw();
     this.#fetch();
   };
 
   #say(text) {
-    this.#live.textContent = visible(text, 1000);
+    this.#said.textContent = visible(text, 1000);
   }
 
   async #act(verb, body, replica) {
@@ -133,10 +151,11 @@ class Card {
         const changes = [...this.#timeline.changes].reverse();
         const lines = changes.map(({ at, text }) => el("li", {}, `${timeOfDay(at)} ${visible(text)}`));
         patch(this.#history, lines.length ? lines : [el("li", {}, "Nothing has changed yet.")]);
+        this.#late.textContent = "";
         await new Promise((done) => setTimeout(done, ASK_MS));
       }
     } catch (problem) {
-      this.#say(problem.message);
+      this.#late.textContent = `The timeline is not up to date: ${visible(problem.message, 1000)}`;
     }
     this.#fetching = false;
   };
@@ -164,7 +183,7 @@ class Card {
       el(
         "div",
         { class: "flyte-bar" },
-        button("warm", "Warm now", "Start the minimum of replicas", () => this.#act("warm")),
+        button("warm", "Warm now", "Start the minimum of replicas, at least one", () => this.#act("warm")),
       ),
     ];
   }
@@ -185,9 +204,7 @@ class Card {
   }
 
   #header(pool, at) {
-    const counts = new Map();
-    for (const { state } of pool.replicas) counts.set(state, (counts.get(state) ?? 0) + 1);
-    const words = [...counts].map(([state, count]) => `${count} ${state}`);
+    const words = stateCounts(pool.replicas).map(([state, count]) => `${count} ${state}`);
     if (!words.length || pool.state === "failed" || pool.state === "waiting") words.unshift(pool.state);
     words.push(`max ${pool.scaling.max_replicas}`);
     const left = (end) => clock(at(end) - this.#now());
@@ -254,7 +271,7 @@ class Card {
       step("max-", "−", `Lower the maximum to ${max - 1}`, [Math.min(min, max - 1), max - 1], max < 2),
       el("span", {}, `max ${max}`),
       step("max+", "+", `Raise the maximum to ${max + 1}`, [min, max + 1], false),
-      button("warm", "Warm now", "Start the minimum of replicas", () => this.#act("warm")),
+      button("warm", "Warm now", "Start the minimum of replicas, at least one", () => this.#act("warm")),
       button("drain", "Drain", "Stop every replica after its running tasks", () => this.#act("drain")),
       this.#asking
         ? [
@@ -278,8 +295,7 @@ class Card {
   #sum(pool) {
     const avoided = pool.cold_starts_avoided;
     const seconds = avoided * (pool.cold_start_s ?? 0);
-    const about = duration(seconds < 90 ? seconds : Math.round(seconds / 60) * 60);
-    const saved = seconds ? ` (about ${about} saved)` : "";
+    const saved = seconds ? ` (about ${roughly(seconds)} saved)` : "";
     return `${many(pool.calls, "call")} · ${many(pool.starts, "start")} · cold starts avoided: ${avoided}${saved}`;
   }
 }

@@ -113,25 +113,27 @@ class PoolCard(anywidget.AnyWidget):
         threading.Thread(target=self._answer, args=(content,), name="flyte_jupyter: card", daemon=True).start()
 
     def _answer(self, content: dict[str, Any]) -> None:
-        pool = self._pool()
-        if pool is None:
-            return
         number, verb, body = content.get("number"), str(content.get("verb")), content.get("body") or {}
         try:
+            pool = self._pool()
+            if pool is None:
+                raise LookupError(f"pool {self.name!r} was declared anew here: run the cell again for its card")
             if content.get("replica") is None:
                 answer = self._of_pool(pool, verb, body)
             else:
                 answer = self._of_replica(pool, verb, body, str(content["replica"]))
             self.send({"number": number, "answer": answer})
         except Exception as problem:
-            self.send({"number": number, "error": str(problem)})
+            self.send({"number": number, "error": errors.whole_text(problem)})
 
-    # The verbs of the server's REST endpoint, with their bodies and answers.
+    # The verbs of the server's REST endpoint, with their bodies and answers; and what time it is here.
 
     def _of_pool(self, pool: PoolHandle, verb: str, body: dict[str, Any]) -> dict[str, Any]:
         match verb:
             case "timeline":
                 return self._timeline(pool, body.get("since"))
+            case "clock":
+                return {"now": time.time()}
             case "scale":
                 pool.scale(int(body["minimum"]), int(body["maximum"]))
             case "warm":
@@ -197,8 +199,13 @@ def card_of(pool: PoolHandle) -> PoolCard:
 
 def _follow() -> None:
     """Show every change on every card, for as long as there are cards."""
+    global _follower  # noqa: PLW0603
     looked_at = float("-inf")
-    while _cards:
+    while True:
+        with _lock:
+            if not _cards:
+                _follower = None  # whoever makes the next card starts another
+                return
         connection = broker.current()
         if connection is None:
             try:
@@ -222,12 +229,12 @@ def _follow() -> None:
             with connection.watching(take):
                 measured, measured_at = -1, -math.inf
                 due: float | None = None
-                while True:
+                while _cards:
                     left = None if due is None else max(0.0, due - time.monotonic())
                     with changed:
                         heard = changed.wait_for(lambda latest=latest: bool(latest), left)  # type: ignore[misc]
                         snapped = latest.pop() if heard else None
-                    if not heard:
+                    if not heard or (due is not None and time.monotonic() >= due):
                         snapped = connection.snapshot(usage=True)
                         measured, measured_at = snapped.snapshot.revision, time.monotonic()
                     _show(snapped)

@@ -23,6 +23,11 @@ export class Link {
     return (await this.#server(verb, body, replica)) ?? (await this.#kernel(verb, body, replica));
   }
 
+  // The clock by which the instants of the state are: this machine's may be another.
+  async now() {
+    return (await this.#kernel("clock", {}, null)).now;
+  }
+
   async #server(verb, body, replica) {
     const config = document.getElementById("jupyter-config-data");
     if (!config) return null;

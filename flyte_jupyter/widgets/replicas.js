@@ -1,9 +1,7 @@
 // The replicas of a card: a row for each, which opens for what one can do with it and ask of it.
 
 import { button, el, ticking } from "./elements.js";
-import { clock, multiline, size, visible } from "./words.js";
-
-const MARKS = { ready: "●", busy: "▶", loading: "◐", starting: "◌", draining: "◑", stopping: "◌", attached: "◆" };
+import { MARKS, age, clock, modelName, multiline, size, visible } from "./words.js";
 
 export class Replicas {
   #link;
@@ -51,9 +49,7 @@ export class Replicas {
     const task = running.length ? `${visible(running[0].task)} (${visible(running[0].client)})${more}` : "-";
     const models = replica.devices.map((uuid) => {
       const device = devices.get(uuid);
-      return device
-        ? `${device.index} · ${visible(device.model.replace(/^(NVIDIA )?(GeForce )?/, ""))}`
-        : visible(uuid, 12);
+      return device ? `${device.index} · ${modelName(device.model)}` : visible(uuid, 12);
     });
     const remarks = [
       replica.stops_at !== null && replica.stops_at !== pool.idle_stops_at
@@ -73,7 +69,7 @@ export class Replicas {
       el(
         "td",
         { class: "flyte-number" },
-        el("span", { class: "flyte-state", "data-mark": MARKS[replica.state] ?? "○" }, replica.state, " "),
+        el("span", { class: "flyte-state", "data-mark": MARKS[replica.state] ?? "?" }, replica.state, " "),
         since === null ? null : ticking(() => clock(this.#now() - at(since)), this.#now()),
       ),
       el("td", {}, models.join(", ") || "-"),
@@ -82,7 +78,7 @@ export class Replicas {
       el(
         "td",
         { class: "flyte-number" },
-        ticking(() => clock(this.#now() - at(replica.started_at)), this.#now()),
+        ticking(() => age(this.#now() - at(replica.started_at)), this.#now()),
       ),
       el("td", {}, remarks),
       el(

@@ -106,6 +106,7 @@ export class Timeline {
   dispose() {
     this.#watch?.disconnect();
     document.removeEventListener("visibilitychange", this.#now);
+    this.#seen = false; // an answer that is still on its way does not wake it
     this.#rest();
     this.#root.remove();
   }

@@ -2,7 +2,14 @@
 
 import type { JupyterFrontEnd } from '@jupyterlab/application';
 import type { ICommandPalette } from '@jupyterlab/apputils';
-import { Clipboard, Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apputils';
+import {
+  Clipboard,
+  Dialog,
+  InputDialog,
+  Notification,
+  showDialog,
+  showErrorMessage
+} from '@jupyterlab/apputils';
 import type { INotebookTracker } from '@jupyterlab/notebook';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import {
@@ -68,6 +75,9 @@ export interface ICommandServices {
 
 type Args = ReadonlyPartialJSONObject;
 
+/** JupyterLab cuts those that are longer, and what to do stands at their end. */
+const LONGEST_NOTIFICATION = 140;
+
 /** Palette entries have this argument: they ask for the pool, whatever was clicked last. */
 const ASK = { ask: true };
 
@@ -125,9 +135,12 @@ export function addCommands(services: ICommandServices): IDisposable {
     try {
       await doing();
     } catch (error) {
-      Notification.error(error instanceof Error ? error.message : String(error), {
-        autoClose: 8000
-      });
+      const why = visible(error instanceof Error ? error.message : String(error), 2000);
+      if (why.length <= LONGEST_NOTIFICATION) {
+        Notification.error(why, { autoClose: 8000 });
+      } else {
+        await showErrorMessage(trans.__('That cannot be done'), why);
+      }
     }
   };
 
@@ -540,6 +553,11 @@ async function showText(
   load: () => Promise<string>
 ): Promise<void> {
   const tab = new TextTab(label, load, trans);
-  await tab.reload();
+  try {
+    await tab.reload();
+  } catch (error) {
+    tab.dispose();
+    throw error;
+  }
   addTab(app.shell, tab);
 }

@@ -1,7 +1,7 @@
 /** All about one pool, in a tab of the main area. */
 
-import { ellipsesIcon, ReactWidget } from '@jupyterlab/ui-components';
-import { DisposableSet } from '@lumino/disposable';
+import { ellipsesIcon } from '@jupyterlab/ui-components';
+import type { DisposableSet } from '@lumino/disposable';
 import type { Message } from '@lumino/messaging';
 import React, { useEffect, useId, useRef, useSyncExternalStore } from 'react';
 
@@ -12,13 +12,13 @@ import type { IPool, IReplica } from './models';
 import { calls, deviceMemory, poolOf } from './models';
 import {
   Call,
-  Frame,
   IconButton,
   isStale,
   Meter,
   Notes,
   openMenu,
   PoolControls,
+  PoolsWidget,
   PoolTimer,
   Section,
   StateMark,
@@ -37,40 +37,30 @@ import {
   sinceOf,
   stateWord
 } from './phrases';
-import { countdown, duration, taskCell, timeOfDay, visible } from './words';
-import { whileSeen } from './watching';
+import { age, clock, taskCell, timeOfDay, visible } from './words';
 
-export class DetailsTab extends ReactWidget {
+export class DetailsTab extends PoolsWidget {
   /**
    * @param pool - The pool's key; nothing may be known of it yet, or any more.
    * @param name - What to call it until then.
-   * @param props - Read anew at each `update()`.
+   * @param view - Read anew at each `update()`.
    */
-  constructor(pool: string, name: string, props: () => IViewProps) {
-    super();
+  constructor(pool: string, name: string, view: () => IViewProps) {
+    super(view);
     this.pool = pool;
     this.name = name;
-    this._props = props;
-    const { trans, manager } = props();
+    const { trans, manager } = view();
     this.id = `fj-details-${pool}`;
     this.title.label = visible(name);
     this.title.caption = trans.__('Pool %1', visible(name));
     this.title.icon = poolsIcon;
     this.title.closable = true;
-    this.addClass('fj-View');
     this.addClass('fj-Details');
     this.node.tabIndex = -1;
-    this.node.setAttribute('role', 'region');
     this.node.setAttribute('aria-label', trans.__('Details of pool %1', visible(name)));
     this._canvas.className = 'fj-Timeline';
     this._timeline = new Timeline(this._canvas, { text: trans.__.bind(trans) });
     this._feed = new TimelineFeed(manager, pool, this._timeline);
-    whileSeen(this, () => {
-      const seen = new DisposableSet();
-      seen.add(manager.watch());
-      seen.add(this._feed.run());
-      return seen;
-    });
   }
 
   readonly pool: string;
@@ -85,19 +75,21 @@ export class DetailsTab extends ReactWidget {
     this._timeline.dispose();
   }
 
-  protected render(): JSX.Element {
+  protected watch(): DisposableSet {
+    const held = super.watch();
+    held.add(this._feed.run());
+    return held;
+  }
+
+  protected content(): JSX.Element {
     return (
-      <Frame view={this._props()}>
-        {() => (
-          <Details
-            pool={this.pool}
-            name={this.name}
-            feed={this._feed}
-            timeline={this._canvas}
-            close={() => this.close()}
-          />
-        )}
-      </Frame>
+      <Details
+        pool={this.pool}
+        name={this.name}
+        feed={this._feed}
+        timeline={this._canvas}
+        close={() => this.close()}
+      />
     );
   }
 
@@ -111,7 +103,6 @@ export class DetailsTab extends ReactWidget {
     (this.node.querySelector<HTMLElement>('button') ?? this.node).focus();
   }
 
-  private readonly _props: () => IViewProps;
   private readonly _canvas = document.createElement('div');
   private readonly _timeline: Timeline;
   private readonly _feed: TimelineFeed;
@@ -279,7 +270,7 @@ function Row({ pool, replica }: { pool: IPool; replica: IReplica }): JSX.Element
       <th scope="row">{name}</th>
       <td>
         <StateMark state={replica.state} /> {stateWord(replica.state, trans)}
-        {since !== null && <span className="fj-Number"> {countdown(now - since)}</span>}
+        {since !== null && <span className="fj-Number"> {clock(now - since)}</span>}
         {remarks.length > 0 && <div className="fj-Quiet">{remarks.join(' · ')}</div>}
       </td>
       <td>{(state && devicesOf(state, replica, trans)) || '–'}</td>
@@ -301,7 +292,7 @@ function Row({ pool, replica }: { pool: IPool; replica: IReplica }): JSX.Element
           '–'
         )}
       </td>
-      <td className="fj-Number">{duration(Math.floor(now - replica.started_at))}</td>
+      <td className="fj-Number">{age(now - replica.started_at)}</td>
       <td>
         <IconButton
           label={trans.__('More actions for %1', name)}
@@ -402,7 +393,7 @@ function Changes({ feed }: { feed: TimelineFeed }): JSX.Element | null {
         {changes.map(change => (
           <li key={change.id} className="fj-Row">
             <time className="fj-Number" dateTime={new Date(change.at * 1000).toISOString()}>
-              {timeOfDay(change.at)}
+              {timeOfDay(change.at, true)}
             </time>
             <span className="fj-Grow">{visible(change.text, 300)}</span>
           </li>

@@ -4,7 +4,7 @@ import React from 'react';
 
 import type { IDevice, IDeviceUsage, IOwner } from './models';
 import { Meter, Section, useView } from './parts';
-import { deviceName, size, visible } from './words';
+import { modelName, size, visible } from './words';
 
 /** So many other processes are listed; the rest is counted. */
 const SHOWN_OTHERS = 5;
@@ -62,7 +62,7 @@ function Device(props: { device: IDevice; usage: IDeviceUsage | undefined }): JS
     <li className="fj-Device" data-device={device.uuid} title={device.uuid}>
       <div className="fj-Row">
         <span className="fj-Grow fj-Name">
-          {name} · {deviceName(device)}
+          {name} · {modelName(`${device.model} ${device.partition ?? ''}`.trim())}
         </span>
         {!usage && <span className="fj-Number">{total}</span>}
       </div>

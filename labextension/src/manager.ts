@@ -129,7 +129,7 @@ export class PoolManager implements IPoolManager {
     try {
       const state = await this._api.state(whole ? null : (this._state?.tag ?? null));
       if (this._link !== 'live') {
-        this._link = 'polling';
+        this._link = this._watchers ? 'polling' : 'connecting';
       }
       this._take(state ?? this._state);
     } catch (error) {

@@ -1,16 +1,18 @@
 /** What the panel and the details of a pool have in common: context, marks, buttons, and the parts of a pool. */
 
 import type { TranslationBundle } from '@jupyterlab/translation';
-import { closeIcon } from '@jupyterlab/ui-components';
+import { closeIcon, ReactWidget } from '@jupyterlab/ui-components';
 import type { refreshIcon } from '@jupyterlab/ui-components';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
+import { DisposableDelegate, DisposableSet } from '@lumino/disposable';
 import React, { useContext, useEffect, useId, useState } from 'react';
 
 import type { ILease, IPool, IRequest, PoolState, ReplicaState } from './models';
 import { poolEnd, stepped } from './models';
 import type { IPanelSettings } from './settings';
 import type { IPoolManager } from './tokens';
-import { countdown, duration, lastLine, visible } from './words';
+import { whileSeen } from './watching';
+import { clock, duration, lastLine, MARKS, visible } from './words';
 
 export interface IViewProps {
   manager: IPoolManager;
@@ -39,28 +41,75 @@ export function useNow(): number {
   return useContext(Now);
 }
 
-/** Draws its children anew with each state, and gives them the view's properties and the time. */
-export function Frame(props: { view: IViewProps; children: () => React.ReactNode }): JSX.Element {
-  const { manager } = props.view;
+/** Draws its children anew with each state while they can be seen, and gives them the view's properties and the time. */
+export function Frame(props: {
+  view: IViewProps;
+  seen: boolean;
+  children: () => React.ReactNode;
+}): JSX.Element {
+  const { view, seen } = props;
+  const { manager } = view;
   const [now, setNow] = useState(() => manager.now());
   const [, redraw] = useState(0);
   useEffect(() => {
+    if (!seen) {
+      return;
+    }
     const onChange = (): void => {
       setNow(manager.now());
       redraw(count => count + 1);
     };
+    onChange();
     manager.changed.connect(onChange);
     const timer = window.setInterval(() => setNow(manager.now()), 1000);
     return () => {
       manager.changed.disconnect(onChange);
       window.clearInterval(timer);
     };
-  }, [manager]);
+  }, [manager, seen]);
   return (
-    <View.Provider value={props.view}>
+    <View.Provider value={view}>
       <Now.Provider value={now}>{props.children()}</Now.Provider>
     </View.Provider>
   );
+}
+
+/** A widget that watches the pools, and draws what it shows of them, only while it can be seen. */
+export abstract class PoolsWidget extends ReactWidget {
+  /** @param view - Read anew at each `update()`. */
+  constructor(view: () => IViewProps) {
+    super();
+    this._view = view;
+    this.addClass('fj-View');
+    this.node.setAttribute('role', 'region');
+    whileSeen(this, () => this.watch());
+  }
+
+  /** What goes on while it can be seen. */
+  protected watch(): DisposableSet {
+    const see = (seen: boolean): void => {
+      this._seen = seen;
+      this.update();
+    };
+    see(true);
+    return DisposableSet.from([
+      this._view().manager.watch(),
+      new DisposableDelegate(() => see(false))
+    ]);
+  }
+
+  protected abstract content(): React.ReactNode;
+
+  protected render(): JSX.Element {
+    return (
+      <Frame view={this._view()} seen={this._seen}>
+        {() => this.content()}
+      </Frame>
+    );
+  }
+
+  private readonly _view: () => IViewProps;
+  private _seen = false;
 }
 
 /** Whether what is shown is old. */
@@ -84,20 +133,7 @@ export function Section({
   );
 }
 
-/** A shape for each state; its word stands beside it, so neither colour nor shape alone says it. */
-const MARKS: { [state in PoolState | ReplicaState]: string } = {
-  busy: '◉',
-  ready: '●',
-  attached: '◆',
-  loading: '◔',
-  starting: '◌',
-  waiting: '◇',
-  draining: '◍',
-  stopping: '◍',
-  stopped: '○',
-  failed: '✕'
-};
-
+/** The shape of a state; its word stands beside it. */
 export function StateMark({ state }: { state: PoolState | ReplicaState }): JSX.Element {
   return (
     <span className="fj-Mark" data-state={state} aria-hidden="true">
@@ -163,7 +199,7 @@ export function PoolTimer({ pool }: { pool: IPool }): JSX.Element | null {
       <span className="fj-Timer" role="timer" title={trans.__('kept warm for so long')}>
         <Clock />
         <span className="fj-Hidden">{trans.__('kept for')} </span>
-        {countdown(pool.kept_until - now)}
+        {clock(pool.kept_until - now)}
       </span>
     ) : null;
   }
@@ -174,11 +210,11 @@ export function PoolTimer({ pool }: { pool: IPool }): JSX.Element | null {
     <span
       className={soon ? 'fj-Timer fj-mod-soon' : 'fj-Timer'}
       role="timer"
-      title={`${what} ${countdown(left)}`}
+      title={`${what} ${clock(left)}`}
     >
       {soon ? <span aria-hidden="true">!</span> : <Clock />}
       <span className="fj-Hidden">{what} </span>
-      {countdown(left)}
+      {clock(left)}
     </span>
   );
 }
@@ -294,7 +330,7 @@ function Failure({ pool }: { pool: IPool }): JSX.Element | null {
       <p>
         {failure.retry_at === null
           ? trans._n('Given up after %1 attempt.', 'Given up after %1 attempts.', failure.attempts)
-          : trans.__('Next attempt in %1.', countdown(failure.retry_at - now))}
+          : trans.__('Next attempt in %1.', clock(failure.retry_at - now))}
       </p>
       <button
         type="button"
@@ -324,7 +360,7 @@ export function Call(props: {
   const { trans, execute } = useView();
   const { call, verb, waits, position } = props;
   const now = useNow();
-  const time = countdown(now - call.since);
+  const time = clock(now - call.since);
   return (
     <li className="fj-Call fj-Row">
       {position !== undefined && <span className="fj-Number">{position}.</span>}

@@ -4,7 +4,7 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 
 import type { IPool, IReplica, IState, Outcome, PoolState, ReplicaState } from './models';
 import { calls, deviceMemory, poolMemory } from './models';
-import { countdown, duration, size, stateCounts, visible } from './words';
+import { clock, roughly, size, stateCounts, visible } from './words';
 
 export function stateWord(state: PoolState | ReplicaState, trans: TranslationBundle): string {
   switch (state) {
@@ -49,11 +49,14 @@ export function outcomeWord(outcome: Outcome, trans: TranslationBundle): string 
   }
 }
 
+/** What replicas do: ["2 ready", "1 busy"]. */
+export function countWords(replicas: readonly IReplica[], trans: TranslationBundle): string[] {
+  return stateCounts(replicas).map(([state, count]) => `${count} ${stateWord(state, trans)}`);
+}
+
 /** "2 ready · 1 busy · queue 3", or the state where that says more. */
 export function poolLine(pool: IPool, trans: TranslationBundle): string {
-  const words = stateCounts(pool.replicas).map(
-    ([state, count]) => `${count} ${stateWord(state, trans)}`
-  );
+  const words = countWords(pool.replicas, trans);
   if (!words.length || pool.state === 'failed' || pool.state === 'waiting') {
     words.unshift(stateWord(pool.state, trans));
   }
@@ -61,7 +64,11 @@ export function poolLine(pool: IPool, trans: TranslationBundle): string {
     words.push(trans.__('queue %1', pool.waiting));
   }
   const { min_replicas: least, max_replicas: most } = pool.scaling;
-  words.push(least === most ? trans.__('fixed at %1', most) : trans.__('%1 to %2', least, most));
+  words.push(
+    least === most
+      ? trans._n('%1 replica', '%1 replicas', most)
+      : trans.__('%1 to %2 replicas', least, most)
+  );
   // A line breaks between the parts, not in them.
   return words.map(word => word.replace(/ /g, '\u00a0')).join(' · ');
 }
@@ -76,8 +83,8 @@ export function savingsLine(pools: readonly IPool[], trans: TranslationBundle): 
     (sum, pool) => sum + (pool.cold_starts_avoided || 0) * (pool.cold_start_s ?? 0),
     0
   );
-  return saved >= 1
-    ? trans.__('cold starts avoided: %1 (about %2 saved)', avoided, duration(Math.round(saved)))
+  return saved
+    ? trans.__('cold starts avoided: %1 (about %2 saved)', avoided, roughly(saved))
     : trans.__('cold starts avoided: %1', avoided);
 }
 
@@ -126,7 +133,7 @@ export function remarksOf(
       attached ? trans.__('opened in %1', visible(client)) : trans.__('held by %1', visible(client))
     ),
     ...(stops_at !== null && stops_at !== pool.idle_stops_at
-      ? [trans.__('off in %1', countdown(stops_at - now))]
+      ? [trans.__('off in %1', clock(stops_at - now))]
       : []),
     ...(generation_current ? [] : [trans.__('old preload')]),
     ...((state === 'draining' || state === 'stopping') && why ? [visible(why, 120)] : [])

@@ -11,8 +11,9 @@ import { Commands } from './commands';
 import { stopText } from './dialogs';
 import { poolsIcon } from './icons';
 import type { IPool } from './models';
+import { countWords } from './phrases';
 import type { IPoolManager } from './tokens';
-import { stateCounts, visible } from './words';
+import { visible } from './words';
 
 export class RunningPools implements IRunningSessions.IManager, IDisposable {
   constructor(
@@ -44,10 +45,7 @@ export class RunningPools implements IRunningSessions.IManager, IDisposable {
       icon: () => poolsIcon,
       label: () => visible(pool.name),
       labelTitle: () => pool.key,
-      detail: () =>
-        stateCounts(pool.replicas)
-          .map(([state, count]) => `${count} ${state}`)
-          .join(' · '),
+      detail: () => countWords(pool.replicas, this._trans).join(' · '),
       open: () => void this._commands.execute(Commands.open),
       // Asks first, as everywhere.
       shutdown: () => void this._commands.execute(Commands.stop, { pool: pool.key })
@@ -55,10 +53,10 @@ export class RunningPools implements IRunningSessions.IManager, IDisposable {
   }
 
   /** Its own words: this does not end kernels of notebooks, and "Shut Down All Kernels" ends no replica. */
-  shutdownAllConfirmationText = (): string => {
+  get shutdownAllConfirmationText(): string {
     const replicas = this._pools().reduce((sum, pool) => sum + pool.replicas.length, 0);
     return stopText(replicas, this._trans);
-  };
+  }
 
   shutdownAll(): void {
     void this._commands.execute(Commands.stopAll, { confirmed: true });

@@ -1,32 +1,26 @@
-/** The side panel as a widget: it watches the pools only while it can be seen. */
+/** The side panel as a widget. */
 
-import { ReactWidget } from '@jupyterlab/ui-components';
 import type { Message } from '@lumino/messaging';
 import React from 'react';
 
 import { poolsIcon } from './icons';
 import type { IViewProps } from './parts';
-import { PanelView } from './view';
-import { whileSeen } from './watching';
+import { PoolsWidget } from './parts';
+import { Panel } from './view';
 
-export class PoolsPanel extends ReactWidget {
-  /** @param props - Read anew at each `update()`. */
-  constructor(props: () => IViewProps) {
-    super();
-    this._props = props;
-    const { trans, manager } = props();
+export class PoolsPanel extends PoolsWidget {
+  constructor(view: () => IViewProps) {
+    super(view);
+    const { trans } = view();
     this.id = 'flyte-jupyter-pools';
     this.title.icon = poolsIcon;
     this.title.caption = trans.__('Flyte pools');
-    this.addClass('fj-View');
     this.addClass('fj-Panel');
-    this.node.setAttribute('role', 'region');
     this.node.setAttribute('aria-label', trans.__('Flyte pools'));
-    whileSeen(this, () => manager.watch());
   }
 
-  protected render(): JSX.Element {
-    return <PanelView {...this._props()} />;
+  protected content(): JSX.Element {
+    return <Panel />;
   }
 
   /** The first button, for whoever opens the panel by keyboard. */
@@ -34,6 +28,4 @@ export class PoolsPanel extends ReactWidget {
     super.onActivateRequest(message);
     this.node.querySelector<HTMLElement>('button')?.focus();
   }
-
-  private readonly _props: () => IViewProps;
 }

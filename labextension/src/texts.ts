@@ -8,7 +8,7 @@ import { UUID } from '@lumino/coreutils';
 import { Widget } from '@lumino/widgets';
 
 import { poolsIcon } from './icons';
-import { visibleLines } from './words';
+import { multiline } from './words';
 
 /** Show a tab in the main area, or below it: a page of Notebook 7 has one document and no other tab. */
 export function addTab(shell: JupyterFrontEnd.IShell, tab: Widget): void {
@@ -57,7 +57,7 @@ export class TextTab extends MainAreaWidget<Widget> {
 
   private _show(text: string): void {
     if (!this.isDisposed) {
-      this.content.node.textContent = visibleLines(text);
+      this.content.node.textContent = multiline(text);
       this.content.node.scrollTop = this.content.node.scrollHeight;
     }
   }

@@ -18,7 +18,6 @@ import type { IPool, IRecent, IReplica, IState, PoolState } from './models';
 import { calls } from './models';
 import {
   Call,
-  Frame,
   IconButton,
   isStale,
   Notes,
@@ -43,13 +42,9 @@ import {
   stateWord
 } from './phrases';
 import type { IPoolManager } from './tokens';
-import { countdown, duration, taskCell, visible } from './words';
+import { age, clock, duration, taskCell, visible } from './words';
 
-export function PanelView(props: IViewProps): JSX.Element {
-  return <Frame view={props}>{() => <Panel />}</Frame>;
-}
-
-function Panel(): JSX.Element {
+export function Panel(): JSX.Element {
   const view = useView();
   const { state, recent } = view.manager;
   const snapshot = state?.snapshot ?? null;
@@ -114,7 +109,7 @@ export function situation(props: IViewProps): IHint | null {
       return {
         kind: 'lost',
         title: trans.__('No connection to the Jupyter server'),
-        text: state
+        text: state?.snapshot
           ? trans.__(
               'What is shown below is old. Your pools go on running; the panel reconnects by itself.'
             )
@@ -224,8 +219,13 @@ function Header(): JSX.Element {
 
 function serviceLine(manager: IPoolManager, trans: TranslationBundle): string {
   const { state, link } = manager;
-  if (isStale(manager)) {
-    return trans.__('no connection');
+  switch (link) {
+    case 'absent':
+      return trans.__('service: not reached');
+    case 'refused':
+      return trans.__('no access');
+    case 'lost':
+      return trans.__('no connection');
   }
   if (!state) {
     return trans.__('connecting…');
@@ -378,10 +378,10 @@ function Replica({ replica, pool }: { replica: IReplica; pool: IPool }): JSX.Ele
         <span className="fj-Name">{name}</span>
         <span className="fj-Grow fj-State">
           {stateWord(state, trans)}
-          {since !== null && <span className="fj-Number"> {countdown(now - since)}</span>}
+          {since !== null && <span className="fj-Number"> {clock(now - since)}</span>}
         </span>
         <span className="fj-Number fj-Quiet" title={trans.__('age')}>
-          {duration(Math.floor(now - replica.started_at))}
+          {age(now - replica.started_at)}
         </span>
         <IconButton
           label={trans.__('More actions for %1', name)}
@@ -504,9 +504,12 @@ function Clients({ state }: { state: IState | null }): JSX.Element | null {
           <li key={client} className="fj-Row" title={trans.__('pid %1', pid)}>
             <span className="fj-Grow fj-Name">{visible(label)}</span>
             <span className="fj-Quiet">
-              {leases || waiting
-                ? trans.__('%1 running, %2 waiting', leases, waiting)
-                : visible(kind)}
+              {[
+                leases ? trans.__('%1 running', leases) : '',
+                waiting ? trans.__('%1 waiting', waiting) : ''
+              ]
+                .filter(Boolean)
+                .join(', ') || visible(kind)}
             </span>
           </li>
         ))}

@@ -9,7 +9,7 @@ import { Commands } from './commands';
 import type { IPool, IState } from './models';
 import type { IPanelSettings } from './settings';
 import type { IPoolManager } from './tokens';
-import { duration, visible } from './words';
+import { duration, roughly, visible } from './words';
 
 /** When a pool's end is worth a warning, as Unix time; null if it is not. */
 export function warnAt(pool: IPool, state: IState, warnSeconds: number): number | null {
@@ -86,13 +86,9 @@ export class Warner implements IDisposable {
   private _warn({ key, name, idle_stops_at }: IPool, now: number): string {
     const left = (idle_stops_at ?? now) - now;
     const { keepSeconds } = this._settings();
-    const about = left < 60 ? left : 60 * Math.round(left / 60);
     return Notification.warning(
-      this._trans.__(
-        'Pool %1 stops in %2: it is idle.',
-        visible(name),
-        duration(Math.round(about))
-      ),
+      // Longer notifications are cut.
+      this._trans.__('Pool %1 stops in %2: it is idle.', visible(name, 60), roughly(left)),
       {
         autoClose: Math.max(1, left * 1000),
         actions: [

@@ -154,6 +154,27 @@ def test_a_driver_that_fails_says_why(standin: StandIn) -> None:
     play(scenario, Driver())
 
 
+def test_a_driver_that_cannot_be_closed_ends_nothing(standin: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    standin.say({**CARD, "used": GIB})
+    tries = 0
+
+    def close(self: Driver) -> None:
+        nonlocal tries
+        tries += 1
+        raise OSError("the library is gone")
+
+    monkeypatch.setattr(Driver, "close", close)
+
+    async def scenario(sampler: Sampler, engine: Engine) -> None:
+        for _ in range(2):
+            before = tries
+            with sampler.watching():
+                await until(lambda: sampler.usage.measured_at is not None)
+            await until(lambda before=before: tries > before)  # type: ignore[misc]
+
+    play(scenario, Driver())
+
+
 def test_without_a_gpu_no_driver_is_asked(standin: StandIn) -> None:
     async def scenario(sampler: Sampler, engine: Engine) -> None:
         opened = standin.calls("init")

@@ -310,6 +310,8 @@ class FakeServer:
     def __init__(self, page: Any) -> None:
         self.requests: list[str] = []
         self.status = 200
+        self.message = "no"
+        """What an error says."""
         self.state: dict[str, Any] | None = None
         self.answers: dict[str, Callable[[], Any]] = {}
         """By the end of a path: what answers there, instead of the state."""
@@ -320,7 +322,7 @@ class FakeServer:
     def _answer(self, route: Any) -> None:
         self.requests.append(f"{route.request.method} {route.request.url.split('flyte-jupyter/')[1]}")
         if self.status != 200 or self.state is None:
-            route.fulfill(status=self.status, json={"message": "no", "reason": "no"})
+            route.fulfill(status=self.status, json={"message": self.message, "reason": "no"})
         elif answer := self._answer_to(route.request.url):
             route.fulfill(json=answer())
         elif route.request.method == "POST":

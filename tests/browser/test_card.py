@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +92,7 @@ class Cards:
 
 
 def it_shows_what_runs_and_who_waits_while_a_cell_blocks(cards: Cards) -> None:
-    cards.first.locator(".flyte-state[data-mark='▶']").wait_for(timeout=30_000 * TIME_SCALE)
+    cards.first.locator(".flyte-state[data-mark='►']").wait_for(timeout=30_000 * TIME_SCALE)
     task = cards.first.locator(".flyte-task")
     assert task.inner_text() == f"carded.{SHOWN} ({NOTEBOOK})"
     assert "queue 1 · this notebook is next" in cards.first.locator(".flyte-queue").inner_text()
@@ -249,19 +250,22 @@ SHOW = """async ([state, timeline]) => {
     const values = { name: 'gpu', key: '0123456789abcdef', client: 'eval.ipynb', state };
     const said = { timeline, log: { text: 'loaded\\n\\u001b[31mred' }, peek: { lines: ['train.py:7 step'] } };
     window.sent = [];
+    window.ahead = 0; // seconds of the kernel's clock
     const model = {
         get: name => values[name],
         on: (event, listener) => (listeners[event] ??= new Set()).add(listener),
         off: (event, listener) => listeners[event].delete(listener),
         send: question => {
-            window.sent.push(question);
+            if (question.verb === 'clock') said.clock = { now: Date.now() / 1000 + window.ahead };
+            else window.sent.push(question);
             const answer = { number: question.number, answer: said[question.verb] ?? {} };
             queueMicrotask(() => listeners['msg:custom'].forEach(each => each(answer)));
         }
     };
     window.change = state => { values.state = state; listeners['change:state'].forEach(each => each()); };
     const { default: widget } = await import('/card.js');
-    window.dispose = widget.render({ model, el: document.getElementById('host') });
+    window.show = () => widget.render({ model, el: document.getElementById('host') });
+    window.dispose = window.show();
 }"""
 DRAW = """async answer => {
     window.frames_ms = [];
@@ -345,6 +349,10 @@ def test_the_timeline_moves_and_stands_still_while_it_is_out_of_sight(elsewhere:
     until(lambda: elsewhere.evaluate(frames) > seen, 10)
     elsewhere.evaluate("() => window.timeline.dispose()")
     assert elsewhere.locator(".flyte-timeline").count() == 0
+    seen = elsewhere.evaluate(frames)
+    elsewhere.evaluate("answer => window.timeline.take(answer)", made_up(2, 50))  # it was on its way
+    elsewhere.wait_for_timeout(1500)
+    assert elsewhere.evaluate(frames) == seen
 
 
 def test_a_span_under_the_pointer_is_told(elsewhere: Any) -> None:
@@ -383,6 +391,18 @@ def test_it_can_be_read_and_used_without_jupyterlab(elsewhere: Any, scheme: str)
     keep_sight(card, f"card elsewhere, {scheme}")
     assert elsewhere.evaluate("() => window.hacked") is None
     elsewhere.evaluate("() => window.dispose()")
+
+
+def test_a_view_that_is_made_late_counts_on_the_kernels_clock(elsewhere: Any) -> None:
+    state = states.rich()
+    pool = state["snapshot"]["pools"][0] | {"idle_stops_at": 1600.0}
+    shown = {"now": time.time() - 300, "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None}
+    shown |= {"devices": [], "usage": state["usage"], "pool": pool}
+    elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
+    timer = elsewhere.get_by_role("timer")
+    assert re.search(r"idle off in (10:00|9:5\d)", timer.inner_text())
+    elsewhere.evaluate("() => { window.dispose(); window.ahead = -120; window.dispose = window.show(); }")
+    timer.get_by_text(re.compile(r"(12:00|11:5\d)")).wait_for()
 
 
 def test_a_card_out_of_sight_asks_for_nothing(elsewhere: Any, until: Until) -> None:

@@ -54,7 +54,7 @@ def shared(context: Any, jupyter: Jupyter) -> Iterator[tuple[Lab, FakeServer]]:
 def here(shared: tuple[Lab, FakeServer]) -> Iterator[tuple[Lab, FakeServer]]:
     """The page that many tests share: the panel is open and shows what `states.rich` says."""
     lab, fake = shared
-    fake.status, fake.answers = 200, {"/timeline": states.timeline}
+    fake.status, fake.message, fake.answers = 200, "no", {"/timeline": states.timeline}
     fake.send(states.changed())
     lab.show_panel()
     lab.execute("flyte-jupyter:refresh")
@@ -163,7 +163,7 @@ def test_the_details_tell_all_about_a_pool(here: Here, until: Until) -> None:
     assert held.locator(".fj-Call").count() == 0
     assert re.search(r"loading[\s\S]*old preload", loading.inner_text())
     assert "1.\nevaluate eval.ipynb" in tab.locator(".fj-Queue").inner_text()
-    assert tab.locator(".fj-Saved, .fj-Counts").get_by_text("cold starts avoided: 38 (about 25 min saved)").count() == 1
+    assert tab.locator(".fj-Saved, .fj-Counts").get_by_text("cold starts avoided: 38 (about 26 min saved)").count() == 1
     canvas = tab.locator("canvas")
     canvas.wait_for()
     until(lambda: "calls: 42" in (canvas.get_attribute("aria-label") or ""), 5)
@@ -559,3 +559,10 @@ def test_a_refusal_is_shown(here: Here) -> None:
     lab.pool("gpu").get_by_role("button", name="Raise the minimum").click()
     lab.page.locator(".Toastify__toast").get_by_text("no").first.wait_for()
     lab.pool("gpu").wait_for()  # whoever may only look still sees
+
+
+def test_a_long_refusal_is_shown_to_its_end(here: Here) -> None:
+    lab, fake = here
+    fake.status, fake.message = 503, "The pool service is another. " * 8 + f"Restart Jupyter {EVIL}."
+    lab.pool("gpu").get_by_role("button", name="Raise the minimum").click()
+    lab.dialog().get_by_text(f"Restart Jupyter {SHOWN}.").wait_for()

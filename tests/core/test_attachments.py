@@ -333,6 +333,15 @@ def test_a_cell_that_does_not_stop_takes_its_replica_along() -> None:
     assert stopped(machine.do(Tick(), at=6)) == ["p-1"]
 
 
+def test_one_who_shared_it_and_died_does_not_take_along_what_others_run_there() -> None:
+    machine = warm(1, 1)
+    attach(machine, "x", shared=True)
+    machine.ask("a")
+    assert machine.do(ClientGone("cyd"), at=0) == []
+    assert stopped(machine.do(Tick(), at=60)) == []
+    assert machine.states() == {"p-1": "busy"}
+
+
 def test_a_front_end_that_dies_while_it_waits_is_forgotten() -> None:
     machine = warm(1, 1)
     machine.ask("a", "b")

@@ -530,6 +530,16 @@ def test_a_restarted_replica_takes_no_call_and_is_replaced_after_the_one_it_has(
     assert machine.release("a") == [StopReplica("p-1", BY_HAND), StartReplica("p-2", "p", "", (), "a call waits")]
 
 
+def test_a_restart_of_one_that_goes_already_forgives_its_pool_and_every_view_shows_it() -> None:
+    machine = warm(2, 2)
+    machine.do(ReplicaExited("p-2", "it broke"), PoolStopped("p"))
+    before, shown = machine.scheduler.revision, machine.pool().failure
+    machine.do(ReplicaRestarted("p-1"))
+    assert shown is not None
+    assert machine.pool().failure is None
+    assert machine.scheduler.revision > before
+
+
 def test_a_restarted_replica_is_replaced_even_above_the_minimum() -> None:
     machine = warm(0, 2)
     machine.ready(*started(machine.do(PoolWarmed("p", 2))))
@@ -712,6 +722,13 @@ def test_a_call_that_outlives_its_client_costs_its_replica() -> None:
     assert machine.do(Tick(), at=10.9) == []
     why = "task-a1 does not stop, and its client is gone"
     assert machine.do(Tick(), at=11)[0] == StopReplica("p-1", why, force=True)
+
+
+def test_a_call_that_stops_at_the_last_moment_does_not() -> None:
+    machine = warm(1, 1)
+    machine.ask("a1", client="ada")
+    machine.do(ClientGone("ada"), at=5)
+    assert machine.do(LeaseEnded("a1"), at=11.1) == []
 
 
 # Single use

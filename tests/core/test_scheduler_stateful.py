@@ -292,8 +292,8 @@ class World(RuleBasedStateMachine):
         for lease, (holder, *_) in list(self.waiting.items()):
             if holder == client:
                 self.forget_lease(lease)
-        for lease, (holder, *_) in list(self.guests.items()):
-            if holder == client and lease not in self.inside:
+        for lease, (holder, _, shared) in list(self.guests.items()):
+            if holder == client and (shared or lease not in self.inside):
                 self.forget_lease(lease)
         # What it was running keeps its slot until the replica says that it has stopped.
         kept = {**self.held, **self.guests}
@@ -349,6 +349,13 @@ class World(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.now = min(self.now + seconds, max(self.now, self.scheduler.next_deadline()))
         self.play(Tick())
+
+    @precondition(lambda self: self.starts and self.scheduler.next_deadline() < math.inf)
+    @rule(data=st.data(), seldom=SELDOM)
+    def one_dies_just_when_a_tick_is_due(self, data: st.DataObject, seldom: bool) -> None:
+        if seldom:
+            self.now = max(self.now, self.scheduler.next_deadline())
+            self.exit(data.draw(st.sampled_from(sorted(self.starts))))
 
     @rule()
     def late_facts(self) -> None:

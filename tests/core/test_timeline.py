@@ -312,3 +312,16 @@ def test_late_and_strange_facts_are_ignored() -> None:
     assert [span.task for span in broker.spans(3, "waiting")] == ["train"]
     broker.do(3, ReplicaReady("p-2"), LeaseReleased("l1"), LeaseReleased("l2"))
     assert broker.timeline._leases == {}
+
+
+def test_a_replica_that_ends_just_when_it_would_be_killed_is_no_surprise() -> None:
+    broker = warm()
+    broker.do(1, LeaseRequested("ada", "l", "p", "t"), ClientGone("ada"))
+    broker.do(7, ReplicaExited("p-1", "signal SIGKILL"))  # its client is gone for six seconds: a Tick was due, too
+    assert [lane.ended_at for lane in broker.view(8).lanes if lane.replica == "p-1"] == [7]
+
+
+def test_a_pool_of_a_client_that_is_gone_already_is_none() -> None:
+    broker = Broker()
+    broker.do(1, PoolDeclared("nobody", "q", "cpu", SCALING, DeviceRequest()))
+    assert broker.timeline.view("q", None, now=2, epoch_offset=0) is None

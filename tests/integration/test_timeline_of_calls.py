@@ -191,6 +191,17 @@ def test_calls_of_an_executor_are_spans_too() -> None:
     until_spans("lanes.len", lambda found: [span.outcome for span in found] == ["succeeded"], began)
 
 
+def test_a_short_name_is_what_views_show() -> None:
+    began = time.monotonic()
+    named = nap.override(short_name="a nap")
+    with in_thread(named, 0.2):
+        wait_until(lambda: [each.task for each in running() if each.since > began] == ["a nap"])
+    with POOL.executor() as executor:
+        executor.submit(named, 0.0).result()
+    until_spans("a nap", lambda found: [span.outcome for span in found] == ["succeeded"] * 2, began)
+    assert spans("lanes.nap", since=began) == []
+
+
 def test_what_dies_is_lost_and_the_lane_ends() -> None:
     began = time.monotonic()
     assert isinstance(attempt(die, 0.3), errors.ReplicaDied)

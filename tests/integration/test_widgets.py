@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,32 @@ def test_it_answers_what_a_view_asks(front: Front) -> None:
     lines = front.ask("peek", replica=replica["id"])["answer"]["lines"]
     assert lines[0].startswith(f"{replica['name']} · pid {replica['pid']}")
     assert "text" in front.ask("log", replica=replica["id"], tail=5)["answer"]
+    assert front.ask("clock")["answer"]["now"] == pytest.approx(time.time(), abs=30)
+
+
+def test_the_card_of_a_pool_that_was_declared_anew_says_so(front: Front) -> None:
+    [result] = [
+        each["content"]
+        for each in front.run("""
+            import gc
+            from flyte_jupyter.client import handle
+            brief = flyte.TaskEnvironment("brief", reusable=flyte.ReusePolicy(replicas=1))
+            brief
+        """)
+        if each["msg_type"] == "execute_result"
+    ]
+    kept, front.model = front.model, result["data"][VIEW]["model_id"]
+    try:
+        front.run("""
+            brief = flyte.TaskEnvironment("brief", env_vars={"A": "1"}, reusable=flyte.ReusePolicy(replicas=1))
+            flyte.pool(brief)
+            Out.clear()
+            del _, __, ___
+            gc.collect();
+        """)
+        assert "run the cell again for its card" in front.ask("warm")["error"]
+    finally:
+        front.model = kept
 
 
 def test_it_answers_in_a_subshell_while_a_cell_blocks(front: Front) -> None:
@@ -174,6 +201,33 @@ def test_it_shows_the_memory_of_replicas(front: Front) -> None:
     front.until(lambda pool: any(each["id"] in front.state["usage"]["replicas"] for each in pool["replicas"]))
     [used, *_] = front.state["usage"]["replicas"].values()
     assert used["memory_bytes"] > 2**20
+
+
+def test_it_shows_the_memory_of_replicas_that_are_never_idle(front: Front) -> None:
+    front.run("""
+        pool.scale(1, 1)
+        @env.task
+        def grow() -> None:
+            import builtins
+            builtins.kept = b"x" * (300 << 20)
+        echo(1)
+    """)
+    asked = front.start("""
+        until = time.monotonic() + 10
+        while time.monotonic() < until - 8:
+            echo(1)
+            time.sleep(0.06)
+        grow()
+        while time.monotonic() < until:
+            echo(1)
+            time.sleep(0.06)
+    """)
+    most, over = 0, False
+    while not over:
+        message = front.next()
+        over = message["parent_header"].get("msg_id") == asked and message["content"].get("execution_state") == "idle"
+        most = max(most, *(each["memory_bytes"] for each in front.state["usage"]["replicas"].values()), 0)
+    assert most > 300 << 20
 
 
 def test_restart_replaces_the_replica(front: Front) -> None:

@@ -148,6 +148,18 @@ def test_what_differs_or_takes_long_has_a_span_of_its_own(replica: Replica, seco
     assert [call[-1] for call in replica.calls()] == [1, 1]
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_short_call_after_a_long_one_has_a_span_of_its_own(replica: Replica, told: bool) -> None:
+    call = replica.begin()
+    if told:
+        replica.tell()
+    replica.now += 2 * r.SHORT_S
+    replica.end(call)
+    replica.run()
+    replica.rest()
+    assert [call[-1] for call in replica.calls()] == [1, 1]
+
+
 def test_a_pause_divides_and_a_second_is_the_longest(replica: Replica) -> None:
     replica.run()
     replica.now += 0.02

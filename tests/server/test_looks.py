@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +139,22 @@ async def test_a_replica_that_does_not_answer_keeps_nobody_else_waiting(
     assert answer.code == 504
     assert "looked-at[0] does not answer within 2 s." in answer.body["message"]
     assert "py-spy dump" in answer.body["message"]
+
+
+async def test_looks_into_one_that_stands_still_do_not_hold_up_the_server(ask: Ask) -> None:
+    pid = view_of(looked_at).replicas[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        looks = asyncio.gather(*(look(ask) for _ in range(5)))
+        pauses = [time.monotonic()]
+        while not looks.done():
+            await asyncio.sleep(0.005)
+            pauses.append(time.monotonic())
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert [answer.code for answer in await looks] == [504] * 5
+    assert max(after - before for before, after in itertools.pairwise(pauses)) < 0.2
 
 
 async def test_a_replica_that_dies_while_it_is_asked(ask: Ask) -> None:

@@ -138,6 +138,14 @@ it('asks for the outcome of a verb where no stream brings it', async () => {
   expect(changes).toBe(1);
 });
 
+it('what was asked for once is not kept up to date', async () => {
+  await manager.refresh();
+  expect([manager.state, manager.link]).toEqual([STATE, 'connecting']);
+  manager.watch();
+  await pass(1);
+  expect(manager.link).toBe('polling');
+});
+
 it('does nothing after its end', async () => {
   manager.watch();
   manager.dispose();

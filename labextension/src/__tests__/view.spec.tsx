@@ -5,8 +5,10 @@ import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 
 import contract from '../../../tests/contract/snapshot.json';
 import { parseState, recentOf } from '../models';
+import type { IViewProps } from '../parts';
+import { Frame } from '../parts';
 import type { Link } from '../tokens';
-import { PanelView } from '../view';
+import { Panel } from '../view';
 import { FakeManager } from './fakes';
 
 const trans = nullTranslator.load('flyte_jupyter');
@@ -15,17 +17,21 @@ const START = 1_767_001_000;
 const execute = vi.fn();
 let manager: FakeManager;
 
+const view = (of: FakeManager): IViewProps => ({
+  manager: of,
+  trans,
+  execute,
+  startDrag: () => undefined,
+  reloadPage: () => undefined,
+  settings: { warnSeconds: 120, keepSeconds: 7200, showClients: true, notify: true }
+});
+
 function show(state: unknown, link: Link = 'live'): HTMLElement {
   manager = new FakeManager();
   const { container } = render(
-    <PanelView
-      manager={manager}
-      trans={trans}
-      execute={execute}
-      startDrag={() => undefined}
-      reloadPage={() => undefined}
-      settings={{ warnSeconds: 120, keepSeconds: 7200, showClients: true, notify: true }}
-    />
+    <Frame view={view(manager)} seen>
+      {() => <Panel />}
+    </Frame>
   );
   act(() => manager.set(state === null ? null : parseState(state), link));
   return container;
@@ -43,6 +49,29 @@ it('counts down by itself, without a state', () => {
   expect(timer?.textContent).toContain('29:40');
   act(() => void vi.advanceTimersByTime(3000));
   expect(timer?.textContent).toContain('29:37');
+});
+
+it('is not drawn while it cannot be seen, and is up to date when it can', () => {
+  manager = new FakeManager();
+  const drawn = vi.fn(() => null);
+  const at = view(manager);
+  const { rerender } = render(
+    <Frame view={at} seen={false}>
+      {drawn}
+    </Frame>
+  );
+  drawn.mockClear();
+  act(() => manager.set(parseState(contract)));
+  act(() => void vi.advanceTimersByTime(3000));
+  expect(drawn).not.toHaveBeenCalled();
+  rerender(
+    <Frame view={at} seen>
+      {() => <Panel />}
+    </Frame>
+  );
+  expect(screen.getByRole('button', { name: 'gpu' })).not.toBeNull();
+  act(() => manager.set(null, 'absent'));
+  expect(screen.queryByRole('button', { name: 'gpu' })).toBeNull();
 });
 
 it('shows names as text', () => {
@@ -71,6 +100,13 @@ it.each<[string, unknown, Link]>([
 it('keeps the last state in sight when the connection is lost', () => {
   const container = show(contract, 'lost');
   expect(container.querySelector('.fj-mod-stale .fj-Pool')).not.toBeNull();
+});
+
+it('speaks of an old state only where there is one', () => {
+  const text = (state: unknown): string | null | undefined =>
+    show(state, 'lost').querySelector('.fj-Hint')?.textContent;
+  expect(text(contract)).toContain('What is shown below is old');
+  expect(text({ ...contract, state: 'no-broker', snapshot: null })).not.toContain('below');
 });
 
 it('scales by one', () => {
@@ -122,7 +158,7 @@ it('shows how full a device is, and of what', () => {
 });
 
 it('counts the cold starts that were avoided', () => {
-  expect(show(contract).textContent).toContain('cold starts avoided: 38 (about 25 min saved)');
+  expect(show(contract).textContent).toContain('cold starts avoided: 38 (about 26 min saved)');
 });
 
 it('says of a slot that is only held who holds it, and shows no call', () => {
