@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from flyte_jupyter import cli, orphans, runtime
+from flyte_jupyter.cli import doctor, processes, stop
 from flyte_jupyter.client import broker
 from flyte_jupyter.client.attached import Attachment, find_replica
 
@@ -57,8 +58,8 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     try:
         yield path
         cli.main(["stop", "--force"])
-        assert cli._lock_holder(path) is None
-        assert cli._replica_processes(path) == {}
+        assert processes.lock_holder(path) is None
+        assert processes.replica_processes(path) == {}
         assert of_folder(path) == []
     finally:
         for pid, _ in of_folder(path):
@@ -213,10 +214,10 @@ def test_doctor_names_what_is_wrong(folder: Path, run: Run, monkeypatch: pytest.
 
 
 def test_versions_are_compared_as_numbers() -> None:
-    assert cli._numbers("7.10.0rc1") > cli._numbers("7.9")
-    assert cli._numbers("6") == cli._numbers("6.0.0")
+    assert doctor._numbers("7.10.0rc1") > doctor._numbers("7.9")
+    assert doctor._numbers("6") == doctor._numbers("6.0.0")
     lines = ["ipykernel>=7.4", "pydantic<3,>=2.10", 'pytest>=8.3; extra == "test"', "ipython>=9; python_version > '3'"]
-    assert list(cli._floors(lines)) == [("ipykernel", "7.4"), ("pydantic", "2.10"), ("ipython", "9")]
+    assert list(doctor._floors(lines)) == [("ipykernel", "7.4"), ("pydantic", "2.10"), ("ipython", "9")]
 
 
 def test_a_lock_that_somebody_else_holds_is_left_alone(folder: Path, run: Run) -> None:
@@ -250,7 +251,7 @@ def test_a_pool_is_shown_changed_and_stopped(run: Run, holder: subprocess.Popen[
     assert "\x1b" not in out
 
     shown = state(run)
-    assert shown["broker"]["pid"] == cli._lock_holder(folder)
+    assert shown["broker"]["pid"] == processes.lock_holder(folder)
     assert [client["kind"] for client in shown["clients"]] == ["script"]
     (pool,) = shown["pools"]
     assert abs(pool["replicas"][0]["started_at"] - time.time()) < 60
@@ -277,7 +278,7 @@ def test_a_pool_is_shown_changed_and_stopped(run: Run, holder: subprocess.Popen[
 
     assert run("stop", "gpu") == (0, "Stopped 2 replicas (gpu[0], gpu[1]). The next call starts the pool again.\n", "")
     assert state(run)["pools"][0]["replicas"] == []
-    assert set(cli._replica_processes(folder).values()) <= {"zygote"}
+    assert set(processes.replica_processes(folder).values()) <= {"zygote"}
 
 
 @pytest.mark.kernel
@@ -287,7 +288,7 @@ def test_a_pool_that_works_is_stopped_only_by_force(run: Run, holder: subprocess
     assert (code, out) == (1, "1 running task may end first; --force ends them now.\n")
     assert err.endswith("To end it now: `flyte-jupyter stop gpu --force`.\n")
     assert run("stop", "gpu", "--force", "--json")[:1] == (0,)
-    assert set(cli._replica_processes(folder).values()) <= {"zygote"}
+    assert set(processes.replica_processes(folder).values()) <= {"zygote"}
 
 
 @pytest.mark.kernel
@@ -331,14 +332,14 @@ def test_replicas_are_interrupted_and_restarted(run: Run, holder: subprocess.Pop
 @pytest.mark.kernel
 def test_stop_ends_the_broker_and_everything_it_started(run: Run, holder: subprocess.Popen[str], folder: Path) -> None:
     busy(run, holder)
-    pid = cli._lock_holder(folder)
+    pid = processes.lock_holder(folder)
     code, out, _ = run("stop")
     assert (code, out) == (
         0,
         f"Stopped the broker (pid {pid}, it ended as asked) and 1 replica (gpu[0]), with 1 running task.\n",
     )
-    assert cli._lock_holder(folder) is None
-    assert cli._replica_processes(folder) == {}
+    assert processes.lock_holder(folder) is None
+    assert processes.replica_processes(folder) == {}
     assert run("stop")[1] == "No broker runs.\n"
     assert run("logs", "gpu", "--tail", "1")[0] == 0
 
@@ -347,16 +348,16 @@ def test_stop_ends_the_broker_and_everything_it_started(run: Run, holder: subpro
 def test_a_broker_that_hangs_is_ended_and_its_replicas_too(
     run: Run, holder: subprocess.Popen[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "ANSWER_S", 0.3)
-    monkeypatch.setattr(cli, "TERM_S", 0.5)
-    pid = cli._lock_holder(folder)
+    monkeypatch.setattr(stop, "ANSWER_S", 0.3)
+    monkeypatch.setattr(stop, "TERM_S", 0.5)
+    pid = processes.lock_holder(folder)
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     code, out, err = run("stop")
     assert (code, err) == (0, "")
     assert out == f"Stopped the broker (pid {pid}, it did not answer, so SIGKILL) and no replicas.\n"
-    assert cli._lock_holder(folder) is None
-    assert cli._replica_processes(folder) == {}
+    assert processes.lock_holder(folder) is None
+    assert processes.replica_processes(folder) == {}
 
 
 @pytest.mark.kernel
@@ -393,6 +394,6 @@ def test_doctor_makes_a_real_call_and_leaves_nothing(folder: Path, run: Run) -> 
     code, out, _ = run("doctor", "--call")
     assert code == 0
     assert "ok    call: a kernel was started, ran a task and answered in" in out
-    assert cli._lock_holder(folder) is None
+    assert processes.lock_holder(folder) is None
     wait_until(lambda: broker.current() is None)
-    assert cli._replica_processes(folder) == {}
+    assert processes.replica_processes(folder) == {}

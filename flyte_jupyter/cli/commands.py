@@ -1,0 +1,209 @@
+"""The command line: its arguments, and which function does what they say."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .. import _version, errors, runtime
+from ..client import text
+from ..client.arguments import parse_count, parse_duration, parse_replicas
+from .conversation import Closed
+from .doctor import run_doctor
+from .gpu import run_gpu
+from .logs import run_logs
+from .replicas import run_attach, run_peek
+from .status import run_status
+from .stop import run_stop
+from .terminal import FAILED, INTERRUPTED, OK, UNKNOWN
+from .verbs import run_interrupt, run_keep, run_restart, run_scale, run_warm
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 still shows everything
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except (errors.PoolError, Closed) as failure:
+        problem = errors.BrokerGone() if isinstance(failure, Closed) else failure
+        for part in (str(problem), *getattr(problem, "__notes__", ())):
+            print(text.visible(part, keep="\n\t"), file=sys.stderr)
+        return UNKNOWN if isinstance(problem, errors.NoSuchPool | errors.NoSuchReplica) else FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flyte-jupyter",
+        description="Pools of warm Jupyter kernels for Flyte tasks: what runs, and the verbs for it.",
+        epilog="exit codes: 0 done, 1 it did not work, 2 no such pool or bad arguments, 130 interrupted\n"
+        f"The runtime folder is {runtime.VARIABLE} or the platform's; `flyte-jupyter doctor` shows it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"flyte-jupyter {_version.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(
+        name: str, command: Callable[[argparse.Namespace], int], help: str, example: str, codes: str
+    ) -> argparse.ArgumentParser:
+        one = commands.add_parser(
+            name,
+            help=help,
+            description=f"{help[0].upper()}{help[1:]}.",
+            epilog=f"example: {example}\nexit codes: {codes}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        one.set_defaults(command=command)
+        return one
+
+    status = add(
+        "status",
+        run_status,
+        "show pools, their replicas and queues, GPUs and clients",
+        "flyte-jupyter status gpu --watch",
+        "0 also when no broker runs, 1 it does not answer, 2 no such pool",
+    )
+    status.add_argument("pool", nargs="?", metavar="POOL", help="only this one, by name or key")
+    status.add_argument("--watch", action="store_true", help="draw again on every change; Ctrl-C ends")
+    status.add_argument("--json", action="store_true", help="instants are seconds since 1970")
+
+    gpu = add(
+        "gpu",
+        run_gpu,
+        "show the GPUs, and who uses their memory: replicas, other notebooks, other processes",
+        "flyte-jupyter gpu --json",
+        "0 also when there is no GPU, 1 what is used cannot be measured",
+    )
+    gpu.add_argument("--json", action="store_true")
+
+    stop = add(
+        "stop",
+        run_stop,
+        "stop a pool; without POOL the broker and everything it started",
+        "flyte-jupyter stop gpu --force",
+        "0 also when nothing ran, 1 it still runs, 2 no such pool",
+    )
+    stop.add_argument("pool", nargs="?", metavar="POOL", help="only this one, by name or key")
+    stop.add_argument("--force", "--now", action="store_true", help="do not wait for running tasks")
+    stop.add_argument("--timeout", type=parse_duration, default=30.0, metavar="T", help="wait for a pool's tasks (30s)")
+    stop.add_argument("--json", action="store_true")
+
+    logs = add(
+        "logs",
+        run_logs,
+        "print the newest log of a pool, of a replica (also a dead one) or of the broker",
+        "flyte-jupyter logs 'gpu[0]' --follow",
+        "0 printed, 2 there is no such log",
+    )
+    logs.add_argument("what", nargs="?", metavar="POOL|NAME[i]|ID", help="default: the newest of all replicas")
+    logs.add_argument("--broker", action="store_true", help="the broker's own log")
+    logs.add_argument("--tail", type=parse_count(0), default=100, metavar="N", help="the last N lines (100)")
+    logs.add_argument("--follow", "-f", action="store_true", help="go on as it grows; Ctrl-C ends")
+
+    attach = add(
+        "attach",
+        run_attach,
+        "open a console on a warm kernel, which stays as warm as it was",
+        "flyte-jupyter attach 'gpu[1]'",
+        "0 detached, 1 the kernel ended, 2 no such pool or replica",
+    )
+    attach.add_argument("replica", metavar="POOL|NAME[i]")
+    attach.add_argument("--shared", action="store_true", help="tasks may still run there meanwhile")
+    attach.add_argument(
+        "--existing-file",
+        type=Path,
+        metavar="PATH",
+        help="serve this connection file for another client (`jupyter console --existing PATH`); written if not there",
+    )
+
+    peek = add(
+        "peek",
+        run_peek,
+        "show what a replica does now, and values in it, without disturbing it",
+        "flyte-jupyter peek 'gpu[1]' step 'loss.shape'",
+        "0 shown, 1 it does not answer, 2 no such pool or replica",
+    )
+    peek.add_argument("replica", metavar="POOL|NAME[i]")
+    peek.add_argument("expressions", nargs="*", metavar="EXPR", help="with the names of the code that runs")
+    peek.add_argument("--stack", action="store_true", help="where it is; also shown when nothing else is asked for")
+    peek.add_argument("--gpu", action="store_true", help="the GPU memory that its torch holds")
+    peek.add_argument("--timeout", type=parse_duration, default=2.0, metavar="T", help="wait this long (2s)")
+    peek.add_argument("--json", action="store_true")
+
+    scale = add(
+        "scale",
+        run_scale,
+        "set how few and how many replicas a pool has; running tasks are not disturbed",
+        "flyte-jupyter scale gpu 1:4",
+        "0 done, 1 no answer, 2 no such pool",
+    )
+    scale.add_argument("pool", metavar="POOL")
+    scale.add_argument("replicas", type=parse_replicas, metavar="MIN[:MAX]")
+    scale.add_argument("--json", action="store_true")
+
+    warm = add(
+        "warm",
+        run_warm,
+        "start replicas now, and wait until they are ready; also after a failed preload",
+        "flyte-jupyter warm gpu 2",
+        "0 ready, 1 they failed or are not ready in time, 2 no such pool, or more than its maximum",
+    )
+    warm.add_argument("pool", metavar="POOL")
+    warm.add_argument("replicas", nargs="?", type=parse_count(1), metavar="N", help="default: the pool's minimum, or 1")
+    warm.add_argument("--no-wait", action="store_true", help="return once the first one is starting")
+    warm.add_argument("--timeout", type=parse_duration, default=600.0, metavar="T", help="wait this long (10m)")
+    warm.add_argument("--json", action="store_true")
+
+    keep = add(
+        "keep",
+        run_keep,
+        "let no replica of a pool go for being idle, for a while",
+        "flyte-jupyter keep gpu 2h",
+        "0 done, 1 no answer, 2 no such pool",
+    )
+    keep.add_argument("pool", metavar="POOL")
+    keep.add_argument("duration", type=parse_duration, metavar="DURATION", help="30m, 2h, 1h30m; 0 ends it")
+    keep.add_argument("--json", action="store_true")
+
+    restart = add(
+        "restart",
+        run_restart,
+        "replace a pool's replicas one by one while the old ones answer, or one replica after its running task",
+        "flyte-jupyter restart 'gpu[0]'",
+        "0 begun, 1 no answer, 2 no such pool or replica",
+    )
+    restart.add_argument("what", metavar="POOL|NAME[i]")
+    restart.add_argument("--force", "--now", action="store_true", help="one replica: do not wait for its running task")
+    restart.add_argument("--json", action="store_true")
+
+    interrupt = add(
+        "interrupt",
+        run_interrupt,
+        "stop what runs on a replica; it stays, with what it has loaded",
+        "flyte-jupyter interrupt 'gpu[0]'",
+        "0 told, 1 no answer, 2 no such pool or replica",
+    )
+    interrupt.add_argument("what", metavar="NAME[i]")
+    interrupt.add_argument("--json", action="store_true")
+
+    doctor = add(
+        "doctor",
+        run_doctor,
+        "check versions, the runtime folder, the broker, GPUs and processes, and say what to do",
+        "flyte-jupyter doctor --call",
+        "0 nothing failed (warnings may be there), 1 something failed",
+    )
+    doctor.add_argument("--call", action="store_true", help="also start a kernel and run a task in it")
+    doctor.add_argument("--json", action="store_true")
+    return parser
