@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -305,6 +306,24 @@ def test_a_stop_counts_front_ends_apart_from_tasks(run: Run, holder: subprocess.
     assert err.startswith(f"Pool gpu still has {users} after 0.2 s; it stops when that ends.\n")
     assert run("stop")[1].endswith(f" and 2 replicas (gpu[0], gpu[1]), with {users}.\n")
     console.close()
+
+
+@pytest.mark.kernel
+def test_a_story_tells_what_ran_and_why_the_pool_scaled(run: Run, holder: subprocess.Popen[str]) -> None:
+    wait_until(lambda: "succeeded" in run("story", "gpu")[1])
+    code, out, err = run("story", "gpu")
+    assert (code, err) == (0, "")
+    *lines, saved = out.splitlines()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  gpu\[\d\] starts: .+", lines[0])
+    assert re.search(r"gpu\[\d\]: started its process \d+ ms", out)
+    assert re.search(r"gpu\[\d\]: \S+ \(train\\x1b\[2J\.py\) succeeded", out)
+    assert saved.startswith("cold starts avoided: ")
+    busy(run, holder)
+    wait_until(lambda: "(train\\x1b[2J.py) running" in run("story", "gpu", "--tail", "1")[1])
+    assert len(run("story", "gpu", "--tail", "1")[1].splitlines()) == 2
+    told = json.loads(run("story", "gpu", "--json")[1])
+    assert {span["kind"] for span in told["spans"]} >= {"starting", "running"}
+    assert run("story", "cpu")[0] == 2
 
 
 @pytest.mark.kernel

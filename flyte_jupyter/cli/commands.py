@@ -18,6 +18,7 @@ from .logs import run_logs
 from .replicas import run_attach, run_peek
 from .status import run_status
 from .stop import run_stop
+from .story import run_story
 from .terminal import FAILED, INTERRUPTED, OK, UNKNOWN
 from .verbs import run_interrupt, run_keep, run_restart, run_scale, run_warm
 
@@ -98,6 +99,17 @@ def _parser() -> argparse.ArgumentParser:
     stop.add_argument("--force", "--now", action="store_true", help="do not wait for running tasks")
     stop.add_argument("--timeout", type=parse_duration, default=30.0, metavar="T", help="wait for a pool's tasks (30s)")
     stop.add_argument("--json", action="store_true")
+
+    story = add(
+        "story",
+        run_story,
+        "print what a pool did in the last ten minutes: calls, waits, starts, and why it scaled",
+        "flyte-jupyter story gpu",
+        "0 printed, 1 no answer, 2 no such pool",
+    )
+    story.add_argument("pool", metavar="POOL")
+    story.add_argument("--tail", type=parse_count(0), default=100, metavar="N", help="the last N lines (100)")
+    story.add_argument("--json", action="store_true")
 
     logs = add(
         "logs",

@@ -16,6 +16,7 @@ from .. import _version, errors, runtime
 from ..client import text
 from ..core import protocol as p
 from ..core.snapshot import PoolView
+from ..core.timeline import TimelineView
 from .processes import lock_holder
 from .terminal import UNKNOWN, complain
 
@@ -100,6 +101,18 @@ class Conversation:
             message = self.receive(left)
             if isinstance(message, p.Snapped) and message.usage.measured_at is not None:
                 return message
+        raise _hangs()
+
+    def timeline(self, pool: str) -> TimelineView:
+        """What that pool did in the last minutes. Raises NoSuchPool if it has just been forgotten."""
+        self.send(p.AskTimeline(pool=pool))
+        deadline = time.monotonic() + self._answer_s
+        while (left := deadline - time.monotonic()) > 0:
+            match self.receive(left):
+                case p.ToldTimeline(timeline=None):
+                    raise errors.NoSuchPool(pool, gpus=0)
+                case p.ToldTimeline(timeline=TimelineView() as timeline):
+                    return timeline
         raise _hangs()
 
     def until(self, holds: Callable[[p.Snapped], bool], timeout: float) -> p.Snapped | None:
