@@ -303,7 +303,7 @@ def test_a_target_that_is_not_there_is_the_error_of_the_first_cell() -> None:
         ("attached[7]", "FJ106 There is no warm kernel attached[7]."),
         ("flyte-attach/attached[/0123abcd", "'attached[' is not NAME or NAME[1]"),
     ):
-        with front_end(wanted="", JPY_SESSION_NAME=f"/root/{name}") as console:
+        with front_end(wanted="", JPY_SESSION_NAME=f"/notebooks/{name}") as console:
             assert error in console.run("1").error
 
 
@@ -325,7 +325,7 @@ def test_a_notebook_names_its_target_in_its_metadata(tmp_path: Path) -> None:
 
 
 def test_the_variable_goes_before_the_session(tmp_path: Path) -> None:
-    with front_end(wanted="attached", JPY_SESSION_NAME="/root/flyte-attach/gone/0123abcd") as console:
+    with front_end(wanted="attached", JPY_SESSION_NAME="/notebooks/flyte-attach/gone/0123abcd") as console:
         assert console.run("model()").status == "ok"
 
 
