@@ -8,7 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -19,6 +19,8 @@ from ..core.snapshot import PoolView
 from ..core.timeline import TimelineView
 from .processes import lock_holder
 from .terminal import UNKNOWN, complain
+
+M = TypeVar("M", bound=p.Message)
 
 ANSWER_S: Final = 5.0
 """How long the broker may take to answer before it counts as hanging."""
@@ -84,35 +86,30 @@ class Conversation:
     def snapshot(self, *, usage: bool = False) -> p.Snapped:
         """The state now; with `usage` it is measured what is used, if that is quick."""
         self.send(p.Watch(once=True, usage=usage))
-        deadline = time.monotonic() + self._answer_s
-        while (left := deadline - time.monotonic()) > 0:
-            match self.receive(left):
-                case p.Snapped() as snapped:
-                    return snapped
-                case p.Failed(why=why):
-                    raise errors.ProtocolError(f"the broker did not understand: {why}")
-        raise _hangs()
+        return self._hear(p.Snapped)
 
     def first_measurement(self) -> p.Snapped:
         """The state once it is known what is used, or why that is not known."""
         self.send(p.Watch(usage=True))
-        deadline = time.monotonic() + MEASURED_S
-        while (left := deadline - time.monotonic()) > 0:
-            message = self.receive(left)
-            if isinstance(message, p.Snapped) and message.usage.measured_at is not None:
-                return message
-        raise _hangs()
+        return self._hear(p.Snapped, lambda snapped: snapped.usage.measured_at is not None, MEASURED_S)
 
     def timeline(self, pool: str) -> TimelineView:
         """What that pool did in the last minutes. Raises NoSuchPool if it has just been forgotten."""
         self.send(p.AskTimeline(pool=pool))
-        deadline = time.monotonic() + self._answer_s
+        timeline = self._hear(p.ToldTimeline).timeline
+        if timeline is None:
+            raise errors.NoSuchPool(pool, gpus=0)
+        return timeline
+
+    def _hear(self, kind: type[M], fits: Callable[[M], bool] = lambda message: True, seconds: float | None = None) -> M:
+        """The first message of that kind that fits; it may take so many seconds, or as long as any answer."""
+        deadline = time.monotonic() + (self._answer_s if seconds is None else seconds)
         while (left := deadline - time.monotonic()) > 0:
-            match self.receive(left):
-                case p.ToldTimeline(timeline=None):
-                    raise errors.NoSuchPool(pool, gpus=0)
-                case p.ToldTimeline(timeline=TimelineView() as timeline):
-                    return timeline
+            message = self.receive(left)
+            if isinstance(message, p.Failed):
+                raise errors.ProtocolError(f"the broker did not understand: {message.why}")
+            if isinstance(message, kind) and fits(message):
+                return message
         raise _hangs()
 
     def until(self, holds: Callable[[p.Snapped], bool], timeout: float) -> p.Snapped | None:

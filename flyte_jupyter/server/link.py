@@ -7,13 +7,15 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from pydantic import ValidationError
 
 from .. import _version, errors, runtime
 from ..core import protocol as p
 from ..core.timeline import TimelineView
+
+M = TypeVar("M", bound=p.Message)
 
 ANSWER_S: Final = 5.0
 
@@ -67,23 +69,21 @@ class Link:
         """The broker's state; raises ValueError if it did not understand what was sent before."""
         async with _patience():
             await self.send(p.Watch(once=True, usage=usage))
-            while True:
-                match await self.receive():
-                    case p.Snapped() as snapped:
-                        return snapped
-                    case p.Failed(why=why):
-                        raise ValueError(why)
+            return await self._hear(p.Snapped)
 
     async def timeline(self, pool: str, since: str | None) -> TimelineView | None:
         """What a pool did in the last minutes; None if there is no such pool."""
         async with _patience():
             await self.send(p.AskTimeline(pool=pool, since=since))
-            while True:
-                match await self.receive():
-                    case p.ToldTimeline(timeline=timeline):
-                        return timeline
-                    case p.Failed(why=why):
-                        raise ValueError(why)
+            return (await self._hear(p.ToldTimeline)).timeline
+
+    async def _hear(self, kind: type[M]) -> M:
+        while True:
+            message = await self.receive()
+            if isinstance(message, p.Failed):
+                raise ValueError(message.why)
+            if isinstance(message, kind):
+                return message
 
 
 @asynccontextmanager
