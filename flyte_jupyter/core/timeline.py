@@ -183,7 +183,8 @@ class Timeline:
         history = self._histories.get(pool)
         if history is None:
             return None
-        self._show_waits(history, now)
+        for lease in history.waiting.values():
+            self._show_wait(lease, now)
         self._prune(history, now)
         seen = self._read(since)
         spans = []
@@ -349,8 +350,7 @@ class Timeline:
 
     def _serve(self, lease: _Lease, lane: _Lane, now: float) -> None:
         del lease.history.waiting[lease.id]
-        if lease.span is None and now - lease.since >= SHORTEST_WAIT_S:
-            lease.span = self._begin(lease.history, "waiting", lease.task, lease.label, lease.since)
+        self._show_wait(lease, now)
         if lease.span is not None:
             self._end(lease.history, lease.span, "succeeded", now, replica=lane.view.replica)
         lease.lane, lease.since = lane, now
@@ -363,10 +363,10 @@ class Timeline:
             if lease.span is not None:
                 self._end(lease.history, lease.span, outcome, now)
 
-    def _show_waits(self, history: _History, now: float) -> None:
-        for lease in history.waiting.values():
-            if lease.span is None and now - lease.since >= SHORTEST_WAIT_S:
-                lease.span = self._begin(history, "waiting", lease.task, lease.label, lease.since)
+    def _show_wait(self, lease: _Lease, now: float) -> None:
+        """A request that is still there has waited, if it took long enough."""
+        if lease.span is None and now - lease.since >= SHORTEST_WAIT_S:
+            lease.span = self._begin(lease.history, "waiting", lease.task, lease.label, lease.since)
 
     # --- spans
 
