@@ -48,7 +48,7 @@ def run_warm(options: argparse.Namespace) -> int:
             return _report(broker, view, options, lambda now: bool(now.replicas))
 
         def settled(now: PoolView) -> bool:
-            ready = sum(replica.state in ("ready", "busy", "attached") for replica in now.replicas)
+            ready = sum(replica.warm for replica in now.replicas)
             return ready >= wanted or (now.failures > attempts and now.failure is not None)
 
         code = _report(broker, view, options, settled, options.timeout)

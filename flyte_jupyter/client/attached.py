@@ -41,7 +41,7 @@ def find_replica(
     pools = [view for view in snapshot.pools if not view.single_use]
     states = {view.name: text.pool_state(view) for view in pools}
     number = None
-    usable = ("ready", "busy", "attached", *(("draining",) if busy else _COMING))
+    others = ("draining",) if busy else _COMING
     if wanted:
         name, number = parse_replica(wanted)
         pools = [view for view in pools if view.name == name or (len(name) >= 6 and view.key.startswith(name))]
@@ -51,7 +51,7 @@ def find_replica(
         (view, replica)
         for view in pools
         for replica in view.replicas
-        if replica.state in usable and number in (None, replica.index)
+        if (replica.warm or replica.state in others) and number in (None, replica.index)
     ]
     if not found:
         raise errors.NoSuchReplica(wanted, states)
@@ -142,11 +142,10 @@ class Attachment:
         return self._now().why
 
     def _now(self) -> ReplicaView:
-        for view in self.connection.snapshot().snapshot.pools:
-            for replica in view.replicas:
-                if replica.id == self.replica.id:
-                    return replica
-        raise errors.NoSuchReplica(self.replica.name)
+        replica = self.connection.snapshot().snapshot.replica(self.replica.id)
+        if replica is None:
+            raise errors.NoSuchReplica(self.replica.name)
+        return replica
 
     def _what_for(self) -> str:
         with suppress(errors.NoSuchReplica):

@@ -369,7 +369,7 @@ def leases_on(pool: PoolHandle, name: str, number: int | None = None) -> list[Le
     group = LeaseGroup(connection, pool.key, None, "local")
     while True:
         view = pool.status()
-        there = [] if view is None else [each for each in view.replicas if each.state in ("ready", "busy", "attached")]
+        there = [] if view is None else [each for each in view.replicas if each.warm]
         wanted = [each.name for each in there if number is None or each.index == number]
         if view is not None and there and not wanted:
             raise ValueError(f"there is no replica {number} of {pool.name}: {', '.join(each.name for each in there)}")

@@ -483,4 +483,4 @@ def pool(environment: TaskEnvironment, *, preimport: Sequence[str] | None = None
 
 
 def _is_ready(replica: ReplicaView) -> bool:
-    return replica.generation_current and replica.state in ("ready", "busy", "attached")
+    return replica.generation_current and replica.warm

@@ -68,6 +68,11 @@ class ReplicaView(Frozen):
     why: str
 
     @property
+    def warm(self) -> bool:
+        """Whether it has become ready, and does not go."""
+        return self.state in ("ready", "busy", "attached")
+
+    @property
     def calls(self) -> tuple[LeaseView, ...]:
         return tuple(lease for lease in self.leases if not lease.attached)
 
@@ -150,6 +155,10 @@ class Snapshot(Frozen):
     def pool(self, key: str) -> PoolView | None:
         """The pool with that key; None if the broker knows none."""
         return next((view for view in self.pools if view.key == key), None)
+
+    def replica(self, id_: str) -> ReplicaView | None:
+        """The replica with that id; None if it is gone."""
+        return next((replica for view in self.pools for replica in view.replicas if replica.id == id_), None)
 
 
 def describe(

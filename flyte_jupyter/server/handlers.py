@@ -22,7 +22,7 @@ from ..peek import Look, peek_async
 from .feed import Feed
 from .link import Link, Unreachable, connected
 from .logs import read_log
-from .verbs import LEASE, POOL, REPLICA, Kind, LookBody, find_replica
+from .verbs import LEASE, POOL, REPLICA, Kind, LookBody
 
 POOLS: Final = "flyte-jupyter-pools"
 LOGS: Final = "flyte-jupyter-logs"
@@ -208,7 +208,7 @@ class PeekHandler(Handler):
         look = self.body(LookBody)
         async with self.broker() as link:
             snapped = await link.snapshot()
-        replica = find_replica(snapped.snapshot, id_)
+        replica = snapped.snapshot.replica(id_)
         if replica is None:
             raise Problem(404, f"There is no replica {id_}.")
         try:

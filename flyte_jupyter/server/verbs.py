@@ -109,10 +109,6 @@ class Kind(Generic[T]):
     verbs: dict[str, type[Body[T]]]
 
 
-def find_replica(snapshot: Snapshot, id_: str) -> ReplicaView | None:
-    return next((replica for pool in snapshot.pools for replica in pool.replicas if replica.id == id_), None)
-
-
 def find_lease(snapshot: Snapshot, id_: str) -> LeaseView | None:
     held = (lease for pool in snapshot.pools for replica in pool.replicas for lease in replica.leases)
     waiting = (request for pool in snapshot.pools for request in pool.queue)
@@ -124,5 +120,5 @@ POOL: Final[Kind[Any]] = Kind(
     Snapshot.pool,
     {"scale": Scale, "warm": Warm, "keep": Keep, "drain": Drain, "stop": Stop, "restart": RestartPool},
 )
-REPLICA: Final[Kind[Any]] = Kind("replica", find_replica, {"restart": RestartReplica, "interrupt": Interrupt})
+REPLICA: Final[Kind[Any]] = Kind("replica", Snapshot.replica, {"restart": RestartReplica, "interrupt": Interrupt})
 LEASE: Final[Kind[Any]] = Kind("lease", find_lease, {"cancel": Cancel})
