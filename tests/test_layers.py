@@ -24,14 +24,15 @@ ALLOWED = {
     "memory": {"core", "errors"},
     "orphans": set(),
     "devices": {"core"},
+    "logs": {"runtime"},
     "peek": {"core", "errors", "runtime"},
     "usage": {"core", "devices"},
     "client": {"errors", "core", "loader", "memory", "runtime", "_version"},
     "broker": {"errors", "core", "runtime", "orphans", "devices", "usage", "_version"},
     "kernel": {"errors", "core", "loader", "memory", "runtime", "_version"},
-    "server": {"errors", "core", "runtime", "peek", "_version"},
+    "server": {"errors", "core", "runtime", "logs", "peek", "_version"},
 }
-CALLERS = ALLOWED["client"] | {"client", "orphans", "devices", "usage", "peek"}
+CALLERS = ALLOWED["client"] | {"client", "orphans", "devices", "usage", "logs", "peek"}
 """Of magics, widgets, provisioner and cli."""
 
 HUNG_IN = {"_view"}

@@ -18,10 +18,10 @@ from tornado import web
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from ..errors import NoSuchReplica, ProtocolError, ReplicaSilent, whole_text
+from ..logs import read_log
 from ..peek import Look, peek_async
 from .feed import Feed
 from .link import Link, Unreachable, connected
-from .logs import read_log
 from .verbs import LEASE, POOL, REPLICA, Kind, LookBody
 
 POOLS: Final = "flyte-jupyter-pools"

@@ -7,23 +7,24 @@ thread of this module, which goes on while a cell blocks.
 from __future__ import annotations
 
 import math
-import os
 import re
 import threading
 import time
 import weakref
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import anywidget
 from traitlets import Dict, Unicode
 
-from .. import errors, runtime
+from .. import errors
 from ..client import broker
 from ..client.handle import PoolHandle
 from ..client.identity import describe_client
 from ..core import protocol as p
 from ..core.snapshot import PoolView
+from ..logs import read_log
 from ..peek import peek
 
 PUSH_S: Final = 0.2
@@ -34,7 +35,6 @@ MEASURE_S: Final = 3.0
 """How often it is measured what replicas use."""
 RUNNING: Final = frozenset(("starting", "loading", "busy", "attached"))
 """States in which what a replica uses may change."""
-MOST_LOG_BYTES: Final = 64 * 1024
 
 HERE: Final = Path(__file__).parent
 
@@ -167,16 +167,10 @@ class PoolCard(anywidget.AnyWidget):
             case "peek":
                 return {"lines": peek(view).lines(time.monotonic())}
             case "log":
-                return {"text": _last_lines(replica, int(body.get("tail", 200)))}
+                return asdict(read_log(replica, tail=int(body.get("tail", 200)), since=None))
             case _:
                 raise ValueError(f"a card cannot {verb!r}")
         return {}
-
-
-def _last_lines(replica: str, count: int) -> str:
-    with open(runtime.log_folder(runtime.runtime_folder()) / f"{replica}.log", "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - MOST_LOG_BYTES))
-        return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-count:])
 
 
 _cards: weakref.WeakKeyDictionary[PoolHandle, PoolCard] = weakref.WeakKeyDictionary()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flyte_jupyter import runtime
-from flyte_jupyter.server.logs import MOST_BYTES, Piece, read_log
+from flyte_jupyter.logs import MOST_BYTES, Piece, read_log
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from .. import runtime
+from . import runtime
 
 MOST_BYTES: Final = 256 * 1024
 
