@@ -1,6 +1,5 @@
 /** All about one pool, in a tab of the main area. */
 
-import { ellipsesIcon } from '@jupyterlab/ui-components';
 import type { DisposableSet } from '@lumino/disposable';
 import type { Message } from '@lumino/messaging';
 import React, { useEffect, useId, useRef, useSyncExternalStore } from 'react';
@@ -11,12 +10,11 @@ import { poolsIcon } from './icons';
 import type { IPool, IReplica } from './models';
 import { calls, deviceMemory, poolOf } from './models';
 import {
-  Call,
-  IconButton,
+  Calls,
   isStale,
   Meter,
+  MoreButton,
   Notes,
-  openMenu,
   PoolControls,
   PoolsWidget,
   PoolTimer,
@@ -24,7 +22,8 @@ import {
   StateMark,
   TextButton,
   useNow,
-  useView
+  useView,
+  Waiting
 } from './parts';
 import type { IViewProps } from './parts';
 import {
@@ -182,12 +181,7 @@ function PoolDetails(props: IDetailsProps & { found: IPool }): JSX.Element {
           {pool.retiring && <span className="fj-Tag">{trans.__('replaced')}</span>}
           <span className="fj-Grow fj-Counts">{poolLine(pool, trans)}</span>
           <PoolTimer pool={pool} />
-          <IconButton
-            label={trans.__('More actions for %1', name)}
-            icon={ellipsesIcon}
-            hasMenu
-            onClick={openMenu}
-          />
+          <MoreButton name={name} />
         </div>
         {!pool.single_use && <PoolControls pool={pool} />}
         {[memory, saved].filter(Boolean).map(line => (
@@ -256,7 +250,6 @@ function Row({ pool, replica }: { pool: IPool; replica: IReplica }): JSX.Element
   const { trans, manager } = useView();
   const now = useNow();
   const { state } = manager;
-  const running = calls(replica);
   const since = sinceOf(replica);
   const remarks = remarksOf(pool, replica, now, trans);
   const name = visible(replica.name);
@@ -277,29 +270,10 @@ function Row({ pool, replica }: { pool: IPool; replica: IReplica }): JSX.Element
       <td>
         <Memory replica={replica} />
       </td>
-      <td>
-        {running.length ? (
-          <ul className="fj-Calls" aria-label={trans.__('Calls on %1', name)}>
-            {running.map(call => (
-              <Call
-                key={call.lease}
-                call={call}
-                verb={trans.__('Stop call %1', visible(call.task))}
-              />
-            ))}
-          </ul>
-        ) : (
-          '–'
-        )}
-      </td>
+      <td>{calls(replica).length ? <Calls replica={replica} /> : '–'}</td>
       <td className="fj-Number">{age(now - replica.started_at)}</td>
       <td>
-        <IconButton
-          label={trans.__('More actions for %1', name)}
-          icon={ellipsesIcon}
-          hasMenu
-          onClick={openMenu}
-        />
+        <MoreButton name={name} />
       </td>
     </tr>
   );
@@ -337,19 +311,7 @@ function Queue({ pool }: { pool: IPool }): JSX.Element {
   return (
     <Section title={trans.__('Queue (%1)', pool.waiting)}>
       {!pool.waiting && <p className="fj-Quiet">{trans.__('No call waits.')}</p>}
-      {pool.queue.length > 0 && (
-        <ol className="fj-Queue" aria-label={trans.__('Waiting for %1', visible(pool.name))}>
-          {pool.queue.map(request => (
-            <Call
-              key={request.lease}
-              call={request}
-              position={request.position + 1}
-              verb={trans.__('Withdraw call %1', visible(request.task))}
-              waits
-            />
-          ))}
-        </ol>
-      )}
+      <Waiting pool={pool} numbered />
       {rest > 0 && <p className="fj-Quiet">{trans.__('and %1 more', rest)}</p>}
     </Section>
   );

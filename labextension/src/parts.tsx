@@ -1,14 +1,14 @@
 /** What the panel and the details of a pool have in common: context, marks, buttons, and the parts of a pool. */
 
 import type { TranslationBundle } from '@jupyterlab/translation';
-import { closeIcon, ReactWidget } from '@jupyterlab/ui-components';
+import { closeIcon, ellipsesIcon, ReactWidget } from '@jupyterlab/ui-components';
 import type { refreshIcon } from '@jupyterlab/ui-components';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import { DisposableDelegate, DisposableSet } from '@lumino/disposable';
 import React, { useContext, useEffect, useId, useState } from 'react';
 
-import type { ILease, IPool, IRequest, PoolState, ReplicaState } from './models';
-import { poolEnd, stepped } from './models';
+import type { ILease, IPool, IReplica, IRequest, PoolState, ReplicaState } from './models';
+import { calls, poolEnd, stepped } from './models';
 import type { IPanelSettings } from './settings';
 import type { IPoolManager } from './tokens';
 import { whileSeen } from './watching';
@@ -177,8 +177,29 @@ export function TextButton({
   );
 }
 
+export function Link({ label, onClick }: { label: string; onClick: () => void }): JSX.Element {
+  return (
+    <button type="button" className="fj-Link" onClick={onClick}>
+      {label}
+    </button>
+  );
+}
+
+/** Opens the menu of the row it stands in. */
+export function MoreButton({ name }: { name: string }): JSX.Element {
+  const { trans } = useView();
+  return (
+    <IconButton
+      label={trans.__('More actions for %1', name)}
+      icon={ellipsesIcon}
+      hasMenu
+      onClick={openMenu}
+    />
+  );
+}
+
 /** The row's context menu, for whoever has no right button: the application opens it as for a right click. */
-export function openMenu(event: React.MouseEvent<HTMLElement>): void {
+function openMenu(event: React.MouseEvent<HTMLElement>): void {
   const { left, bottom } = event.currentTarget.getBoundingClientRect();
   event.currentTarget.dispatchEvent(
     new MouseEvent('contextmenu', {
@@ -332,26 +353,20 @@ function Failure({ pool }: { pool: IPool }): JSX.Element | null {
           ? trans._n('Given up after %1 attempt.', 'Given up after %1 attempts.', failure.attempts)
           : trans.__('Next attempt in %1.', clock(failure.retry_at - now))}
       </p>
-      <button
-        type="button"
-        className="fj-Link"
+      <Link
+        label={trans.__('Show')}
         onClick={() => execute('flyte-jupyter:show-failure', { pool: key })}
-      >
-        {trans.__('Show')}
-      </button>
-      <button
-        type="button"
-        className="fj-Link"
+      />
+      <Link
+        label={trans.__('Retry')}
         onClick={() => execute('flyte-jupyter:warm', { pool: key })}
-      >
-        {trans.__('Retry')}
-      </button>
+      />
     </div>
   );
 }
 
 /** A call that runs or waits, with the button that ends it. */
-export function Call(props: {
+function Call(props: {
   call: ILease | IRequest;
   verb: string;
   waits?: boolean;
@@ -374,6 +389,44 @@ export function Call(props: {
         onClick={() => execute('flyte-jupyter:cancel', { lease: call.lease })}
       />
     </li>
+  );
+}
+
+/** The calls that run on a replica. */
+export function Calls({ replica }: { replica: IReplica }): JSX.Element | null {
+  const { trans } = useView();
+  const running = calls(replica);
+  if (!running.length) {
+    return null;
+  }
+  return (
+    <ul className="fj-Calls" aria-label={trans.__('Calls on %1', visible(replica.name))}>
+      {running.map(call => (
+        <Call key={call.lease} call={call} verb={trans.__('Stop call %1', visible(call.task))} />
+      ))}
+    </ul>
+  );
+}
+
+/** The calls that wait for a pool, as far as they are listed; with their positions where the list is all there is. */
+export function Waiting(props: { pool: IPool; numbered?: boolean }): JSX.Element | null {
+  const { trans } = useView();
+  const { pool, numbered } = props;
+  if (!pool.queue.length) {
+    return null;
+  }
+  return (
+    <ol className="fj-Queue" aria-label={trans.__('Waiting for %1', visible(pool.name))}>
+      {pool.queue.map(request => (
+        <Call
+          key={request.lease}
+          call={request}
+          position={numbered ? request.position + 1 : undefined}
+          verb={trans.__('Withdraw call %1', visible(request.task))}
+          waits
+        />
+      ))}
+    </ol>
   );
 }
 

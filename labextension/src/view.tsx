@@ -6,7 +6,6 @@ import {
   caretDownIcon,
   caretRightIcon,
   codeIcon,
-  ellipsesIcon,
   refreshIcon
 } from '@jupyterlab/ui-components';
 import React, { useEffect, useId, useRef, useState, useSyncExternalStore } from 'react';
@@ -15,19 +14,19 @@ import { Announcer, compare, newsOf } from './announcer';
 import type { INews } from './announcer';
 import { Devices } from './devices';
 import type { IPool, IRecent, IReplica, IState, PoolState } from './models';
-import { calls } from './models';
 import {
-  Call,
+  Calls,
   IconButton,
   isStale,
+  MoreButton,
   Notes,
-  openMenu,
   PoolControls,
   PoolTimer,
   Section,
   StateMark,
   useNow,
-  useView
+  useView,
+  Waiting
 } from './parts';
 import type { IViewProps } from './parts';
 import {
@@ -327,12 +326,7 @@ function Pool({ pool }: { pool: IPool }): JSX.Element {
             icon={codeIcon}
             onClick={() => execute('flyte-jupyter:insert-task-cell', { pool: key })}
           />
-          <IconButton
-            label={trans.__('More actions for %1', name)}
-            icon={ellipsesIcon}
-            hasMenu
-            onClick={openMenu}
-          />
+          <MoreButton name={name} />
         </div>
         <p className="fj-Counts">{poolLine(pool, trans)}</p>
       </div>
@@ -357,7 +351,6 @@ function Replica({ replica, pool }: { replica: IReplica; pool: IPool }): JSX.Ele
   const { trans, manager } = useView();
   const now = useNow();
   const { id, state } = replica;
-  const running = calls(replica);
   const since = sinceOf(replica);
   const remarks = [
     ...(manager.state
@@ -383,25 +376,10 @@ function Replica({ replica, pool }: { replica: IReplica; pool: IPool }): JSX.Ele
         <span className="fj-Number fj-Quiet" title={trans.__('age')}>
           {age(now - replica.started_at)}
         </span>
-        <IconButton
-          label={trans.__('More actions for %1', name)}
-          icon={ellipsesIcon}
-          hasMenu
-          onClick={openMenu}
-        />
+        <MoreButton name={name} />
       </div>
       {remarks.length > 0 && <div className="fj-Remarks">{remarks.join(' · ')}</div>}
-      {running.length > 0 && (
-        <ul className="fj-Calls" aria-label={trans.__('Calls on %1', name)}>
-          {running.map(call => (
-            <Call
-              key={call.lease}
-              call={call}
-              verb={trans.__('Stop call %1', visible(call.task))}
-            />
-          ))}
-        </ul>
-      )}
+      <Calls replica={replica} />
     </li>
   );
 }
@@ -417,24 +395,9 @@ function Queue({ pools }: { pools: IPool[] }): JSX.Element | null {
   const shown = pools.reduce((sum, pool) => sum + pool.queue.length, 0);
   return (
     <Section title={trans.__('Queue (%1)', total)}>
-      {pools
-        .filter(pool => pool.queue.length)
-        .map(pool => (
-          <ol
-            key={pool.key}
-            className="fj-Queue"
-            aria-label={trans.__('Waiting for %1', visible(pool.name))}
-          >
-            {pool.queue.map(request => (
-              <Call
-                key={request.lease}
-                call={request}
-                verb={trans.__('Withdraw call %1', visible(request.task))}
-                waits
-              />
-            ))}
-          </ol>
-        ))}
+      {pools.map(pool => (
+        <Waiting key={pool.key} pool={pool} />
+      ))}
       {shown < total && <p className="fj-Quiet">{trans.__('and %1 more', total - shown)}</p>}
     </Section>
   );
