@@ -157,7 +157,7 @@ def test_a_shutdown_request_ends_the_command_and_leaves_the_replica(front_end: F
     with within(2):
         front_end.client.shutdown()
         assert front_end.process.wait(START_S) == 0
-    assert holders() == []
+        wait_until(lambda: holders() == [])
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
