@@ -102,7 +102,7 @@ export function addCommands(services: ICommandServices): IDisposable {
     const key = named(args, 'pool');
     return key === null ? null : poolOf(manager.state, key);
   };
-  const replicaNow = (args: Args): [IPool, IReplica] | null => {
+  const replicaNow = (args: Args): IReplica | null => {
     const id = named(args, 'replica');
     return id === null ? null : replicaOf(manager.state, id);
   };
@@ -385,13 +385,13 @@ export function addCommands(services: ICommandServices): IDisposable {
     add(id, {
       ...rest,
       args: ['replica', 'pool', 'ask'],
-      isEnabled: args =>
-        !!args.ask ||
-        (replicaNow(args)
-          ? isWarm(replicaNow(args)?.[1])
-          : !!poolNow(args)?.replicas.some(replica => isWarm(replica))),
+      isEnabled: args => {
+        const replica = replicaNow(args);
+        const some = replica ? [replica] : poolNow(args)?.replicas;
+        return !!args.ask || !!some?.some(isWarm);
+      },
       execute: async args => {
-        const target = replicaNow(args)?.[1].name ?? (await choosePool(args))?.name;
+        const target = replicaNow(args)?.name ?? (await choosePool(args))?.name;
         if (target !== undefined) {
           await attempt(() => open(target));
         }
@@ -410,37 +410,46 @@ export function addCommands(services: ICommandServices): IDisposable {
     icon: notebookIcon,
     open: target => openNotebook(app, tracker, target, trans)
   });
-  add(Commands.peek, {
+  /** A command on one replica; the palette has none, where no replica is meant. */
+  const addReplicaVerb = (
+    id: string,
+    options: {
+      label: string;
+      caption: string;
+      isEnabled?: (replica: IReplica) => boolean;
+      run: (replica: IReplica) => Promise<void>;
+    }
+  ): void => {
+    const { run, isEnabled = () => true, ...rest } = options;
+    add(id, {
+      ...rest,
+      inPalette: false,
+      args: ['replica'],
+      isEnabled: args => {
+        const replica = replicaNow(args);
+        return replica !== null && isEnabled(replica);
+      },
+      execute: async args => {
+        const replica = replicaNow(args);
+        if (replica) {
+          await attempt(() => run(replica));
+        }
+      }
+    });
+  };
+  addReplicaVerb(Commands.peek, {
     label: trans.__('Peek'),
     caption: trans.__('What it does now: its stack and GPU memory, without disturbing it'),
-    inPalette: false,
-    args: ['replica'],
-    isEnabled: args => {
-      const replica = replicaNow(args)?.[1];
-      return isWarm(replica) || replica?.state === 'attached';
-    },
-    execute: async args => {
-      const replica = replicaNow(args)?.[1];
-      if (replica) {
-        const label = trans.__('Peek into %1', visible(replica.name));
-        await attempt(() =>
-          showText(services, label, async () => (await manager.peek(replica.id)).lines.join('\n'))
-        );
-      }
-    }
+    isEnabled: replica => isWarm(replica) || replica.state === 'attached',
+    run: ({ id, name }) =>
+      showText(services, trans.__('Peek into %1', visible(name)), async () =>
+        (await manager.peek(id)).lines.join('\n')
+      )
   });
-  add(Commands.restartReplica, {
+  addReplicaVerb(Commands.restartReplica, {
     label: trans.__('Restart Replica…'),
     caption: trans.__('A fresh replica takes its place after the calls that run on it'),
-    inPalette: false,
-    args: ['replica'],
-    isEnabled: args => replicaNow(args) !== null,
-    execute: async args => {
-      const found = replicaNow(args);
-      if (!found) {
-        return;
-      }
-      const [, replica] = found;
+    run: async replica => {
       const { id, name } = replica;
       const count = calls(replica).length;
       const { button, isChecked } = await showDialog({
@@ -452,25 +461,21 @@ export function addCommands(services: ICommandServices): IDisposable {
       });
       if (button.accept) {
         const body = { force: isChecked === true };
-        await attempt(() => manager.act({ on: 'replicas', id, verb: 'restart', body }));
+        await manager.act({ on: 'replicas', id, verb: 'restart', body });
       }
     }
   });
-  add(Commands.interrupt, {
+  addReplicaVerb(Commands.interrupt, {
     label: trans.__('Interrupt'),
     caption: trans.__('Stop the calls that run on it; what is loaded stays'),
-    inPalette: false,
-    args: ['replica'],
-    isEnabled: args => {
-      const replica = replicaNow(args)?.[1];
-      return replica !== undefined && calls(replica).length > 0;
-    },
-    execute: async args => {
-      const id = replicaNow(args)?.[1].id;
-      if (id) {
-        await attempt(() => manager.act({ on: 'replicas', id, verb: 'interrupt' }));
-      }
-    }
+    isEnabled: replica => calls(replica).length > 0,
+    run: ({ id }) => manager.act({ on: 'replicas', id, verb: 'interrupt' })
+  });
+  addReplicaVerb(Commands.logs, {
+    label: trans.__('Show Log'),
+    caption: trans.__('What this replica printed outside of tasks'),
+    run: ({ id, name }) =>
+      showText(services, trans.__('Log of %1', visible(name)), () => manager.log(id))
   });
   add(Commands.cancel, {
     label: trans.__('Cancel Call'),
@@ -482,20 +487,6 @@ export function addCommands(services: ICommandServices): IDisposable {
       const id = named(args, 'lease');
       if (id) {
         await attempt(() => manager.act({ on: 'leases', id, verb: 'cancel' }));
-      }
-    }
-  });
-  add(Commands.logs, {
-    label: trans.__('Show Log'),
-    caption: trans.__('What this replica printed outside of tasks'),
-    inPalette: false,
-    args: ['replica'],
-    isEnabled: args => replicaNow(args) !== null,
-    execute: async args => {
-      const replica = replicaNow(args)?.[1];
-      if (replica) {
-        const label = trans.__('Log of %1', visible(replica.name));
-        await attempt(() => showText(services, label, () => manager.log(replica.id)));
       }
     }
   });
@@ -542,8 +533,8 @@ export function addCommands(services: ICommandServices): IDisposable {
 }
 
 /** Whether somebody can open it; whoever wants one that somebody has opened alone would wait. */
-function isWarm(replica: IReplica | undefined): boolean {
-  return replica?.state === 'ready' || replica?.state === 'busy';
+function isWarm({ state }: IReplica): boolean {
+  return state === 'ready' || state === 'busy';
 }
 
 /** Open a text in a tab of its own. */

@@ -242,15 +242,10 @@ export function poolOf(state: IState | null, key: string): IPool | null {
   return state?.snapshot?.pools.find(pool => pool.key === key) ?? null;
 }
 
-/** A replica by its id, with its pool. */
-export function replicaOf(state: IState | null, id: string): [IPool, IReplica] | null {
-  for (const pool of state?.snapshot?.pools ?? []) {
-    const replica = pool.replicas.find(each => each.id === id);
-    if (replica) {
-      return [pool, replica];
-    }
-  }
-  return null;
+/** A replica by its id. */
+export function replicaOf(state: IState | null, id: string): IReplica | null {
+  const replicas = state?.snapshot?.pools.flatMap(pool => pool.replicas);
+  return replicas?.find(replica => replica.id === id) ?? null;
 }
 
 /** How many calls run in a pool. */
@@ -354,7 +349,7 @@ export function recentOf(state: IState, seen: readonly IRecent[], most: number):
       id: `${call.pool}-${call.id}`,
       kind: 'call',
       what: call.calls > 1 ? `${call.task} × ${call.calls}` : call.task,
-      where: [call.client, replica?.[1].name ?? poolOf(state, call.pool)?.name]
+      where: [call.client, replica?.name ?? poolOf(state, call.pool)?.name]
         .filter(Boolean)
         .join(' · '),
       at,

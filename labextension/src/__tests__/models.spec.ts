@@ -190,7 +190,7 @@ describe('the state', () => {
   it('answers questions', () => {
     expect(running(gpu)).toBe(1);
     expect(poolEnd(gpu)).toEqual({ at: 1_767_002_780, kept: true });
-    expect(replicaOf(state, '00000001')?.[1].name).toBe('gpu[1]');
+    expect(replicaOf(state, '00000001')?.name).toBe('gpu[1]');
     expect(replicaOf(state, 'none')).toBeNull();
   });
 });
