@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -31,10 +31,11 @@ class State:
     """One state, see docs/server-api.md. `tag` differs whenever anything but the time does."""
 
     tag: str
-    rest: str  # the JSON object without its beginning, the time
+    rest: str  # the JSON object without its beginning: the time, and what is of one user alone
 
-    def text(self) -> str:
-        return f'{{"now": {time.time():.3f}, {self.rest}'
+    def text(self, refused: Mapping[str, str]) -> str:
+        """For somebody who is refused this, and why; see `access.refusals`."""
+        return f'{{"now": {time.time():.3f}, "refused": {json.dumps(refused)}, {self.rest}'
 
     @classmethod
     def of(cls, link: Link, snapped: p.Snapped) -> State:

@@ -20,17 +20,11 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 from ..errors import NoSuchReplica, ProtocolError, ReplicaSilent, whole_text
 from ..logs import read_log
 from ..peek import Look, peek_async
+from .access import CHANGE, KERNELS, LOGS, PEEK, POOLS, READ_LOGS, refusals
 from .feed import Feed
 from .link import Link, Unreachable, connected
 from .verbs import LEASE, POOL, REPLICA, Kind, LookBody
 
-POOLS: Final = "flyte-jupyter-pools"
-LOGS: Final = "flyte-jupyter-logs"
-KERNELS: Final = "kernels"
-"""Jupyter's own: who looks into a replica has expressions evaluated there."""
-ONLY_LOOK: Final = f"You may look at pools here, but not change them: who runs this server decides (write on {POOLS})."
-NO_LOGS: Final = f"You may not read logs of pools here: who runs this server decides (read on {LOGS})."
-NO_PEEK: Final = f"You may not look into replicas here: who runs this server decides (execute on {KERNELS})."
 MAX_BODY_BYTES: Final = 16 * 1024
 MAX_LINES: Final = 10_000
 
@@ -113,7 +107,7 @@ class PoolsHandler(Handler):
             self.set_status(204)
             self.finish()
         else:
-            self.finish(state.text())
+            self.finish(state.text(await refusals(self)))
 
 
 class StreamHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
@@ -121,6 +115,7 @@ class StreamHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
 
     def initialize(self, feed: Feed) -> None:
         self.feed = feed
+        self.refused: dict[str, str] = {}
         self.sending: asyncio.Task[None] | None = None
 
     def set_default_headers(self) -> None:
@@ -133,6 +128,7 @@ class StreamHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
     @ws_authenticated
     @authorized("read")
     async def get(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        self.refused = await refusals(self)
         await super().get(*args, **kwargs)  # checks the origin, then upgrades
 
     def open(self, *args: Any, **kwargs: Any) -> None:
@@ -143,7 +139,7 @@ class StreamHandler(WebSocketMixin, WebSocketHandler, JupyterHandler):
         with suppress(WebSocketClosedError):
             async with self.feed.watching() as states:
                 async for state in states:
-                    await self.write_message(state.text())  # returns once the client has taken what came before
+                    await self.write_message(state.text(self.refused))  # returns once what came before is taken
 
     def on_message(self, message: str | bytes) -> None:
         """Nothing is expected."""
@@ -171,7 +167,7 @@ class FailureHandler(Handler):
     auth_resource = LOGS
 
     @web.authenticated
-    @authorized("read", message=NO_LOGS)
+    @authorized("read", message=READ_LOGS.refusal)
     async def get(self, key: str) -> None:
         async with self.broker() as link:
             pool = (await link.snapshot()).snapshot.pool(key)
@@ -187,7 +183,7 @@ class LogHandler(Handler):
     _track_activity = False
 
     @web.authenticated
-    @authorized("read", message=NO_LOGS)
+    @authorized("read", message=READ_LOGS.refusal)
     async def get(self, replica: str) -> None:
         tail = self.number("tail", 200, MAX_LINES)
         since = self.number("since", None, 2**60)
@@ -203,7 +199,7 @@ class PeekHandler(Handler):
     auth_resource = KERNELS
 
     @web.authenticated
-    @authorized("execute", message=NO_PEEK)
+    @authorized("execute", message=PEEK.refusal)
     async def post(self, id_: str) -> None:
         look = self.body(LookBody)
         async with self.broker() as link:
@@ -231,7 +227,7 @@ class VerbHandler(Handler):
         self.kind = kind
 
     @web.authenticated
-    @authorized("write", message=ONLY_LOOK)
+    @authorized("write", message=CHANGE.refusal)
     async def post(self, id_: str, verb: str) -> None:
         body_type = self.kind.verbs.get(verb)
         if body_type is None:

@@ -29,8 +29,9 @@ import { openConsole, openNotebook } from './attach';
 import { insertCell } from './cells';
 import { askHours, askLimits, confirmStop, forceBox } from './dialogs';
 import { poolsIcon } from './icons';
-import type { IPool, IReplica, IState } from './models';
+import type { Act, IPool, IReplica, IState } from './models';
 import { calls, poolOf, replicaOf } from './models';
+import { refusal } from './phrases';
 import { addTab, TextTab } from './texts';
 import type { IPoolManager } from './tokens';
 import { connectionCell, duration, exampleCell, taskCell, visible } from './words';
@@ -130,9 +131,15 @@ export function addCommands(services: ICommandServices): IDisposable {
     return button.accept && value ? (all[labels.indexOf(value)] ?? null) : null;
   };
 
+  const refused = (needs?: Act): string => (needs ? refusal(manager.state, needs) : '');
+
   /** Do it, and say it if it cannot be done. */
-  const attempt = async (doing: () => Promise<void>): Promise<void> => {
+  const attempt = async (needs: Act | undefined, doing: () => Promise<void>): Promise<void> => {
     try {
+      const why = refused(needs);
+      if (why) {
+        throw new Error(why);
+      }
       await doing();
     } catch (error) {
       const why = visible(error instanceof Error ? error.message : String(error), 2000);
@@ -152,14 +159,25 @@ export function addCommands(services: ICommandServices): IDisposable {
       icon?: typeof poolsIcon;
       execute: (args: Args) => Promise<void> | void;
       isEnabled?: (args: Args) => boolean;
+      /** What one must be allowed; else it is disabled, and its caption says why. */
+      needs?: Act;
       args?: string[];
       inPalette?: boolean;
     }
   ): void => {
-    const { args: properties = [], inPalette = true, ...rest } = options;
+    const {
+      args: properties = [],
+      inPalette = true,
+      needs,
+      caption = '',
+      isEnabled = () => true,
+      ...rest
+    } = options;
     owned.add(
       commands.addCommand(id, {
         ...rest,
+        caption: () => refused(needs) || caption,
+        isEnabled: args => !refused(needs) && isEnabled(args),
         describedBy: {
           args: {
             type: 'object',
@@ -181,6 +199,7 @@ export function addCommands(services: ICommandServices): IDisposable {
       caption: string;
       icon?: typeof poolsIcon;
       args?: string[];
+      needs?: Act;
       /** There must be something to end. */
       needsReplicas?: boolean;
       run: (pool: IPool, args: Args) => Promise<void>;
@@ -197,7 +216,7 @@ export function addCommands(services: ICommandServices): IDisposable {
       execute: async args_ => {
         const pool = await choosePool(args_);
         if (pool) {
-          await attempt(() => run(pool, args_));
+          await attempt(rest.needs, () => run(pool, args_));
         }
       }
     });
@@ -214,7 +233,7 @@ export function addCommands(services: ICommandServices): IDisposable {
     caption: trans.__('Insert a cell that declares a pool and calls a task in it'),
     icon: addIcon,
     execute: () =>
-      attempt(async () => {
+      attempt(undefined, async () => {
         await insertCell(app, tracker, exampleCell(), trans);
       })
   });
@@ -251,6 +270,7 @@ export function addCommands(services: ICommandServices): IDisposable {
   });
   addPoolVerb(Commands.scale, {
     label: trans.__('Scale…'),
+    needs: 'change',
     caption: trans.__('Change how many replicas there are at least and at most'),
     args: ['minimum', 'maximum'],
     run: async (pool, args) => {
@@ -265,6 +285,7 @@ export function addCommands(services: ICommandServices): IDisposable {
   });
   addPoolVerb(Commands.warm, {
     label: trans.__('Warm Now'),
+    needs: 'change',
     caption: trans.__('Start the minimum of replicas, at least one, now'),
     run: pool =>
       manager.act({
@@ -279,6 +300,7 @@ export function addCommands(services: ICommandServices): IDisposable {
       poolNow(args)?.kept_until
         ? trans.__('Stop Keeping')
         : trans.__('Keep for %1', duration(keepSeconds())),
+    needs: 'change',
     caption: trans.__('No replica stops for being idle in that time'),
     args: ['seconds'],
     run: (pool, { seconds }) => {
@@ -289,6 +311,7 @@ export function addCommands(services: ICommandServices): IDisposable {
   });
   addPoolVerb(Commands.keepFor, {
     label: trans.__('Keep…'),
+    needs: 'change',
     caption: trans.__('Say for how long no replica stops for being idle'),
     run: async pool => {
       const hours = await askHours(pool, keepSeconds() / 3600, trans);
@@ -300,6 +323,7 @@ export function addCommands(services: ICommandServices): IDisposable {
   });
   addPoolVerb(Commands.restart, {
     label: trans.__('Restart One by One…'),
+    needs: 'change',
     caption: trans.__('Replace all replicas; the old ones answer until the new ones are ready'),
     needsReplicas: true,
     run: async pool => {
@@ -318,6 +342,7 @@ export function addCommands(services: ICommandServices): IDisposable {
   });
   addPoolVerb(Commands.drain, {
     label: trans.__('Drain…'),
+    needs: 'change',
     caption: trans.__('Stop every replica after the calls that run on it'),
     needsReplicas: true,
     run: async pool => {
@@ -336,6 +361,7 @@ export function addCommands(services: ICommandServices): IDisposable {
   });
   addPoolVerb(Commands.stop, {
     label: trans.__('Stop…'),
+    needs: 'change',
     caption: trans.__('Stop all replicas of this pool'),
     icon: stopIcon,
     needsReplicas: true,
@@ -348,6 +374,7 @@ export function addCommands(services: ICommandServices): IDisposable {
   });
   add(Commands.stopAll, {
     label: trans.__('Stop All Pools…'),
+    needs: 'change',
     caption: trans.__('Stop all replicas of all pools'),
     args: ['confirmed'],
     execute: async args => {
@@ -358,16 +385,16 @@ export function addCommands(services: ICommandServices): IDisposable {
       if (!all.length) {
         return;
       }
-      const force = args.confirmed === true ? false : await confirmStop(all, trans);
-      if (force !== null) {
-        await attempt(async () => {
+      await attempt('change', async () => {
+        const force = args.confirmed === true ? false : await confirmStop(all, trans);
+        if (force !== null) {
           await Promise.all(
             all.map(({ key }) =>
               manager.act({ on: 'pools', id: key, verb: 'stop', body: { force } })
             )
           );
-        });
-      }
+        }
+      });
     }
   });
 
@@ -384,6 +411,7 @@ export function addCommands(services: ICommandServices): IDisposable {
     const { open, ...rest } = options;
     add(id, {
       ...rest,
+      needs: 'attach',
       args: ['replica', 'pool', 'ask'],
       isEnabled: args => {
         const replica = replicaNow(args);
@@ -393,7 +421,7 @@ export function addCommands(services: ICommandServices): IDisposable {
       execute: async args => {
         const target = replicaNow(args)?.name ?? (await choosePool(args))?.name;
         if (target !== undefined) {
-          await attempt(() => open(target));
+          await attempt('attach', () => open(target));
         }
       }
     });
@@ -415,6 +443,7 @@ export function addCommands(services: ICommandServices): IDisposable {
     id: string,
     options: {
       label: string;
+      needs: Act;
       caption: string;
       isEnabled?: (replica: IReplica) => boolean;
       run: (replica: IReplica) => Promise<void>;
@@ -432,13 +461,14 @@ export function addCommands(services: ICommandServices): IDisposable {
       execute: async args => {
         const replica = replicaNow(args);
         if (replica) {
-          await attempt(() => run(replica));
+          await attempt(rest.needs, () => run(replica));
         }
       }
     });
   };
   addReplicaVerb(Commands.peek, {
     label: trans.__('Peek'),
+    needs: 'peek',
     caption: trans.__('What it does now: its stack and GPU memory, without disturbing it'),
     isEnabled: replica => isWarm(replica) || replica.state === 'attached',
     run: ({ id, name }) =>
@@ -448,6 +478,7 @@ export function addCommands(services: ICommandServices): IDisposable {
   });
   addReplicaVerb(Commands.restartReplica, {
     label: trans.__('Restart Replica…'),
+    needs: 'change',
     caption: trans.__('A fresh replica takes its place after the calls that run on it'),
     run: async replica => {
       const { id, name } = replica;
@@ -467,18 +498,21 @@ export function addCommands(services: ICommandServices): IDisposable {
   });
   addReplicaVerb(Commands.interrupt, {
     label: trans.__('Interrupt'),
+    needs: 'change',
     caption: trans.__('Stop the calls that run on it; what is loaded stays'),
     isEnabled: replica => calls(replica).length > 0,
     run: ({ id }) => manager.act({ on: 'replicas', id, verb: 'interrupt' })
   });
   addReplicaVerb(Commands.logs, {
     label: trans.__('Show Log'),
+    needs: 'logs',
     caption: trans.__('What this replica printed outside of tasks'),
     run: ({ id, name }) =>
       showText(services, trans.__('Log of %1', visible(name)), () => manager.log(id))
   });
   add(Commands.cancel, {
     label: trans.__('Cancel Call'),
+    needs: 'change',
     caption: trans.__('Withdraw a call that waits, or stop one that runs'),
     inPalette: false,
     args: ['lease'],
@@ -486,12 +520,13 @@ export function addCommands(services: ICommandServices): IDisposable {
     execute: async args => {
       const id = named(args, 'lease');
       if (id) {
-        await attempt(() => manager.act({ on: 'leases', id, verb: 'cancel' }));
+        await attempt('change', () => manager.act({ on: 'leases', id, verb: 'cancel' }));
       }
     }
   });
   add(Commands.failure, {
     label: trans.__('Show Failure'),
+    needs: 'logs',
     caption: trans.__('The whole traceback of the last failed start'),
     inPalette: false,
     args: ['pool'],
@@ -500,7 +535,7 @@ export function addCommands(services: ICommandServices): IDisposable {
       const pool = poolNow(args);
       if (pool) {
         const label = trans.__('Failure of %1', visible(pool.name));
-        await attempt(() => showText(services, label, () => manager.failure(pool.key)));
+        await attempt('logs', () => showText(services, label, () => manager.failure(pool.key)));
       }
     }
   });

@@ -154,10 +154,15 @@ export interface IPeek {
   lines: string[];
 }
 
+/** What not everybody may do: change pools, read logs, look into a replica, open one. */
+export type Act = 'change' | 'logs' | 'peek' | 'attach';
+
 export type ServiceState = 'connected' | 'no-broker' | 'version-mismatch' | 'unavailable';
 
 export interface IState {
   now: number;
+  /** Why whoever looks may not do some things. */
+  refused: { [act in Act]?: string };
   tag: string;
   state: ServiceState;
   message: string | null;
@@ -204,15 +209,16 @@ export function parseState(wire: unknown): IState {
     throw new NotAState('The server sent something that is not the state of its pools.');
   }
   const { snapshot, epoch_offset: offset } = state;
-  // A server that was started before an upgrade lacks both, and sends this page's newer files nevertheless.
-  const { recent = [], usage = NO_USAGE } = state;
+  // A server that was started before an upgrade lacks these, and sends this page's newer files nevertheless.
+  const { refused = {}, recent = [], usage = NO_USAGE } = state;
   if (snapshot === null || offset === null) {
-    return { ...state, snapshot: null, recent: [], usage: NO_USAGE };
+    return { ...state, refused, snapshot: null, recent: [], usage: NO_USAGE };
   }
   const at = (instant: number): number => instant + offset;
   const maybe = (instant: number | null): number | null => (instant === null ? null : at(instant));
   return {
     ...state,
+    refused,
     usage,
     recent: recent.map(call => ({ ...call, began: at(call.began), ended: maybe(call.ended) })),
     snapshot: {
@@ -290,11 +296,7 @@ export function poolEnd(pool: IPool): { at: number; kept: boolean } | null {
 }
 
 /** Other limits after one step of a button; the other limit gives way, and `maximum` is at least 1. */
-export function stepped(
-  scaling: IScaling,
-  limit: 'minimum' | 'maximum',
-  by: 1 | -1
-): { minimum: number; maximum: number } {
+export function stepped(scaling: IScaling, limit: 'minimum' | 'maximum', by: 1 | -1): { minimum: number; maximum: number } {
   let { min_replicas: minimum, max_replicas: maximum } = scaling;
   if (limit === 'minimum') {
     minimum = Math.max(0, minimum + by);

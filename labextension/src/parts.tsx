@@ -7,8 +7,9 @@ import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import { DisposableDelegate, DisposableSet } from '@lumino/disposable';
 import React, { useContext, useEffect, useId, useState } from 'react';
 
-import type { ILease, IPool, IReplica, IRequest, PoolState, ReplicaState } from './models';
+import type { Act, ILease, IPool, IReplica, IRequest, PoolState, ReplicaState } from './models';
 import { calls, poolEnd, stepped } from './models';
+import { refusal } from './phrases';
 import type { IPanelSettings } from './settings';
 import type { IPoolManager } from './tokens';
 import { whileSeen } from './watching';
@@ -142,46 +143,66 @@ export function StateMark({ state }: { state: PoolState | ReplicaState }): JSX.E
   );
 }
 
-export function IconButton(props: {
+/** Why whoever looks may not do this; empty if they may. */
+export function useRefusal(act: Act): string {
+  return refusal(useView().manager.state, act);
+}
+
+interface IButtonProps {
   label: string;
-  icon: typeof refreshIcon;
-  hasMenu?: boolean;
+  /** Why it does nothing for whoever looks; else empty. */
+  refused?: string;
   onClick: (event: React.MouseEvent<HTMLElement>) => void;
-}): JSX.Element {
-  const { label, icon: Icon, hasMenu, onClick } = props;
+}
+
+/** A button. One that is refused can still be pointed at and reached by keyboard, so that it says why. */
+function Button({
+  refused = '',
+  title,
+  onClick,
+  ...rest
+}: { refused?: string } & React.ComponentProps<'button'>): JSX.Element {
   return (
     <button
       type="button"
+      {...rest}
+      title={refused || title}
+      aria-disabled={refused ? true : undefined}
+      onClick={refused ? undefined : onClick}
+    />
+  );
+}
+
+export function IconButton(
+  props: IButtonProps & { icon: typeof refreshIcon; hasMenu?: boolean }
+): JSX.Element {
+  const { label, icon: Icon, hasMenu, ...rest } = props;
+  return (
+    <Button
       className="fj-IconButton"
       title={label}
       aria-label={label}
       aria-haspopup={hasMenu ? 'menu' : undefined}
-      onClick={onClick}
+      {...rest}
     >
       <Icon.react tag="span" width="16px" height="16px" />
-    </button>
+    </Button>
   );
 }
 
-export function TextButton({
-  label,
-  onClick
-}: {
-  label: string;
-  onClick: () => void;
-}): JSX.Element {
+export function TextButton({ label, ...rest }: IButtonProps): JSX.Element {
   return (
-    <button type="button" className="fj-TextButton" onClick={onClick}>
+    <Button className="fj-TextButton" {...rest}>
       {label}
-    </button>
+    </Button>
   );
 }
 
-export function Link({ label, onClick }: { label: string; onClick: () => void }): JSX.Element {
+export function Link({ label, ...rest }: IButtonProps): JSX.Element {
   return (
-    <button type="button" className="fj-Link" onClick={onClick}>
+    <Button className="fj-Link" {...rest}>
       {label}
-    </button>
+    </Button>
   );
 }
 
@@ -252,6 +273,7 @@ function Clock(): JSX.Element {
 
 export function PoolControls({ pool }: { pool: IPool }): JSX.Element {
   const { trans, execute, settings } = useView();
+  const refused = useRefusal('change');
   const { key, scaling } = pool;
   const step = (limit: 'minimum' | 'maximum', by: 1 | -1): void =>
     execute('flyte-jupyter:scale', { pool: key, ...stepped(scaling, limit, by) });
@@ -267,6 +289,7 @@ export function PoolControls({ pool }: { pool: IPool }): JSX.Element {
         least={0}
         less={trans.__('Lower the minimum')}
         more={trans.__('Raise the minimum')}
+        refused={refused}
         onStep={by => step('minimum', by)}
       />
       <Stepper
@@ -275,12 +298,14 @@ export function PoolControls({ pool }: { pool: IPool }): JSX.Element {
         least={1}
         less={trans.__('Lower the maximum')}
         more={trans.__('Raise the maximum')}
+        refused={refused}
         onStep={by => step('maximum', by)}
       />
       <span className="fj-Verbs">
         {pool.replicas.length === 0 && (
           <TextButton
             label={trans.__('Warm now')}
+            refused={refused}
             onClick={() => execute('flyte-jupyter:warm', { pool: key })}
           />
         )}
@@ -292,10 +317,12 @@ export function PoolControls({ pool }: { pool: IPool }): JSX.Element {
                   ? trans.__('Stop keeping')
                   : trans.__('Keep %1', duration(settings.keepSeconds))
               }
+              refused={refused}
               onClick={() => execute('flyte-jupyter:keep', { pool: key })}
             />
             <TextButton
               label={trans.__('Stop…')}
+              refused={refused}
               onClick={() => execute('flyte-jupyter:stop', { pool: key })}
             />
           </>
@@ -311,26 +338,27 @@ function Stepper(props: {
   least: number;
   less: string;
   more: string;
+  refused: string;
   onStep: (by: 1 | -1) => void;
 }): JSX.Element {
-  const { label, value, least, less, more, onStep } = props;
+  const { label, value, least, less, more, refused, onStep } = props;
   return (
     <span className="fj-Stepper">
-      <button
-        type="button"
+      <Button
         aria-label={less}
         title={less}
         disabled={value <= least}
+        refused={refused}
         onClick={() => onStep(-1)}
       >
         −
-      </button>
+      </Button>
       <span>
         {label} <output>{value}</output>
       </span>
-      <button type="button" aria-label={more} title={more} onClick={() => onStep(1)}>
+      <Button aria-label={more} title={more} refused={refused} onClick={() => onStep(1)}>
         +
-      </button>
+      </Button>
     </span>
   );
 }
@@ -338,6 +366,7 @@ function Stepper(props: {
 function Failure({ pool }: { pool: IPool }): JSX.Element | null {
   const { trans, execute } = useView();
   const now = useNow();
+  const [noChange, noLogs] = [useRefusal('change'), useRefusal('logs')];
   const { failure, key } = pool;
   if (!failure) {
     return null;
@@ -355,10 +384,12 @@ function Failure({ pool }: { pool: IPool }): JSX.Element | null {
       </p>
       <Link
         label={trans.__('Show')}
+        refused={noLogs}
         onClick={() => execute('flyte-jupyter:show-failure', { pool: key })}
       />
       <Link
         label={trans.__('Retry')}
+        refused={noChange}
         onClick={() => execute('flyte-jupyter:warm', { pool: key })}
       />
     </div>
@@ -373,6 +404,7 @@ function Call(props: {
   position?: number;
 }): JSX.Element {
   const { trans, execute } = useView();
+  const refused = useRefusal('change');
   const { call, verb, waits, position } = props;
   const now = useNow();
   const time = clock(now - call.since);
@@ -386,6 +418,7 @@ function Call(props: {
       <IconButton
         label={verb}
         icon={closeIcon}
+        refused={refused}
         onClick={() => execute('flyte-jupyter:cancel', { lease: call.lease })}
       />
     </li>

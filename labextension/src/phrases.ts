@@ -2,9 +2,14 @@
 
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { IPool, IReplica, IState, Outcome, PoolState, ReplicaState } from './models';
+import type { Act, IPool, IReplica, IState, Outcome, PoolState, ReplicaState } from './models';
 import { calls, deviceMemory, poolMemory } from './models';
 import { clock, roughly, size, stateCounts, visible } from './words';
+
+/** Why whoever looks may not do this, as the server says it; empty if they may, or if nothing is known yet. */
+export function refusal(state: IState | null, act: Act): string {
+  return visible(state?.refused[act] ?? '', 300);
+}
 
 export function stateWord(state: PoolState | ReplicaState, trans: TranslationBundle): string {
   switch (state) {

@@ -11,7 +11,7 @@ import { Commands } from './commands';
 import { stopText } from './dialogs';
 import { poolsIcon } from './icons';
 import type { IPool } from './models';
-import { countWords } from './phrases';
+import { countWords, refusal } from './phrases';
 import type { IPoolManager } from './tokens';
 import { visible } from './words';
 
@@ -47,15 +47,17 @@ export class RunningPools implements IRunningSessions.IManager, IDisposable {
       labelTitle: () => pool.key,
       detail: () => countWords(pool.replicas, this._trans).join(' · '),
       open: () => void this._commands.execute(Commands.open),
-      // Asks first, as everywhere.
-      shutdown: () => void this._commands.execute(Commands.stop, { pool: pool.key })
+      // Asks first, as everywhere; without this there is no button.
+      shutdown: this._refused
+        ? undefined
+        : () => void this._commands.execute(Commands.stop, { pool: pool.key })
     }));
   }
 
   /** Its own words: this does not end kernels of notebooks, and "Shut Down All Kernels" ends no replica. */
   get shutdownAllConfirmationText(): string {
     const replicas = this._pools().reduce((sum, pool) => sum + pool.replicas.length, 0);
-    return stopText(replicas, this._trans);
+    return this._refused || stopText(replicas, this._trans);
   }
 
   shutdownAll(): void {
@@ -72,15 +74,21 @@ export class RunningPools implements IRunningSessions.IManager, IDisposable {
     Signal.clearData(this);
   }
 
+  /** Why whoever looks may stop none; empty if they may. */
+  private get _refused(): string {
+    return refusal(this._manager.state, 'change');
+  }
+
   private _pools(): IPool[] {
     return (this._manager.state?.snapshot?.pools ?? []).filter(pool => pool.replicas.length > 0);
   }
 
   private _onChanged(): void {
     // The standard panel draws everything anew: only where names or counts differ.
-    const shown = this._pools()
-      .map(pool => [pool.key, ...pool.replicas.map(replica => replica.state)].join())
-      .join(';');
+    const pools = this._pools().map(pool =>
+      [pool.key, ...pool.replicas.map(replica => replica.state)].join()
+    );
+    const shown = [this._refused, ...pools].join(';');
     if (shown !== this._shown) {
       this._shown = shown;
       this._changed.emit();

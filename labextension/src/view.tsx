@@ -25,6 +25,7 @@ import {
   Section,
   StateMark,
   useNow,
+  useRefusal,
   useView,
   Waiting
 } from './parts';
@@ -187,6 +188,7 @@ function Hint({ kind, title, text, detail, action, act }: IHint): JSX.Element {
 
 function Header(): JSX.Element {
   const { manager, trans, execute } = useView();
+  const refused = useRefusal('change');
   const { state } = manager;
   const pools = (state?.snapshot?.pools ?? []).filter(pool => pool.cold_starts_avoided > 0);
   const saved = pools.length > 1 ? savingsLine(pools, trans) : ''; // of one it stands there
@@ -211,6 +213,11 @@ function Header(): JSX.Element {
       >
         {serviceLine(manager, trans)}
       </p>
+      {refused && (
+        <p className="fj-Quiet" title={refused}>
+          {trans.__('You may look at these pools, but not change them.')}
+        </p>
+      )}
       {saved && <p className="fj-Quiet fj-Saved">{saved}</p>}
     </header>
   );

@@ -7,6 +7,7 @@ import type { IDisposable } from '@lumino/disposable';
 
 import { Commands } from './commands';
 import type { IPool, IState } from './models';
+import { refusal } from './phrases';
 import type { IPanelSettings } from './settings';
 import type { IPoolManager } from './tokens';
 import { duration, roughly, visible } from './words';
@@ -92,11 +93,15 @@ export class Warner implements IDisposable {
       {
         autoClose: Math.max(1, left * 1000),
         actions: [
-          {
-            label: this._trans.__('Keep for %1', duration(keepSeconds)),
-            callback: () =>
-              void this._commands.execute(Commands.keep, { pool: key, seconds: keepSeconds })
-          },
+          ...(refusal(this._manager.state, 'change')
+            ? []
+            : [
+                {
+                  label: this._trans.__('Keep for %1', duration(keepSeconds)),
+                  callback: () =>
+                    void this._commands.execute(Commands.keep, { pool: key, seconds: keepSeconds })
+                }
+              ]),
           {
             label: this._trans.__('Details'),
             callback: () => void this._commands.execute(Commands.details, { pool: key })

@@ -42,9 +42,12 @@ SPEC = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language"
 
 
 class Jupyter:
-    """A server with everything of its own: home, settings, runtime folder, broker. Lab and Notebook 7 at once."""
+    """A server with everything of its own: home, settings, runtime folder, broker. Lab and Notebook 7 at once.
 
-    def __init__(self, home: Path) -> None:
+    `more` is added to its configuration, which is Python.
+    """
+
+    def __init__(self, home: Path, more: str = "") -> None:
         self.home = home
         self.root = home / "root"
         self.root.mkdir()
@@ -57,7 +60,7 @@ class Jupyter:
         config.write_text(
             "c.LabApp.expose_app_in_browser = True\n"
             "c.JupyterNotebookApp.expose_app_in_browser = True\n"
-            "c.LabApp.extension_manager = 'readonly'\n"
+            "c.LabApp.extension_manager = 'readonly'\n" + more
         )
         self.log = home / "server.log"
         with self.log.open("w") as log:

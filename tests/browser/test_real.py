@@ -6,11 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Jupyter, Lab, checked_page, wait_on
+from conftest import Jupyter, Lab, checked_page, keep_sight, serious, wait_on
 from support import TIME_SCALE
+
+from flyte_jupyter.server.access import CHANGE
 
 Until = Callable[[Callable[[], Any], float], Any]
 Warm = tuple[Lab, Any]
@@ -45,8 +49,8 @@ def ready(row: Any) -> int:
     return int(row.locator(".fj-Replica[data-state=ready]").count())
 
 
-@pytest.fixture(scope="module")
-def shared(context: Any, jupyter: Jupyter) -> Iterator[Lab]:
+@contextmanager
+def page_with_a_pool(context: Any, jupyter: Jupyter) -> Iterator[Lab]:
     """A page, and a script that uses a pool: no kernel of a notebook, since another test ends all of them."""
     script = jupyter.home / "warm.py"
     script.write_text(POOL.format(name="warm", replicas="(1, 3)") + "\ndouble(21)\ninput()\n")
@@ -62,6 +66,12 @@ def shared(context: Any, jupyter: Jupyter) -> Iterator[Lab]:
             yield lab
     finally:
         process.communicate(b"\n", timeout=10)
+
+
+@pytest.fixture(scope="module")
+def shared(context: Any, jupyter: Jupyter) -> Iterator[Lab]:
+    with page_with_a_pool(context, jupyter) as lab:
+        yield lab
 
 
 @pytest.fixture
@@ -195,6 +205,7 @@ def test_the_running_panel_lists_pools_and_asks_before_it_stops_them(warm: Warm)
     lab.execute("running:show-panel")
     section = lab.page.locator(".jp-RunningSessions")
     section.get_by_text("warm", exact=True).wait_for()
+    section.get_by_title("Stop…").first.wait_for(state="attached")
     section.get_by_text("Stop All Pools").click()
     dialog = lab.dialog()
     assert "loaded" in dialog.inner_text()
@@ -254,3 +265,82 @@ def test_notebook_7_has_the_panel(page: Any, jupyter: Jupyter) -> None:
     gone = page.locator(".fj-Details").get_by_text("There is no pool none any more")
     gone.wait_for()  # a page has one document there: the tab is below it
     assert gone.bounding_box()["y"] > page.locator(".jp-Notebook").bounding_box()["y"]
+
+
+LOOKS_ONLY = """
+from jupyter_server.auth import Authorizer
+
+class LooksOnly(Authorizer):
+    def is_authorized(self, handler, user, action, resource):
+        return action == "read" or resource not in ("flyte-jupyter-pools", "kernels", "sessions")
+
+c.ServerApp.authorizer_class = LooksOnly
+"""
+
+
+@pytest.fixture
+def looking(context: Any, tmp_path: Path) -> Iterator[Lab]:
+    """A page of a server whose users may look and not act."""
+    server = Jupyter(tmp_path, LOOKS_ONLY)
+    try:
+        with page_with_a_pool(context, server) as lab:
+            yield lab
+    finally:
+        server.end()
+
+
+@pytest.mark.timeout(120)
+def test_who_may_only_look_is_offered_nothing_else(looking: Lab) -> None:
+    lab, page, row = looking, looking.page, looking.pool("warm")
+    orders: list[str] = []
+    page.on("request", lambda asked: orders.append(asked.url) if asked.method == "POST" else None)
+    why = CHANGE.refusal
+    lab.panel.get_by_text("You may look at these pools, but not change them.").wait_for()
+
+    def offered(part: Any) -> list[str]:
+        return [button.inner_text() for button in part.locator(".fj-Controls button:not([aria-disabled])").all()]
+
+    assert (offered(row), offered(lab.details("warm"))) == ([], [])
+    button = row.get_by_role("button", name="Raise the minimum", description=why)
+    button.focus()
+    page.keyboard.press("Enter")
+    button.click(force=True)
+
+    def disabled(part: Any) -> list[str]:
+        menu = lab.open_menu(part)
+        labels = menu.locator(".lm-mod-disabled .lm-Menu-itemLabel").all_inner_texts()
+        page.keyboard.press("Escape")
+        menu.wait_for(state="detached")
+        return [label for label in labels if "Browser Menu" not in label]  # JupyterLab's own
+
+    replica = row.locator(".fj-Replica")
+    opens = ["Open Console", "Open Notebook"]
+    verbs = ["Scale…", "Warm Now", "Keep…", "Restart One by One…", *opens, "Show Failure", "Drain…", "Stop…"]
+    assert disabled(row) == verbs
+    assert disabled(replica) == [*opens, "Peek", "Interrupt", "Restart Replica…"]
+    lab.menu(replica, "Show Log")
+    page.locator(".fj-Text").wait_for()
+    keep_sight(page, "who may only look")
+    assert serious(page, ".fj-View") == []
+
+    lab.execute("apputils:activate-command-palette")
+    page.locator(".lm-CommandPalette-input, .jp-modal-CommandPalette input").first.fill("Stop All Pools")
+    # JupyterLab hides what is disabled there.
+    item = page.locator(".lm-CommandPalette-item[data-command='flyte-jupyter:stop-all']")
+    item.and_(page.locator(".lm-mod-disabled")).wait_for(state="attached")
+    page.keyboard.press("Escape")
+
+    lab.execute("running:show-panel")
+    section = page.locator(".jp-RunningSessions")
+    key = row.locator(".fj-Pool-head").get_attribute("data-pool")
+    section.get_by_title(key).wait_for()
+    assert section.get_by_title("Stop…").count() == 0
+    section.get_by_text("Stop All Pools").click()
+    lab.dialog().get_by_text(why).wait_for()
+    page.keyboard.press("Escape")
+
+    lab.show_panel()
+    lab.execute("flyte-jupyter:stop", pool=key)
+    page.locator(".Toastify__toast").get_by_text(why).first.wait_for()
+    assert [url for url in orders if "/flyte-jupyter/" in url] == []
+    assert ready(row) == 1

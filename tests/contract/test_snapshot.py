@@ -168,6 +168,7 @@ def state() -> dict[str, Any]:
     said = snapped().model_dump(mode="json")
     return {
         "now": 1_767_001_000.0,
+        "refused": {},
         "tag": "9f3a61c2.57",
         "state": "connected",
         "message": None,

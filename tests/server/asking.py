@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,13 @@ Ask = Callable[..., Awaitable[Answer]]
 
 
 class LooksOnly(Authorizer):
-    """Everybody may look, nobody may act; whoever asks for a resource in `hidden` may not even look."""
+    """Everybody may look, but not at a resource in `hidden`; nobody may act, but for what is in `allowed`."""
 
     hidden: tuple[str, ...] = ()
+    allowed: Collection[tuple[str, str]] = ()
 
     def is_authorized(self, handler: Any, user: Any, action: str, resource: str) -> bool:
-        return action == "read" and resource not in self.hidden
+        return (action == "read" and resource not in self.hidden) or (action, resource) in self.allowed
 
 
 def server_config(**more: Any) -> Config:

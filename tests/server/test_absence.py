@@ -66,6 +66,7 @@ async def test_without_a_broker_there_is_a_state_and_none_is_started(folder: Pat
     assert answer.body.pop("now") > 0
     tag = answer.body.pop("tag")
     assert answer.body == {
+        "refused": {},
         "state": "no-broker",
         "message": "No pool service runs. It starts with the first task that is called.",
         "versions": {"server": "0.1.0", "broker": None},

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from asking import NOBODY, Ask, LooksOnly, logged_in, server_config
 from tornado.httpclient import HTTPClientError
+from tornado.web import HTTPError
 from traitlets.config import Config
 
 from flyte_jupyter import runtime
@@ -84,6 +85,50 @@ async def test_logs_and_tracebacks_are_a_resource_of_their_own(ask: Ask, looks_o
     assert (await ask(f"pools/{KEY}/failure")).code == 403
 
 
+# --- what is refused is said beforehand
+
+
+async def test_who_may_all_is_refused_nothing(ask: Ask) -> None:
+    assert (await ask("pools")).body["refused"] == {}
+
+
+async def test_who_may_only_look_is_told_why_before_they_try(ask: Ask, looks_only: LooksOnly) -> None:
+    looks_only.hidden = ("flyte-jupyter-logs",)
+    refused = (await ask("pools")).body["refused"]
+    tried = {"change": await ask(VERBS[0], {}), "peek": await ask(PEEK, {}), "logs": await ask(READS[-1])}
+    assert {act: answer.body["message"] for act, answer in tried.items()} == {
+        act: why for act, why in refused.items() if act != "attach"
+    }
+    assert refused["attach"].endswith("(write on sessions, execute on kernels).")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused"),
+    [
+        ({("write", "flyte-jupyter-pools")}, {"peek", "attach"}),
+        ({("execute", "kernels")}, {"change", "attach"}),
+        ({("execute", "kernels"), ("write", "sessions")}, {"change"}),
+    ],
+)
+async def test_each_act_has_a_resource_of_its_own(
+    ask: Ask, looks_only: LooksOnly, allowed: set[tuple[str, str]], refused: set[str]
+) -> None:
+    looks_only.allowed = allowed
+    assert (await ask("pools")).body["refused"].keys() == refused
+
+
+class SaysNoLoudly(LooksOnly):
+    async def is_authorized(self, handler: Any, user: Any, action: str, resource: str) -> bool:  # type: ignore[override]
+        if not super().is_authorized(handler, user, action, resource):
+            raise HTTPError(403)
+        return True
+
+
+async def test_an_authorizer_may_be_slow_and_may_raise(ask: Ask, jp_serverapp: Any) -> None:
+    jp_serverapp.web_app.settings["authorizer"] = SaysNoLoudly(parent=jp_serverapp)
+    assert (await ask("pools")).body["refused"].keys() == {"change", "peek", "attach"}
+
+
 # --- the socket
 
 
@@ -102,7 +147,9 @@ async def test_the_socket_asks_whether_one_may_look(jp_ws_fetch: Any, looks_only
     assert await refused(jp_ws_fetch) == 403
     looks_only.hidden = ()
     socket = await jp_ws_fetch("flyte-jupyter", "stream")
-    assert json.loads(await socket.read_message())["state"] == "no-broker"
+    state = json.loads(await socket.read_message())
+    assert state["state"] == "no-broker"
+    assert state["refused"].keys() == {"change", "peek", "attach"}
     socket.close()
 
 
@@ -144,5 +191,7 @@ async def test_a_page_of_this_server_gets_the_socket(jp_fetch: Any, jp_serverapp
     headers = await logged_in(jp_fetch, jp_serverapp)
     headers["Origin"] = f"http://{headers['Host']}"
     socket = await jp_ws_fetch("flyte-jupyter", "stream", headers=headers)
-    assert json.loads(await socket.read_message())["state"] == "no-broker"
+    state = json.loads(await socket.read_message())
+    assert state["state"] == "no-broker"
+    assert state["refused"] == {}
     socket.close()

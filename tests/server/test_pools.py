@@ -106,7 +106,7 @@ async def test_the_state_is_the_brokers_snapshot_with_times_that_become_unix_tim
     assert 0 < state["now"] - started < 3600
     assert abs(state["now"] - time.time()) < 60
     assert state.keys() == {
-        *("now", "tag", "state", "message", "versions", "broker_pid"),
+        *("now", "refused", "tag", "state", "message", "versions", "broker_pid"),
         *("epoch_offset", "zygotes", "spawned", "usage", "recent", "snapshot"),
     }
 
@@ -243,7 +243,7 @@ async def test_who_reads_slowly_gets_the_newest_state() -> None:
         for seconds in (100, 200, 300, 400):
             broker.connect().send(p.Keep(pool=POOL.key, seconds=seconds))
             await asyncio.sleep(0.15)
-        state = json.loads((await anext(states)).text())
+        state = json.loads((await anext(states)).text({}))
         assert pool_of(state)["kept_until"] + state["epoch_offset"] - state["now"] > 350
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(states), 0.3)

@@ -250,10 +250,11 @@ describe('memory', () => {
 
 describe('a server that was started before an upgrade', () => {
   it('is understood, too', () => {
-    const { recent, ...old } = contract;
-    expect(recent).not.toEqual([]);
+    const { recent, refused, ...old } = contract;
+    expect([recent.length, refused]).toEqual([2, {}]);
     const read = parseState({ ...old, usage: undefined });
     expect([read.recent, read.usage.devices, read.usage.replicas]).toEqual([[], {}, {}]);
+    expect(read.refused).toEqual({});
   });
 });
 

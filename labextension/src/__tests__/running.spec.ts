@@ -21,3 +21,17 @@ it('says in words of the reader what is there, and what would be lost', () => {
   expect(pools.shutdownAllConfirmationText).toContain('3 warm replicas');
   pools.dispose();
 });
+
+it('has no button for what is refused, and says why', () => {
+  const manager = new FakeManager();
+  const pools = new RunningPools(manager, new CommandRegistry(), trans);
+  let changes = 0;
+  pools.runningChanged.connect(() => void (changes += 1));
+  manager.set(parseState(contract));
+  expect(pools.running()[0].shutdown).toBeDefined();
+  manager.set(parseState({ ...contract, refused: { change: 'You may look.' } }));
+  expect(pools.running()[0].shutdown).toBeUndefined();
+  expect(pools.shutdownAllConfirmationText).toBe('You may look.');
+  expect(changes).toBe(2);
+  pools.dispose();
+});

@@ -116,6 +116,25 @@ it('scales by one', () => {
   expect(execute).toHaveBeenCalledWith('flyte-jupyter:scale', { pool, minimum: 2, maximum: 3 });
 });
 
+it('offers nothing that is refused, says why as text, and can be reached to say it', () => {
+  const why = 'You may only look <b>here</b>\x1b[31m';
+  const container = show({ ...contract, refused: { change: why, logs: 'No logs.' } });
+  const may = /^(Refresh|Insert|Replicas of|More actions|gpu$|asr$|embed$)/;
+  const refused = screen
+    .getAllByRole('button')
+    .filter(button => !may.test(button.getAttribute('aria-label') ?? button.textContent ?? ''));
+  expect(refused.length).toBeGreaterThan(10);
+  for (const button of refused) {
+    expect(button.getAttribute('aria-disabled')).toBe('true');
+    expect(button.title).toBe(
+      button.textContent === 'Show' ? 'No logs.' : 'You may only look <b>here</b>\\u001b[31m'
+    );
+    act(() => button.click());
+  }
+  expect(execute).not.toHaveBeenCalled();
+  expect(container.querySelector('.fj-Header')?.textContent).toContain('You may look');
+});
+
 it('every button has a name', () => {
   show(contract);
   for (const button of screen.getAllByRole('button')) {

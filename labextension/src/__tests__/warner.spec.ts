@@ -72,6 +72,13 @@ it('has a button that keeps the pool, and takes it back when it is kept', () => 
   expect(said()).toEqual([]);
 });
 
+it('offers to keep the pool only to those who may', () => {
+  manager.set(idle(state => void (state.refused = { change: 'You may look.' })));
+  pass(END - 100);
+  const [{ options }] = Notification.manager.notifications;
+  expect(options.actions?.map(action => action.label)).toEqual(['Details']);
+});
+
 it.each<[string, (state: IState) => void]>([
   ['nobody uses', state => void (pool(state).declared_by = ['gone.ipynb'])],
   ['nobody has called', state => void (pool(state).calls = 0)],
