@@ -5,6 +5,7 @@ import { button, el, patch, tickAll, ticking } from "./elements.js";
 import { Link } from "./link.js";
 import { Replicas } from "./replicas.js";
 import { Timeline } from "./timeline.js";
+import { Wishes } from "./wishes.js";
 import { clock, lastLine, multiline, roughly, stateCounts, timeOfDay, visible } from "./words.js";
 
 const SHOWN = 10;
@@ -42,6 +43,7 @@ class Card {
   #skew = 0;
   #asking = false; // whether to stop
   #replicas;
+  #wishes = new Wishes(() => this.#draw());
   #seen = false; // on the screen, in a tab that is in front
   #watch;
   #fetching = false;
@@ -95,6 +97,7 @@ class Card {
     document.removeEventListener("visibilitychange", this.#fetch);
     this.#model.off("change:state", this.#changed);
     this.#timeline.dispose();
+    this.#wishes.dispose();
     this.#link.dispose();
   }
 
@@ -118,8 +121,9 @@ class Card {
 
   async #act(verb, body, replica) {
     this.#say("");
+    const order = () => this.#link.ask(verb, body, replica);
     try {
-      await this.#link.ask(verb, body, replica);
+      await (verb === "scale" ? this.#wishes.want(this.#model.get("key"), body, order) : order());
     } catch (problem) {
       this.#say(problem.message);
     }
@@ -206,7 +210,7 @@ class Card {
   #header(pool, at) {
     const words = stateCounts(pool.replicas).map(([state, count]) => `${count} ${state}`);
     if (!words.length || pool.state === "failed" || pool.state === "waiting") words.unshift(pool.state);
-    words.push(`max ${pool.scaling.max_replicas}`);
+    words.push(`max ${this.#limits(pool).maximum}`);
     const left = (end) => clock(at(end) - this.#now());
     const until =
       pool.idle_stops_at !== null
@@ -249,8 +253,12 @@ class Card {
     );
   }
 
+  #limits({ scaling }) {
+    return this.#wishes.over(this.#model.get("key"), { minimum: scaling.min_replicas, maximum: scaling.max_replicas });
+  }
+
   #controls(pool) {
-    const { min_replicas: min, max_replicas: max } = pool.scaling;
+    const { minimum: min, maximum: max } = this.#limits(pool);
     const scale = (minimum, maximum) => this.#act("scale", { minimum, maximum });
     const ask = (asking) => {
       this.#asking = asking;

@@ -55,7 +55,7 @@ class PoolCard(anywidget.AnyWidget):
             replicas are not forked, or None) and `broker` (whether there is one).
     """
 
-    _esm = _module("words", "elements", "link", "pen", "timeline", "replicas", "card")
+    _esm = _module("words", "wishes", "elements", "link", "pen", "timeline", "replicas", "card")
     _css = HERE / "card.css"
     name = Unicode().tag(sync=True)
     key = Unicode().tag(sync=True)

@@ -4,6 +4,7 @@ import { Dialog, InputDialog, showDialog } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import { Widget } from '@lumino/widgets';
 
+import type { Limits } from '../../flyte_jupyter/widgets/wishes.js';
 import type { IPool } from './models';
 import { running } from './models';
 import { visible } from './words';
@@ -51,10 +52,7 @@ export function stopText(replicas: number, trans: TranslationBundle): string {
   );
 }
 
-class LimitsForm
-  extends Widget
-  implements Dialog.IBodyWidget<{ minimum: number; maximum: number }>
-{
+class LimitsForm extends Widget implements Dialog.IBodyWidget<Limits> {
   constructor(pool: IPool, trans: TranslationBundle) {
     super();
     this.addClass('fj-Limits');
@@ -63,7 +61,7 @@ class LimitsForm
     this._maximum = this._field(trans.__('At most'), max_replicas, 1);
   }
 
-  getValue(): { minimum: number; maximum: number } {
+  getValue(): Limits {
     const minimum = Math.max(0, Math.round(this._minimum.valueAsNumber || 0));
     const maximum = Math.max(1, Math.round(this._maximum.valueAsNumber || 1));
     return { minimum, maximum: Math.max(minimum, maximum) };
@@ -87,10 +85,7 @@ class LimitsForm
 }
 
 /** Ask between how many replicas a pool may have; null for "no change". */
-export async function askLimits(
-  pool: IPool,
-  trans: TranslationBundle
-): Promise<{ minimum: number; maximum: number } | null> {
+export async function askLimits(pool: IPool, trans: TranslationBundle): Promise<Limits | null> {
   const { button, value } = await showDialog({
     title: trans.__('Replicas of pool %1', visible(pool.name)),
     body: new LimitsForm(pool, trans),

@@ -11,8 +11,9 @@ import { Signal } from '@lumino/signaling';
 
 import type { IApi, IStream } from './api';
 import type { TimelineAnswer } from '../../flyte_jupyter/widgets/timeline.js';
+import { Wishes } from '../../flyte_jupyter/widgets/wishes.js';
 import type { IPeek, IRecent, IState, Verb } from './models';
-import { ended, recentOf } from './models';
+import { ended, recentOf, withLimits } from './models';
 import type { IPoolManager, Link } from './tokens';
 
 /** How often is asked without a web socket, and how long at most between two questions nobody answers. */
@@ -93,7 +94,8 @@ export class PoolManager implements IPoolManager {
   }
 
   async act(verb: Verb): Promise<void> {
-    await this._api.act(verb);
+    const order = (): Promise<void> => this._api.act(verb);
+    await (verb.verb === 'scale' ? this._wishes.want(verb.id, verb.body, order) : order());
     if (this._link !== 'live') {
       await this.refresh();
     }
@@ -122,16 +124,17 @@ export class PoolManager implements IPoolManager {
     this._isDisposed = true;
     this._disconnect();
     this._poll.dispose();
+    this._wishes.dispose();
     Signal.clearData(this);
   }
 
   private async _ask(whole = false): Promise<void> {
     try {
-      const state = await this._api.state(whole ? null : (this._state?.tag ?? null));
+      const state = await this._api.state(whole ? null : (this._heard?.tag ?? null));
       if (this._link !== 'live') {
         this._link = this._watchers ? 'polling' : 'connecting';
       }
-      this._take(state ?? this._state);
+      this._take(state ?? this._heard);
     } catch (error) {
       this._lose(error);
       throw error; // the poll asks less often then
@@ -182,13 +185,19 @@ export class PoolManager implements IPoolManager {
     if (this._isDisposed || state === null) {
       return;
     }
-    if (state !== this._state) {
+    if (state !== this._heard) {
       this._skew = state.now - this._clock();
       this._gone = [...ended(this._seen, state), ...this._gone].slice(0, SHOWN_RECENT);
       this._recent = recentOf(state, this._gone, SHOWN_RECENT);
-      this._state = this._seen = state;
+      this._heard = this._seen = state;
     }
     this._problem = '';
+    this._show();
+  }
+
+  /** The state as it was heard, but for what has just been asked for. */
+  private _show(): void {
+    this._state = this._heard && withLimits(this._heard, (...of) => this._wishes.over(...of));
     this._changed.emit();
   }
 
@@ -206,7 +215,9 @@ export class PoolManager implements IPoolManager {
   private readonly _clock: () => number;
   private readonly _poll: Poll;
   private readonly _changed = new Signal<this, void>(this);
+  private readonly _wishes = new Wishes(() => this._show());
   private _state: IState | null = null;
+  private _heard: IState | null = null;
   private _seen: IState | null = null;
   private _link: Link = 'connecting';
   private _problem = '';

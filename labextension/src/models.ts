@@ -4,6 +4,7 @@
  */
 
 import type { TimelineSpan } from '../../flyte_jupyter/widgets/timeline.js';
+import type { Limits } from '../../flyte_jupyter/widgets/wishes.js';
 
 export type PoolState =
   'failed' | 'busy' | 'ready' | 'starting' | 'waiting' | 'stopping' | 'stopped';
@@ -178,7 +179,7 @@ export interface IState {
 
 /** What can be asked of a pool, a replica or a call; `body` as docs/server-api.md says. */
 export type Verb =
-  | { on: 'pools'; id: string; verb: 'scale'; body: { minimum: number; maximum: number } }
+  | { on: 'pools'; id: string; verb: 'scale'; body: Limits }
   | { on: 'pools'; id: string; verb: 'warm'; body?: { replicas: number } }
   | { on: 'pools'; id: string; verb: 'keep'; body: { seconds: number } }
   | { on: 'pools'; id: string; verb: 'stop'; body?: { force: boolean } }
@@ -243,6 +244,24 @@ export function parseState(wire: unknown): IState {
   };
 }
 
+/** The state with the limits that `limitsOf` says, which is told those that each pool has. */
+export function withLimits(
+  state: IState,
+  limitsOf: (pool: string, limits: Limits) => Limits
+): IState {
+  const { snapshot } = state;
+  const limited = (pool: IPool): IPool => {
+    const { min_replicas, max_replicas } = pool.scaling;
+    const { minimum, maximum } = limitsOf(pool.key, {
+      minimum: min_replicas,
+      maximum: max_replicas
+    });
+    const scaling = { ...pool.scaling, min_replicas: minimum, max_replicas: maximum };
+    return { ...pool, scaling };
+  };
+  return { ...state, snapshot: snapshot && { ...snapshot, pools: snapshot.pools.map(limited) } };
+}
+
 /** A pool by its key. */
 export function poolOf(state: IState | null, key: string): IPool | null {
   return state?.snapshot?.pools.find(pool => pool.key === key) ?? null;
@@ -296,7 +315,7 @@ export function poolEnd(pool: IPool): { at: number; kept: boolean } | null {
 }
 
 /** Other limits after one step of a button; the other limit gives way, and `maximum` is at least 1. */
-export function stepped(scaling: IScaling, limit: 'minimum' | 'maximum', by: 1 | -1): { minimum: number; maximum: number } {
+export function stepped(scaling: IScaling, limit: 'minimum' | 'maximum', by: 1 | -1): Limits {
   let { min_replicas: minimum, max_replicas: maximum } = scaling;
   if (limit === 'minimum') {
     minimum = Math.max(0, minimum + by);

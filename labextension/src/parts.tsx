@@ -8,7 +8,7 @@ import { DisposableDelegate, DisposableSet } from '@lumino/disposable';
 import React, { useContext, useEffect, useId, useState } from 'react';
 
 import type { Act, ILease, IPool, IReplica, IRequest, PoolState, ReplicaState } from './models';
-import { calls, poolEnd, stepped } from './models';
+import { calls, poolEnd, poolOf, stepped } from './models';
 import { refusal } from './phrases';
 import type { IPanelSettings } from './settings';
 import type { IPoolManager } from './tokens';
@@ -272,11 +272,14 @@ function Clock(): JSX.Element {
 }
 
 export function PoolControls({ pool }: { pool: IPool }): JSX.Element {
-  const { trans, execute, settings } = useView();
+  const { trans, execute, settings, manager } = useView();
   const refused = useRefusal('change');
   const { key, scaling } = pool;
-  const step = (limit: 'minimum' | 'maximum', by: 1 | -1): void =>
-    execute('flyte-jupyter:scale', { pool: key, ...stepped(scaling, limit, by) });
+  const step = (limit: 'minimum' | 'maximum', by: 1 | -1): void => {
+    // What is drawn may be older than the last step.
+    const { scaling: now } = poolOf(manager.state, key) ?? pool;
+    execute('flyte-jupyter:scale', { pool: key, ...stepped(now, limit, by) });
+  };
   return (
     <div
       className="fj-Controls"

@@ -16,7 +16,10 @@ export type Link = 'connecting' | 'live' | 'polling' | 'lost' | 'absent' | 'refu
 
 /** The state of the user's pools, and the verbs on them. */
 export interface IPoolManager extends IDisposable {
-  /** The last state; null before the first. Its instants are Unix time. */
+  /**
+   * The last state; null before the first. Its instants are Unix time. A pool's limits are already those that were
+   * asked for last, unless they are refused.
+   */
   readonly state: IState | null;
   readonly link: Link;
   /** What went wrong with the last request, for people; empty while nothing did. */

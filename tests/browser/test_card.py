@@ -250,6 +250,7 @@ SHOW = """async ([state, timeline]) => {
     const values = { name: 'gpu', key: '0123456789abcdef', client: 'eval.ipynb', state };
     const said = { timeline, log: { text: 'loaded\\n\\u001b[31mred' }, peek: { lines: ['train.py:7 step'] } };
     window.sent = [];
+    window.held = []; // answers that the test gives
     window.ahead = 0; // seconds of the kernel's clock
     const model = {
         get: name => values[name],
@@ -259,7 +260,8 @@ SHOW = """async ([state, timeline]) => {
             if (question.verb === 'clock') said.clock = { now: Date.now() / 1000 + window.ahead };
             else window.sent.push(question);
             const answer = { number: question.number, answer: said[question.verb] ?? {} };
-            queueMicrotask(() => listeners['msg:custom'].forEach(each => each(answer)));
+            const give = () => listeners['msg:custom'].forEach(each => each(answer));
+            question.verb === 'scale' ? window.held.push(give) : queueMicrotask(give);
         }
     };
     window.change = state => { values.state = state; listeners['change:state'].forEach(each => each()); };
@@ -421,6 +423,27 @@ def test_a_card_out_of_sight_asks_for_nothing(elsewhere: Any, until: Until) -> N
     assert elsewhere.evaluate(sent) == 1
     elsewhere.evaluate("() => { document.getElementById('host').style.display = ''; }")
     until(lambda: elsewhere.evaluate(sent) == 2, 5)
+
+
+def test_two_clicks_before_the_next_state_count_twice(elsewhere: Any, until: Until) -> None:
+    state = states.rich()
+    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
+    shown |= {"usage": state["usage"], "pool": state["snapshot"]["pools"][0]}
+    elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
+    card = elsewhere.locator(".flyte-card")
+    card.get_by_role("button", name="Raise the maximum to 4").dblclick()
+    card.get_by_text("max 5", exact=True).wait_for()
+    for _ in range(2):
+        until(lambda: elsewhere.evaluate("() => window.held.length"), 5)
+        elsewhere.evaluate("() => window.held.pop()()")
+    assert [asked["body"] for asked in elsewhere.evaluate("() => window.sent")] == [
+        {"minimum": 1, "maximum": 4},
+        {"minimum": 1, "maximum": 5},
+    ]
+    for maximum in (5, 2):  # what was asked for; then what somebody else did
+        shown["pool"]["scaling"]["max_replicas"] = maximum
+        elsewhere.evaluate("state => window.change(state)", shown)
+    card.get_by_text("max 2", exact=True).wait_for()
 
 
 def test_numbers_are_written_as_people_read_them(elsewhere: Any) -> None:

@@ -140,6 +140,13 @@ def test_a_button_changes_the_number_of_replicas(warm: Warm, until: Until) -> No
     until(lambda: lab.scaling("warm")["min_replicas"] == 1, 10)
 
 
+def test_two_clicks_in_a_row_count_twice(warm: Warm, until: Until) -> None:
+    lab, row = warm
+    row.get_by_role("button", name="Raise the maximum").dblclick()
+    until(lambda: lab.scaling("warm")["max_replicas"] == 5, 10)
+    row.locator("output").nth(1).get_by_text("5", exact=True).wait_for()
+
+
 def test_scale_asks_for_two_numbers(warm: Warm, until: Until) -> None:
     lab, row = warm
     lab.menu(row, "Scale…")

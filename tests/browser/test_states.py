@@ -553,6 +553,35 @@ def test_the_palette_asks_which_pool_is_meant(here: Here) -> None:
     assert request.value.post_data_json == {"replicas": 1}
 
 
+def test_two_clicks_before_the_next_state_count_twice(here: Here, until: Until) -> None:
+    lab, _ = here
+    orders: list[Any] = []
+
+    def hold(order: Any) -> None:
+        orders.append(order)
+
+    lab.page.route("**/scale*", hold)
+    row, tab = lab.pool("gpu"), lab.details("gpu")
+    row.get_by_role("button", name="Raise the minimum").dblclick()
+    for part in (row, tab):
+        part.locator("output").first.get_by_text("3", exact=True).wait_for()
+    for minimum in (2, 3):
+        until(lambda: orders, 5)
+        order = orders.pop()
+        assert order.request.post_data_json == {"minimum": minimum, "maximum": 3}
+        order.fulfill(status=202, json={})
+    lab.page.unroute("**/scale*")
+
+
+def test_limits_that_are_refused_are_taken_back(here: Here) -> None:
+    lab, fake = here
+    row = lab.pool("gpu")
+    fake.status = 403
+    row.get_by_role("button", name="Raise the maximum").dblclick()
+    lab.page.locator(".Toastify__toast").get_by_text("no").first.wait_for()
+    row.locator("output").nth(1).get_by_text("3", exact=True).wait_for()
+
+
 def test_a_refusal_is_shown(here: Here) -> None:
     lab, fake = here
     fake.status = 403

@@ -1,9 +1,9 @@
-import { afterEach, beforeEach, expect, it, vi } from 'vitest';
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 
 import contract from '../../../tests/contract/snapshot.json';
 import type { IApi, IStreamListener } from '../api';
 import type { IState } from '../models';
-import { parseState } from '../models';
+import { parseState, poolOf } from '../models';
 import { PoolManager } from '../manager';
 
 const STATE = parseState(contract);
@@ -13,6 +13,7 @@ class FakeApi implements IApi {
   asked: (string | null)[] = [];
   streams: { listener: IStreamListener; disposed: boolean }[] = [];
   acted: unknown[] = [];
+  refuse: Error | null = null;
   answer: () => Promise<IState | null> = () => Promise.resolve(STATE);
 
   state(since: string | null): Promise<IState | null> {
@@ -26,7 +27,7 @@ class FakeApi implements IApi {
   }
   act(verb: unknown): Promise<void> {
     this.acted.push(verb);
-    return Promise.resolve();
+    return this.refuse ? Promise.reject(this.refuse) : Promise.resolve();
   }
   log = (): Promise<string> => Promise.resolve('');
   failure = (): Promise<string> => Promise.resolve('');
@@ -95,7 +96,7 @@ it('polls where the web socket does not get through, with the tag it has', async
   api.answer = () => Promise.resolve(null);
   await pass(2_100);
   expect(api.asked.slice(-1)).toEqual([STATE.tag]);
-  expect(manager.state).toBe(STATE);
+  expect(manager.state).toEqual(STATE);
 });
 
 it('opens the web socket again, each time after a longer pause', async () => {
@@ -166,4 +167,44 @@ it('has what is over: calls as the service tells them, and what it saw go', () =
   later.snapshot.pools[0].replicas.pop();
   api.streams[0].listener.onState(parseState(later));
   expect(what()).toEqual(['stopped gpu[2]', 'call load', 'call <img src=x>']);
+});
+
+describe('limits that were asked for', () => {
+  const [{ key }] = contract.snapshot.pools;
+  const limits = (): number[] => {
+    const { min_replicas = 0, max_replicas = 0 } = poolOf(manager.state, key)?.scaling ?? {};
+    return [min_replicas, max_replicas];
+  };
+  const scale = (minimum: number): Promise<void> =>
+    manager.act({ on: 'pools', id: key, verb: 'scale', body: { minimum, maximum: 3 } });
+  const answered = (minimum: number): IState => {
+    const wire = structuredClone(contract);
+    wire.snapshot.pools[0].scaling.min_replicas = minimum;
+    return parseState(wire);
+  };
+
+  beforeEach(() => {
+    manager.watch();
+    api.streams[0].listener.onState(STATE);
+  });
+
+  it('are those of the state from then on, until the server says others', async () => {
+    const done = scale(2);
+    expect([limits(), changes]).toEqual([[2, 3], 2]);
+    api.streams[0].listener.onState(parseState(contract)); // it was on its way
+    expect(limits()).toEqual([2, 3]);
+    await done;
+    expect(limits()).toEqual([2, 3]);
+    api.streams[0].listener.onState(answered(2));
+    api.streams[0].listener.onState(answered(1)); // somebody else's
+    expect(limits()).toEqual([1, 3]);
+  });
+
+  it('are given back if they are refused', async () => {
+    api.refuse = new Error('no');
+    const done = expect(scale(2)).rejects.toThrow('no');
+    expect(limits()).toEqual([2, 3]);
+    await done;
+    expect([limits(), manager.state]).toEqual([[1, 3], STATE]);
+  });
 });

@@ -135,6 +135,26 @@ it('offers nothing that is refused, says why as text, and can be reached to say 
   expect(container.querySelector('.fj-Header')?.textContent).toContain('You may look');
 });
 
+it('a step counts from the last one, drawn or not', () => {
+  show(contract);
+  const [pool] = contract.snapshot.pools;
+  act(() => {
+    const [raise] = screen.getAllByRole('button', { name: 'Raise the minimum' });
+    raise.click();
+    const asked = structuredClone(contract);
+    asked.snapshot.pools[0].scaling.min_replicas = 2;
+    manager.set(parseState(asked));
+    raise.click(); // nothing is drawn in between
+  });
+  const minima = execute.mock.calls.map(([, limits]) => (limits as { minimum: number }).minimum);
+  expect(minima).toEqual([2, 3]);
+  expect(execute).toHaveBeenLastCalledWith('flyte-jupyter:scale', {
+    pool: pool.key,
+    minimum: 3,
+    maximum: 3
+  });
+});
+
 it('every button has a name', () => {
   show(contract);
   for (const button of screen.getAllByRole('button')) {
