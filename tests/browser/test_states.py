@@ -334,14 +334,19 @@ def test_all_can_be_used_with_the_keyboard_alone(here: Here) -> None:
 
     def choose(item: str) -> None:
         lab.page.locator(".lm-Menu").first.wait_for()
+        active = "() => document.querySelector('.lm-Menu-item.lm-mod-active')?.innerText ?? ''"
         for _ in range(20):
-            if item in "".join(lab.page.locator(".lm-Menu-item.lm-mod-active").all_inner_texts()):
+            before = lab.page.evaluate(active)
+            if item in before:
                 break
             press("ArrowDown")
+            lab.page.wait_for_function(f"before => ({active})() !== before", arg=before)  # drawn some time after
         press("Enter")
 
     name = "node.getAttribute('aria-label')"
-    assert focused("node.title") == "Refresh"  # opening the panel goes there
+    lab.page.locator(".jp-Launcher").first.wait_for()  # opens by itself, and takes the focus
+    lab.show_panel()
+    lab.page.wait_for_function("() => document.activeElement?.title === 'Refresh'")
     walk("Tab", name, "Replicas of gpu")
     press("ArrowDown")
     assert focused(name) == "Replicas of asr"
