@@ -27,7 +27,7 @@ export interface IApi {
   act(verb: Verb): Promise<void>;
   log(replica: string): Promise<string>;
   failure(pool: string): Promise<string>;
-  peek(replica: string): Promise<IPeek>;
+  peek(replica: string, expressions: readonly string[]): Promise<IPeek>;
   timeline(pool: string, since: string | null): Promise<TimelineAnswer>;
 }
 
@@ -102,10 +102,10 @@ export class Api implements IApi {
     return (answer as { cause: string }).cause;
   }
 
-  async peek(replica: string): Promise<IPeek> {
+  async peek(replica: string, expressions: readonly string[]): Promise<IPeek> {
     return (await this._request(`replicas/${encodeURIComponent(replica)}/peek`, {
       method: 'POST',
-      body: JSON.stringify({ stack: true, gpu: true })
+      body: JSON.stringify({ expressions, stack: true, gpu: true })
     })) as IPeek;
   }
 

@@ -32,6 +32,7 @@ import { poolsIcon } from './icons';
 import type { Act, IPool, IReplica, IState } from './models';
 import { calls, poolOf, replicaOf } from './models';
 import { refusal } from './phrases';
+import { PeekTab } from './peek';
 import { addTab, TextTab } from './texts';
 import type { IPoolManager } from './tokens';
 import { connectionCell, duration, exampleCell, taskCell, visible } from './words';
@@ -471,10 +472,7 @@ export function addCommands(services: ICommandServices): IDisposable {
     needs: 'peek',
     caption: trans.__('What it does now: its stack and GPU memory, without disturbing it'),
     isEnabled: replica => isWarm(replica) || replica.state === 'attached',
-    run: ({ id, name }) =>
-      showText(services, trans.__('Peek into %1', visible(name)), async () =>
-        (await manager.peek(id)).lines.join('\n')
-      )
+    run: replica => showText(app, new PeekTab(manager, replica, trans))
   });
   addReplicaVerb(Commands.restartReplica, {
     label: trans.__('Restart Replica…'),
@@ -508,7 +506,7 @@ export function addCommands(services: ICommandServices): IDisposable {
     needs: 'logs',
     caption: trans.__('What this replica printed outside of tasks'),
     run: ({ id, name }) =>
-      showText(services, trans.__('Log of %1', visible(name)), () => manager.log(id))
+      showText(app, new TextTab(trans.__('Log of %1', visible(name)), () => manager.log(id), trans))
   });
   add(Commands.cancel, {
     label: trans.__('Cancel Call'),
@@ -535,7 +533,8 @@ export function addCommands(services: ICommandServices): IDisposable {
       const pool = poolNow(args);
       if (pool) {
         const label = trans.__('Failure of %1', visible(pool.name));
-        await attempt('logs', () => showText(services, label, () => manager.failure(pool.key)));
+        const load = (): Promise<string> => manager.failure(pool.key);
+        await attempt('logs', () => showText(app, new TextTab(label, load, trans)));
       }
     }
   });
@@ -572,18 +571,13 @@ function isWarm({ state }: IReplica): boolean {
   return state === 'ready' || state === 'busy';
 }
 
-/** Open a text in a tab of its own. */
-async function showText(
-  { app, trans }: ICommandServices,
-  label: string,
-  load: () => Promise<string>
-): Promise<void> {
-  const tab = new TextTab(label, load, trans);
+/** Show a tab once its text is there; without one there is no tab. */
+async function showText({ shell }: JupyterFrontEnd, tab: TextTab): Promise<void> {
   try {
     await tab.reload();
   } catch (error) {
     tab.dispose();
     throw error;
   }
-  addTab(app.shell, tab);
+  addTab(shell, tab);
 }

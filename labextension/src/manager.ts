@@ -109,8 +109,8 @@ export class PoolManager implements IPoolManager {
     return this._api.failure(pool);
   }
 
-  peek(replica: string): Promise<IPeek> {
-    return this._api.peek(replica);
+  peek(replica: string, expressions: readonly string[]): Promise<IPeek> {
+    return this._api.peek(replica, expressions);
   }
 
   timeline(pool: string, since: string | null): Promise<TimelineAnswer> {

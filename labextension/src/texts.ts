@@ -43,20 +43,26 @@ export class TextTab extends MainAreaWidget<Widget> {
       new ToolbarButton({
         icon: refreshIcon,
         tooltip: trans.__('Load again'),
-        onClick: () => {
-          this.reload().catch((error: unknown) => this._show(String(error)));
-        }
+        onClick: () => void this.refresh()
       })
     );
   }
 
-  /** Rejects with what went wrong, which a button shows in place of the text. */
+  /** Load the text; rejects with what goes wrong. */
   async reload(): Promise<void> {
-    this._show((await this._load()) || this._nothing);
+    const asked = (this._asked += 1);
+    this._show((await this._load()) || this._nothing, asked);
   }
 
-  private _show(text: string): void {
-    if (!this.isDisposed) {
+  /** The same; what goes wrong is shown in place of the text. */
+  async refresh(): Promise<void> {
+    const asked = this._asked + 1;
+    await this.reload().catch((error: unknown) => this._show(String(error), asked));
+  }
+
+  /** Show what was asked for last, though an answer before it may come after it. */
+  private _show(text: string, asked: number): void {
+    if (!this.isDisposed && asked === this._asked) {
       this.content.node.textContent = multiline(text);
       this.content.node.scrollTop = this.content.node.scrollHeight;
     }
@@ -64,4 +70,5 @@ export class TextTab extends MainAreaWidget<Widget> {
 
   private readonly _load: () => Promise<string>;
   private readonly _nothing: string;
+  private _asked = 0;
 }

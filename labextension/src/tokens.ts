@@ -40,8 +40,8 @@ export interface IPoolManager extends IDisposable {
   log(replica: string): Promise<string>;
   /** The whole traceback of a pool's last failed start. */
   failure(pool: string): Promise<string>;
-  /** What a replica does now, without disturbing it; rejects if it does not answer. */
-  peek(replica: string): Promise<IPeek>;
+  /** What a replica does now, and what these expressions are there, without disturbing it; rejects if it does not answer. */
+  peek(replica: string, expressions: readonly string[]): Promise<IPeek>;
   /** A pool's last minutes: all of them, or what changed since the mark of the answer before. */
   timeline(pool: string, since: string | null): Promise<TimelineAnswer>;
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import states
-from conftest import FakeServer, Jupyter, Lab, checked_page, serious, wait_on
+from conftest import FakeServer, Jupyter, Lab, checked_page, keep_sight, serious, wait_on
 
 Until = Callable[[Callable[[], Any], float], Any]
 
@@ -433,6 +433,37 @@ def test_a_peek_opens_in_a_tab_and_can_be_repeated(here: Here) -> None:
     text.get_by_text("step 2").wait_for(state="detached")
 
 
+def test_a_peek_shows_expressions_too(here: Here) -> None:
+    lab, fake = here
+    fake.answers["/peek"] = lambda: {"lines": ["→ train  step 1"], "stack": [], "values": []}
+    lab.execute("flyte-jupyter:peek", replica="00000000")
+    tab = lab.page.locator(".fj-PeekTab")
+    tab.locator(".fj-Text").get_by_text("step 1").wait_for()
+    lab.page.wait_for_function("() => document.activeElement.closest('.fj-PeekTab')")
+    field = tab.get_by_label("Show also (expressions, one per line)")
+    for _ in range(5):
+        if field.evaluate("field => field === document.activeElement"):
+            break
+        lab.page.keyboard.press("Shift+Tab")
+    lab.page.keyboard.type("step")
+    lab.page.keyboard.press("Enter")
+    lab.page.keyboard.press("Enter")
+    lab.page.keyboard.type("loss.item()")
+    fake.answers["/peek"] = lambda: {"lines": ["→ train  step 2", f"step = {EVIL}"], "stack": [], "values": []}
+    with lab.page.expect_request("**/peek*") as request:
+        lab.page.keyboard.press("Shift+Enter")
+    assert request.value.post_data_json == {"expressions": ["step", "loss.item()"], "stack": True, "gpu": True}
+    tab.locator(".fj-Text").get_by_text(f"step = {SHOWN}").wait_for()
+    assert tab.locator("img").count() == 0
+    fake.answers["/peek"] = lambda: {"lines": ["→ train  step 3"], "stack": [], "values": []}
+    lab.page.keyboard.press("Tab")
+    with lab.page.expect_request("**/peek*") as request:
+        lab.page.keyboard.press("Enter")  # on the button
+    assert request.value.post_data_json["expressions"] == ["step", "loss.item()"]
+    tab.locator(".fj-Text").get_by_text("step 3").wait_for()
+    assert lab.page.evaluate("() => window.broken") is None
+
+
 def test_console_and_notebook_name_the_replica(lab: Lab, fake: FakeServer) -> None:
     lab.open()
 
@@ -492,8 +523,10 @@ def test_axe_finds_nothing_serious(here: Here, theme: str, tmp_path: Path) -> No
             lab.page.keyboard.press("Escape")
             dialog.wait_for(state="detached")
         lab.execute("flyte-jupyter:peek", replica="00000000")
-        lab.page.locator(".fj-Text").wait_for()
-        found += serious(lab.page, ".fj-Text")
+        tab = lab.page.locator(".fj-PeekTab")
+        tab.locator(".fj-Text").wait_for()
+        keep_sight(lab.page, f"peek, {theme}")
+        found += serious(lab.page, ".fj-Expressions") + serious(lab.page, ".fj-Text")
         assert found == []
     finally:
         lab.theme("JupyterLab Light")

@@ -6,6 +6,8 @@ globalThis.DragEvent ??= class extends MouseEvent {} as unknown as typeof DragEv
 window.matchMedia ??= () =>
   ({
     matches: false,
+    addListener: () => undefined, // of a web component's toolbar
+    removeListener: () => undefined,
     addEventListener: () => undefined,
     removeEventListener: () => undefined
   }) as unknown as MediaQueryList;
