@@ -148,6 +148,27 @@ def test_a_server_looks_on_and_is_no_client(play: Play) -> None:
     play(conversation)
 
 
+def test_an_answer_shows_all_that_its_asker_has_said_before(play: Play) -> None:
+    """Else a pool would still be busy with a slot that was just given back."""
+
+    async def conversation(broker: Broker) -> None:
+        talk, pool = await broker.client(), declaration()
+        key = pool.spec.key
+        for number in range(1, 20):
+            scaled = p.Scale(pool=key, scaling=pool.scaling.model_copy(update={"max_replicas": number}))
+            await talk.say(p.Declare(declaration=pool), scaled, p.Watch(once=True, usage=number % 2 == 0))
+            [view] = (await talk.hear(p.Snapped)).snapshot.pools
+            assert view.scaling.max_replicas == number
+        other = declaration("other")
+        await talk.say(p.Declare(declaration=other), p.AskTimeline(pool=other.spec.key))
+        assert (await talk.hear(p.ToldTimeline)).timeline is not None
+        await talk.say(p.Acquire(lease="l1", pool=key, task="t"), p.Watch())
+        [view] = (await talk.hear(p.Snapped)).snapshot.clients
+        assert view.leases + view.waiting == 1
+
+    play(conversation)
+
+
 def test_every_verb_reaches_the_scheduler(play: Play) -> None:
     async def conversation(broker: Broker) -> None:
         talk, pool = await broker.client(), declaration()
