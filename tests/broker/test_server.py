@@ -16,6 +16,7 @@ import anyio
 import pytest
 from anyio.abc import SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
+from support import TIME_SCALE
 from test_engine import NO_GPU, FakeLauncher, declaration
 
 from flyte_jupyter.broker import server
@@ -104,7 +105,7 @@ def play(tmp_path: Path) -> Callable[[Callable[[Broker], Awaitable[None]]], None
 
     def run(conversation: Callable[[Broker], Awaitable[None]]) -> None:
         async def main() -> None:
-            with anyio.fail_after(10):
+            with anyio.fail_after(10 * TIME_SCALE):
                 async with running(tmp_path / "b.sock") as broker:
                     try:
                         await conversation(broker)
@@ -377,15 +378,16 @@ def test_a_watcher_that_reads_slowly_gets_fewer_snapshots(play: Play, monkeypatc
 
 def test_who_watches_no_more_hears_nothing(play: Play) -> None:
     async def conversation(broker: Broker) -> None:
-        watcher, other = await broker.client(), await broker.client()
+        watcher, other, witness = await broker.client(), await broker.client(), await broker.client()
         await watcher.say(p.Watch())
         await watcher.hear(p.Snapped)
         await watcher.say(p.Unwatch(), p.Watch(once=True))
         await watcher.hear(p.Snapped)
+        await witness.say(p.Watch())
         for name in ("one", "two"):
-            await other.say(p.Declare(declaration=declaration(name)), p.Watch(once=True))
-            await other.hear(p.Snapped)
-            await anyio.sleep(1)
+            await other.say(p.Declare(declaration=declaration(name)))
+            while name not in [pool.name for pool in (await witness.hear(p.Snapped)).snapshot.pools]:
+                pass
         await watcher.say(p.Watch(once=True))
         assert (await watcher.hear(p.Snapped)).snapshot.revision == broker.engine.scheduler.revision
 
@@ -440,7 +442,7 @@ def test_shutdown_says_goodbye_to_everybody(play: Play) -> None:
 def test_goodbye_arrives_although_the_server_ends_at_once(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "b.sock"
-        with anyio.fail_after(10):
+        with anyio.fail_after(10 * TIME_SCALE):
             async with running(path) as broker:
                 talks = [await broker.client() for _ in range(5)]
                 broker.engine.end()
