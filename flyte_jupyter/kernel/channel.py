@@ -674,6 +674,12 @@ class Replica:
         if channel.hello.session:
             self._control_loop.call_soon_threadsafe(self.front_end_left, channel.hello.session)
 
+    def lease_of(self, session: bytes) -> str:
+        """That of the front end whose Jupyter session this is; "" if it is attached to nothing."""
+        with self._lock:
+            found = (lease for lease, each in self._channels.items() if each.hello.session)
+            return next((lease for lease in found if self._channels[lease].hello.session.encode() == session), "")
+
     def set_up(self, body: bytes) -> None:
         from .preload import run_preload
 
