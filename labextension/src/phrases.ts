@@ -2,7 +2,7 @@
 
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { IPool, IReplica, IState, Outcome, PoolState, ReplicaState } from './models';
+import type { IPool, IReplica, IRequest, IState, Outcome, PoolState, ReplicaState } from './models';
 import { calls, deviceMemory, poolMemory } from './models';
 import { clock, roughly, size, stateCounts, visible } from './words';
 
@@ -138,6 +138,18 @@ export function remarksOf(
     ...(generation_current ? [] : [trans.__('old preload')]),
     ...((state === 'draining' || state === 'stopping') && why ? [visible(why, 120)] : [])
   ];
+}
+
+/** "waits 0:04 · about 12 s": how long a call has waited, and how long it is likely to wait. */
+export function waitWords(request: IRequest, now: number, trans: TranslationBundle): string {
+  const { since, expected_at } = request;
+  const waits = trans.__('waits %1', clock(now - since));
+  if (expected_at === null) {
+    return waits;
+  }
+  const left = expected_at - now;
+  const rest = left > 0 ? trans.__('about %1', roughly(left)) : trans.__('longer than usual');
+  return `${waits} · ${rest}`;
 }
 
 /** Since when a replica does what it does; null where nobody waits for its end. */
