@@ -69,8 +69,12 @@ export function poolLine(pool: IPool, trans: TranslationBundle): string {
       ? trans._n('%1 replica', '%1 replicas', most)
       : trans.__('%1 to %2 replicas', least, most)
   );
-  // A line breaks between the parts, not in them.
-  return words.map(word => word.replace(/ /g, '\u00a0')).join(' · ');
+  return unbroken(words);
+}
+
+/** A line that breaks between the parts, not in them. */
+function unbroken(parts: readonly string[]): string {
+  return parts.map(part => part.replace(/ /g, '\u00a0')).join(' · ');
 }
 
 /** "cold starts avoided: 3 (about 2 min saved)"; nothing while there is none. */
@@ -149,7 +153,7 @@ export function waitWords(request: IRequest, now: number, trans: TranslationBund
   }
   const left = expected_at - now;
   const rest = left > 0 ? trans.__('about %1', roughly(left)) : trans.__('longer than usual');
-  return `${waits} · ${rest}`;
+  return unbroken([waits, rest]);
 }
 
 /** Since when a replica does what it does; null where nobody waits for its end. */
