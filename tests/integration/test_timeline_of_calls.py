@@ -81,10 +81,11 @@ def die(seconds: float) -> None:
 
 @pair.task
 async def meet(there: str, count: int) -> None:
-    """Until so many are there."""
+    """Until so many are there, and a while yet: times are told in tenths of a millisecond."""
     mark(there)
     while len(Counter(Path(there))) < count:
         await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
 
 
 @pytest.fixture(autouse=True)
