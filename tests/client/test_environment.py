@@ -18,6 +18,7 @@ import pytest
 
 from flyte_jupyter import errors
 from flyte_jupyter.client.environment import Task, TaskEnvironment, task_from_declaration
+from flyte_jupyter.client.handle import pool
 from flyte_jupyter.client.image import Image
 from flyte_jupyter.core.policy import Cache, RetryStrategy, ReusePolicy, Secret, Timeout
 from flyte_jupyter.core.resources import TPU, Resources
@@ -116,6 +117,16 @@ def test_flyte_accepts_and_refuses_the_same_environments() -> None:
     ):
         names = [name for name in inspect.signature(ours).parameters if name != "unexpected"]
         assert names == list(inspect.signature(theirs).parameters)
+
+
+def test_a_pool_is_of_an_environment_of_ours() -> None:
+    theirs = type("TaskEnvironment", (), {"__module__": "flyte._task_environment"})
+    with pytest.raises(TypeError, match=r"got flyte\._task_environment\.TaskEnvironment: .*flyte_jupyter as flyte"):
+        pool(theirs())
+    with pytest.raises(TypeError, match=r"got builtins\.str$"):
+        pool("gpu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has no reusable policy"):
+        pool(TaskEnvironment("cold"))
 
 
 def test_plugins_do_not_go_with_reuse_and_pod_templates_do() -> None:
