@@ -9,6 +9,7 @@ import inspect
 import logging
 import pickle
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple, Optional
@@ -41,6 +42,9 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"include": (1,)}, TypeError, "include entries must be str"),
     ({"queueue": "x"}, TypeError, "unexpected keyword argument"),
 ]
+
+
+LOCK = threading.Lock()
 
 
 def warm(**kwargs: Any) -> TaskEnvironment:
@@ -127,6 +131,19 @@ def test_a_pool_is_of_an_environment_of_ours() -> None:
         pool("gpu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has no reusable policy"):
         pool(TaskEnvironment("cold"))
+
+
+@pytest.mark.parametrize("called", [lambda task: task(LOCK), lambda task: asyncio.run(task.aio(LOCK))])
+def test_what_a_call_raises_by_itself_is_an_error_of_the_real_package_too(
+    called: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = types.ModuleType("flyte.errors")
+    theirs.RuntimeUserError = type("RuntimeUserError", (RuntimeError,), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flyte.errors", theirs)
+    task = warm().task(plain)
+    with pytest.raises(errors.ArgumentNotSerializable) as caught:
+        called(task)
+    assert isinstance(caught.value, theirs.RuntimeUserError)
 
 
 def test_plugins_do_not_go_with_reuse_and_pod_templates_do() -> None:
