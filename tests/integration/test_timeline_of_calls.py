@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import START_S, assert_quiet, attempt, ready, view_of, wait_until
+from support import START_S, TIME_SCALE, assert_quiet, attempt, ready, view_of, wait_until
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
@@ -120,7 +120,7 @@ def test_a_call_is_a_span_with_its_task_its_notebook_and_its_time() -> None:
     [span] = until_spans("lanes.nap", lambda found: found and found[0].ended, began)
     assert span.ended is not None
     assert began <= span.began <= span.ended <= ended
-    assert 0.2 <= span.ended - span.began < 0.5
+    assert 0.2 <= span.ended - span.began < 0.5 * TIME_SCALE
     assert (span.outcome, span.calls, span.client) == ("succeeded", 1, describe_client().label)
     [lane] = [lane for lane in timeline().lanes if lane.ended_at is None]
     assert (span.replica, lane.name) == (lane.replica, "lanes[0]")
@@ -128,14 +128,15 @@ def test_a_call_is_a_span_with_its_task_its_notebook_and_its_time() -> None:
 
 def test_a_running_call_is_told_within_a_moment_and_by_its_own_name() -> None:
     began = time.monotonic()
-    with in_thread(lambda: (nap(0.6), other(0.6))):  # through one lease
-        [lease] = wait_until(lambda: [each for each in running() if each.since > began and each.task == "lanes.nap"])
+    seconds = 0.6 * TIME_SCALE
+    with in_thread(lambda: (nap(seconds), other(seconds))):  # through one lease
         [first] = until_spans("lanes.nap", len, began)
+        [lease] = running()
+        assert time.monotonic() - began < seconds
         assert (first.ended, first.outcome) == (None, None)
-        assert time.monotonic() - began < 0.6
         [second] = wait_until(lambda: [each for each in running() if each.task == "lanes.other"])
         assert second.lease == lease.lease
-        assert second.since >= lease.since + 0.6
+        assert second.since >= lease.since + seconds
 
 
 def test_a_replica_is_not_busy_while_its_client_only_keeps_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,9 +146,9 @@ def test_a_replica_is_not_busy_while_its_client_only_keeps_the_slot(monkeypatch:
     idle = replica()
     assert (idle.state, [lease.running for lease in idle.leases]) == ("ready", [False])  # it is held all the same
     began = time.monotonic()
-    with in_thread(nap, 0.5):
+    with in_thread(nap, 0.5 * TIME_SCALE):
         wait_until(lambda: view_of(lanes).state == "busy", 1.0)
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 0.5 * TIME_SCALE
 
 
 def test_a_failed_and_a_cancelled_call_end_as_such() -> None:
@@ -155,7 +156,8 @@ def test_a_failed_and_a_cancelled_call_end_as_such() -> None:
     assert isinstance(attempt(fail), ValueError)
     until_spans("lanes.fail", lambda found: [span.outcome for span in found] == ["failed"], began)
     with in_thread(nap, 30):
-        [lease] = wait_until(lambda: [each for each in running() if each.task == "lanes.nap" and each.since > began])
+        until_spans("lanes.nap", len, began)  # a lease is held before the call in it has begun
+        [lease] = running()
         broker.connect().send(p.Cancel(lease=lease.lease))
     until_spans("lanes.nap", lambda found: [span.outcome for span in found] == ["cancelled"], began)
     assert "nobody else" not in timeline().model_dump_json()
@@ -194,7 +196,7 @@ def test_calls_of_an_executor_are_spans_too() -> None:
 def test_a_short_name_is_what_views_show() -> None:
     began = time.monotonic()
     named = nap.override(short_name="a nap")
-    with in_thread(named, 0.2):
+    with in_thread(named, 0.5 * TIME_SCALE):
         wait_until(lambda: [each.task for each in running() if each.since > began] == ["a nap"])
     with POOL.executor() as executor:
         executor.submit(named, 0.0).result()
