@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Literal
 
+from .forecast import Usual
 from .spec import DeviceRequest, Scaling
 
 LONGEST_BACKOFF_S = 60.0
@@ -258,6 +259,7 @@ class Pool:
     cold_starts_avoided: int = 0
     made_ready: int = 0
     start_s: float = 0.0  # of those that were made ready, all together
+    usual: Usual = field(default_factory=Usual)
 
     # Sizes
 

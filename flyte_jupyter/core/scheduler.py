@@ -313,6 +313,9 @@ class Scheduler:
     def _note_calls(self, replica: Replica, event: CallsReported) -> None:
         # Nothing to decide: who may use a slot depends on leases alone.
         replica.pool.count_calls(replica, event.ended)
+        for call in event.calls:
+            if call.ended is not None and call.outcome != "cancelled":
+                replica.pool.usual.note(call.task, (call.ended - call.began) / call.calls)
         for use in event.uses:
             lease = replica.leases.get(use.lease)
             if lease:

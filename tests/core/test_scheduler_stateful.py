@@ -412,7 +412,10 @@ class World(RuleBasedStateMachine):
             }
             going_on = [span for span in view.spans if span.ended is None]
             assert all(span.replica in {r.id for r in pool.replicas} for span in going_on if span.kind != "waiting")
-            assert sum(span.kind == "waiting" for span in going_on) <= pool.waiting
+            here = [lease.lease for r in pool.replicas for lease in r.leases if lease.attached]
+            inside = self.inside.intersection(here)
+            assert sum(span.kind == "attached" for span in going_on) == len(inside)
+            assert sum(span.kind == "waiting" for span in going_on) <= pool.waiting + len(here) - len(inside)
             assert len({span.id for span in view.spans}) == len(view.spans)
             assert self.timeline.view(pool.key, view.mark, now=self.now, epoch_offset=0) == view.model_copy(
                 update={"whole": False, "spans": (), "changes": ()}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from support import START_S, OwnBroker, alive, assert_quiet, pids, ready, wait_u
 import flyte_jupyter as flyte
 from flyte_jupyter import cli, runtime
 from flyte_jupyter.attach import session_target
+from flyte_jupyter.client import broker
+from flyte_jupyter.core.timeline import SpanView
 
 pytestmark = pytest.mark.kernel
 
@@ -109,6 +112,25 @@ def test_the_replica_is_out_of_rotation_meanwhile_and_every_view_says_why() -> N
         (replica,) = ready(pool)
         assert (replica.state, replica.leases[0].client) == ("attached", "console")
     wait_until(lambda: holders() == [])
+
+
+def test_the_timeline_tells_who_had_a_replica_open(capfd: pytest.CaptureFixture[str]) -> None:
+    def spans() -> list[SpanView]:
+        told = broker.connect().timeline(flyte.pool(pool).key)
+        assert told is not None
+        return [span for span in told.spans if span.kind == "attached" and span.began >= began]
+
+    began = time.monotonic()
+    (replica,) = ready(pool)
+    with front_end(shared=True) as console:
+        console.run("1")
+        (span,) = wait_until(spans)
+        assert (span.task, span.client, span.replica) == ("attached console, shared", "console", replica.id)
+        assert (span.ended, span.outcome) == (None, None)
+    (left,) = wait_until(lambda: [each for each in spans() if each.ended is not None])
+    assert (left.id, left.outcome) == (span.id, "succeeded")
+    assert cli.main(["story", "attached"]) == 0
+    assert "attached[0]: attached console, shared (console) left after" in capfd.readouterr().out
 
 
 def test_restart_and_shutdown_leave_process_and_names() -> None:

@@ -313,16 +313,16 @@ def test_closing_the_iterator_stops_what_runs(tmp_path: Path) -> None:
     runs = Counter(tmp_path / "runs")
     results = flyte.map(functools.partial(_nap_unless_first, runs.path), range(20))
     assert next(results) == 0
+    runs.wait(2)
     with within(2.0):
         results.close()  # type: ignore[attr-defined]
 
 
 @wide.task
 async def _nap_unless_first(path: str, x: int) -> int:
-    """The first ends once two others have begun; a map looks ahead only as long as it waits."""
     if x:
         return int(await nap.forward(path, x))
-    while len(Counter(Path(path))) < 2:
+    while len(Counter(Path(path))) < 2:  # as long as the first result is not there, the map reads on
         await asyncio.sleep(0.01)
     return x
 
