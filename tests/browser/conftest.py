@@ -376,11 +376,12 @@ def wait_on(page: Any) -> Callable[[Callable[[], Any], float], Any]:
 
 def settled(page: Any, count: Callable[[], object]) -> Any:
     """What is counted, once it has been the same for a second: what was under way is over."""
-    while True:
+    for _ in range(20):
         before = count()
         page.wait_for_timeout(1000)
         if before == (now := count()):
             return now
+    raise AssertionError(f"it goes on: {now}")
 
 
 @pytest.fixture
