@@ -113,7 +113,9 @@ class LineCall(Call):
 
 def plain(error: BaseException) -> BaseException:
     """An error of ours with the task's lines as its traceback, not ours."""
-    return error.with_traceback(failure.remote_frames(error)) if isinstance(error, errors.BaseRuntimeError) else error
+    if isinstance(error, errors.BaseRuntimeError):
+        return failure.catchable(error).with_traceback(failure.remote_frames(error))
+    return error
 
 
 class Line:

@@ -470,7 +470,7 @@ def pool(environment: TaskEnvironment, *, preimport: Sequence[str] | None = None
     from .environment import TaskEnvironment
 
     if not isinstance(environment, TaskEnvironment):
-        raise TypeError(f"pool() takes a TaskEnvironment, got {type(environment).__name__}")
+        raise _no_environment(environment)
     if not environment.reusable:
         raise ValueError(
             f"environment {environment.name!r} has no reusable policy, so each of its calls runs in a fresh kernel; "
@@ -480,6 +480,12 @@ def pool(environment: TaskEnvironment, *, preimport: Sequence[str] | None = None
     if preimport is not None:
         handle.set_preimport(preimport)
     return handle
+
+
+def _no_environment(given: object) -> TypeError:
+    kind = type(given)
+    hint = ": declare it with `import flyte_jupyter as flyte`" if kind.__module__.startswith("flyte.") else ""
+    return TypeError(f"pool() takes a TaskEnvironment of ours, got {kind.__module__}.{kind.__qualname__}{hint}")
 
 
 def _is_ready(replica: ReplicaView) -> bool:

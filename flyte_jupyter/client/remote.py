@@ -65,6 +65,8 @@ _PLAIN = (errors.BaseRuntimeError, KeyboardInterrupt, asyncio.CancelledError)
 def _without_our_frames(error: BaseException) -> BaseException:
     """What a user shall see: the line that called, then the lines of the task. IPython hides even this frame."""
     __tracebackhide__ = True
+    if isinstance(error, errors.BaseRuntimeError):
+        failure.catchable(error)
     return error.with_traceback(failure.remote_frames(error))
 
 

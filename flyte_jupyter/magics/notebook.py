@@ -144,11 +144,10 @@ def _explain_name(error: NameError, target: cells.CellTarget, names: dict[str, A
     if name is None or name not in names or is_ipython(name, names[name]):
         return
     there = [each for each in cells.names(target.pool, target.cell.scope, target.cell.session) if each not in _ALWAYS]
-    shown = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") or "(none)"
+    shown = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
+    only = f"the preload names: {shown}" if shown else "the preload names"  # which cannot be told, or are none
     where = target.times.replica or target.pool.name
-    error.add_note(
-        f'FJ401 "{name}" exists in your notebook; task cells run on {where} and see only the preload names: {shown}.'
-    )
+    error.add_note(f'FJ401 "{name}" exists in your notebook; task cells run on {where} and see only {only}.')
     error.add_note(
         f"Send it with `-i {name}`{_size(names[name])}, or create it in `%%flyte_preload {target.pool.name}`."
     )

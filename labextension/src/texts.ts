@@ -10,12 +10,19 @@ import { Widget } from '@lumino/widgets';
 import { poolsIcon } from './icons';
 import { multiline } from './words';
 
-/** Show a tab in the main area, or below it: a page of Notebook 7 has one document and no other tab. */
+/**
+ * Show a tab in the main area, or below it: a page of Notebook 7 has one document and no other tab. Notebook 7.2 has
+ * nothing below, only sides.
+ */
 export function addTab(shell: JupyterFrontEnd.IShell, tab: Widget): void {
   shell.add(tab, 'main');
   if (!tab.isAttached) {
     tab.addClass('fj-mod-below');
     shell.add(tab, 'down');
+  }
+  if (!tab.isAttached) {
+    tab.removeClass('fj-mod-below');
+    shell.add(tab, 'right');
   }
   shell.activateById(tab.id);
 }

@@ -318,7 +318,8 @@ class FakeServer:
         self.state: dict[str, Any] | None = None
         self.answers: dict[str, Callable[[], Any]] = {}
         """By the end of a path: what answers there, instead of the state."""
-        self._sockets: list[Any] = []
+        self.listeners: list[Any] = []
+        """The sockets of those who hear of changes."""
         page.route(re.compile(r"^http://[^/]+/flyte-jupyter/"), self._answer)  # not the files of the panel
         page.route_web_socket(re.compile(r"/flyte-jupyter/stream"), self._open)
 
@@ -342,20 +343,20 @@ class FakeServer:
         if self.status != 200 or self.state is None:
             socket.close()
             return
-        self._sockets.append(socket)
+        self.listeners.append(socket)
         socket.send(json.dumps(self.state | {"now": time.time()}))
 
     def send(self, state: dict[str, Any]) -> None:
         self.state = state
-        for socket in self._sockets:
+        for socket in self.listeners:
             socket.send(json.dumps(state | {"now": time.time()}))
 
     def drop(self, status: int) -> None:
         """From now on, errors only."""
         self.status = status
-        for socket in self._sockets:
+        for socket in self.listeners:
             socket.close()
-        self._sockets.clear()
+        self.listeners.clear()
 
 
 @pytest.fixture
@@ -374,6 +375,16 @@ def wait_on(page: Any) -> Callable[[Callable[[], Any], float], Any]:
         return value
 
     return wait
+
+
+def settled(page: Any, count: Callable[[], object]) -> Any:
+    """What is counted, once it has been the same for a second: what was under way is over."""
+    for _ in range(20):
+        before = count()
+        page.wait_for_timeout(1000)
+        if before == (now := count()):
+            return now
+    raise AssertionError(f"it goes on: {now}")
 
 
 @pytest.fixture

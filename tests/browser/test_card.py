@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import states
-from conftest import Jupyter, Lab, checked_page, keep_sight, serious, wait_on
+from conftest import Jupyter, Lab, checked_page, keep_sight, serious, settled, wait_on
 from support import TIME_SCALE
 
 from flyte_jupyter.widgets.card import PoolCard
@@ -64,6 +64,7 @@ class Cards:
         gates = ", ".join(repr(str(gate)) for gate in self.gates)
         cells = (SETUP, "pool", "pool", FAILED, BLOCKED.format(gates=gates))
         self.messages = 0
+        lab.page.set_viewport_size({"width": 1200, "height": 3000})  # JupyterLab hides cells that are out of sight
         lab.page.on("websocket", lambda socket: socket.on("framereceived", self.note))
         lab.open(lab.jupyter.notebook(NOTEBOOK, *cells), panel=False)
         lab.run_cells()
@@ -95,9 +96,10 @@ def it_shows_what_runs_and_who_waits_while_a_cell_blocks(cards: Cards) -> None:
     cards.first.locator(".flyte-state[data-mark='►']").wait_for(timeout=30_000 * TIME_SCALE)
     task = cards.first.locator(".flyte-task")
     assert task.inner_text() == f"carded.{SHOWN} ({NOTEBOOK})"
-    assert "queue 1 · this notebook is next" in cards.first.locator(".flyte-queue").inner_text()
-    assert cards.first.locator(".flyte-queue").inner_text().count("\\u202e") == 1
-    assert "1 busy" in cards.second.locator("header").inner_text()
+    queue = cards.first.locator(".flyte-queue")
+    queue.filter(has_text="queue 1 · this notebook is next").wait_for()
+    assert queue.inner_text().count("\\u202e") == 1
+    cards.second.locator("header").get_by_text("1 busy").wait_for()
 
 
 def an_error_is_shown_as_text(cards: Cards) -> None:
@@ -343,15 +345,14 @@ def test_the_timeline_moves_and_stands_still_while_it_is_out_of_sight(elsewhere:
     frames = "() => window.frames_ms.length"
     until(lambda: elsewhere.evaluate(frames) >= 3, 10)
     elsewhere.evaluate("() => { document.getElementById('host').style.marginTop = '5000px'; }")
-    elsewhere.wait_for_timeout(1000)  # what was under way
-    seen = elsewhere.evaluate(frames)
+    seen = settled(elsewhere, lambda: elsewhere.evaluate(frames))
     elsewhere.wait_for_timeout(2500)
     assert elsewhere.evaluate(frames) == seen
     elsewhere.evaluate("() => { document.getElementById('host').style.marginTop = '0'; }")
     until(lambda: elsewhere.evaluate(frames) > seen, 10)
     elsewhere.evaluate("() => window.timeline.dispose()")
     assert elsewhere.locator(".flyte-timeline").count() == 0
-    seen = elsewhere.evaluate(frames)
+    seen = settled(elsewhere, lambda: elsewhere.evaluate(frames))
     elsewhere.evaluate("answer => window.timeline.take(answer)", made_up(2, 50))  # it was on its way
     elsewhere.wait_for_timeout(1500)
     assert elsewhere.evaluate(frames) == seen
@@ -438,7 +439,10 @@ def test_a_card_out_of_sight_asks_for_nothing(elsewhere: Any, until: Until) -> N
     sent = "() => window.sent.length"
     until(lambda: elsewhere.evaluate(sent) == 1, 5)
     elsewhere.evaluate("() => { document.getElementById('host').style.display = 'none'; }")
-    elsewhere.wait_for_timeout(1000)
+    elsewhere.evaluate(  # the card's own observer was there before, and is told before
+        """() => new Promise(told => new IntersectionObserver(
+            seen => seen.at(-1).isIntersecting || told()).observe(document.getElementById('host')))"""
+    )
     for calls in range(3):
         elsewhere.evaluate("state => window.change(state)", {**shown, "pool": {**shown["pool"], "calls": calls}})
         elsewhere.wait_for_timeout(600)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +47,12 @@ def open_pool(lab: Lab, name: str, call: str = "double(21)") -> Any:
 
 def ready(row: Any) -> int:
     return int(row.locator(".fj-Replica[data-state=ready]").count())
+
+
+def replicas(lab: Lab, name: str) -> list[dict[str, Any]]:
+    """As the server says."""
+    found: list[dict[str, Any]] = next(pool for pool in lab.snapshot()["pools"] if pool["name"] == name)["replicas"]
+    return found
 
 
 @contextmanager
@@ -101,7 +107,7 @@ def test_without_a_broker_the_panel_says_so(lab: Lab) -> None:
     lab.panel.locator(".fj-Hint[data-kind=no-broker], .fj-Hint[data-kind=no-pool], .fj-Pool").first.wait_for()
 
 
-def test_a_pool_is_listed_within_two_seconds(lab: Lab) -> None:
+def test_a_pool_is_listed_within_two_seconds(lab: Lab, until: Until) -> None:
     lab.open(lab.jupyter.notebook("listed.ipynb", "1", POOL.format(name="listed", replicas=1), "double(21)"))
     lab.page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=30_000 * TIME_SCALE)
     # What counts is the time from the broker to the page: the import is over before.
@@ -119,15 +125,16 @@ def test_a_pool_is_listed_within_two_seconds(lab: Lab) -> None:
     )
     lab.execute("notebook:run-all-cells")
     shown = lab.page.evaluate("() => window.listed") / 1000
-    started = next(pool for pool in lab.snapshot()["pools"] if pool["name"] == "listed")["replicas"][0]["started_at"]
-    assert shown - started <= 2 * TIME_SCALE
+    # It may be listed before its first call, and its replica starts with that.
+    [replica] = until(lambda: replicas(lab, "listed"), 10)
+    assert shown - replica["started_at"] <= 2 * TIME_SCALE
     lab.page.locator(".jp-OutputArea-output").get_by_text("42").wait_for()
 
 
 def test_the_countdown_of_an_idle_pool_ticks(warm: Warm, until: Until) -> None:
     _, row = warm
     timer = row.get_by_role("timer")
-    timer.wait_for(timeout=20_000)
+    timer.wait_for(timeout=20_000 * TIME_SCALE)
     first = timer.inner_text()
     until(lambda: timer.inner_text() != first, 5)
 
@@ -211,7 +218,7 @@ def test_what_has_happened_is_told(warm: Warm, until: Until) -> None:
     tab.wait_for(state="detached")
 
 
-def test_the_running_panel_lists_pools_and_asks_before_it_stops_them(warm: Warm) -> None:
+def test_the_running_panel_lists_pools_and_asks_before_it_stops_them(warm: Warm, until: Until) -> None:
     lab, row = warm
     lab.execute("running:show-panel")
     section = lab.page.locator(".jp-RunningSessions")
@@ -221,17 +228,18 @@ def test_the_running_panel_lists_pools_and_asks_before_it_stops_them(warm: Warm)
     dialog = lab.dialog()
     assert "loaded" in dialog.inner_text()
     dialog.get_by_role("button", name="Cancel").click()
+    dialog.wait_for(state="detached")
     lab.show_panel()
-    assert ready(row) >= 1
+    until(lambda: ready(row) >= 1, 20)
 
 
 def test_a_running_call_is_shown_and_can_be_stopped(lab: Lab, until: Until) -> None:
     row = open_pool(lab, "running", "slow(120)")
     call = row.locator(".fj-Call").filter(has_text="slow")
-    call.wait_for(timeout=20_000)
+    call.wait_for(timeout=20_000 * TIME_SCALE)
     assert "running.ipynb" in call.inner_text()
     call.get_by_role("button", name="Stop call").click()
-    lab.page.locator(".jp-OutputArea-output").get_by_text("TaskCancelled").first.wait_for(timeout=20_000)
+    lab.page.locator(".jp-OutputArea-output").get_by_text("TaskCancelled").first.wait_for(timeout=20_000 * TIME_SCALE)
     until(lambda: ready(row) == 1, 20)
     lab.panel.locator(".fj-Recent > [data-outcome=cancelled]").get_by_text("slow").wait_for()
 
@@ -239,23 +247,25 @@ def test_a_running_call_is_shown_and_can_be_stopped(lab: Lab, until: Until) -> N
 def test_a_console_on_a_replica_and_all_kernels_go_and_leave_it_warm(lab: Lab, until: Until) -> None:
     row = open_pool(lab, "survives")
     until(lambda: ready(row) == 1, 20)
-    pid = next(pool for pool in lab.snapshot()["pools"] if pool["name"] == "survives")["replicas"][0]["pid"]
+    [replica] = replicas(lab, "survives")
     lab.menu(row.locator(".fj-Replica"), "Open Console")
-    # Its banner is there with the kernel, and a new prompt with both.
-    lab.page.locator(".jp-CodeConsole").get_by_text("Interactive Python").wait_for(timeout=30_000 * TIME_SCALE)
+    # Its banner is there with the kernel, and a new prompt with both. It is the replica's if that was asked in time.
+    banner = re.compile("Interactive Python|A warm kernel of flyte_jupyter")
+    lab.page.locator(".jp-CodeConsole").get_by_text(banner).wait_for(timeout=30_000 * TIME_SCALE)
     prompt = lab.page.locator(".jp-CodeConsole-promptCell .cm-content")
     prompt.click()
     lab.page.keyboard.type("import os; os.getpid()")
     lab.page.keyboard.press("Shift+Enter")
     output = lab.page.locator(".jp-CodeConsole .jp-OutputArea-output")
-    output.get_by_text(str(pid), exact=True).wait_for(timeout=30_000 * TIME_SCALE)
+    output.get_by_text(str(replica["pid"]), exact=True).wait_for(timeout=30_000 * TIME_SCALE)
     row.locator(".fj-Replica[data-state=attached]").wait_for()
     lab.execute("kernelmenu:shutdownAll")
     dialog = lab.page.locator(".jp-Dialog")
     dialog.wait_for()
     dialog.locator("button.jp-mod-accept").click()
     until(lambda: "0 notebooks" in lab.panel.locator(".fj-Service").inner_text(), 20)
-    assert ready(row) == 1
+    until(lambda: ready(row) == 1, 20)
+    assert [each["pid"] for each in replicas(lab, "survives")] == [replica["pid"]]
 
 
 def test_notebook_7_has_the_panel(page: Any, jupyter: Jupyter) -> None:
@@ -264,18 +274,17 @@ def test_notebook_7_has_the_panel(page: Any, jupyter: Jupyter) -> None:
     page.locator(".jp-Notebook").wait_for(timeout=30_000 * TIME_SCALE)
     page.wait_for_function("() => window.jupyterapp")
     page.evaluate("async () => { await window.jupyterapp.restored; }")
-    deadline = time.monotonic() + 20
-    while not page.evaluate("() => window.jupyterapp.commands.hasCommand('flyte-jupyter:open')"):
-        assert time.monotonic() < deadline
-        page.wait_for_timeout(100)
+    page.wait_for_function("() => window.jupyterapp.commands.hasCommand('flyte-jupyter:open')")
     page.evaluate("() => void window.jupyterapp.commands.execute('flyte-jupyter:open')")
     panel = page.locator(".fj-Panel")
     panel.wait_for()
     panel.locator(".fj-Hint, .fj-Pool").first.wait_for()
     page.evaluate("() => void window.jupyterapp.commands.execute('flyte-jupyter:details', { pool: 'none' })")
     gone = page.locator(".fj-Details").get_by_text("There is no pool none any more")
-    gone.wait_for()  # a page has one document there: the tab is below it
-    assert gone.bounding_box()["y"] > page.locator(".jp-Notebook").bounding_box()["y"]
+    gone.wait_for()
+    # A page has one document there: the tab is below it, or beside it in a Notebook that has nothing below.
+    shown, document = gone.bounding_box(), page.locator(".jp-Notebook").bounding_box()
+    assert shown["y"] > document["y"] or shown["x"] >= document["x"] + document["width"]
 
 
 LOOKS_ONLY = """

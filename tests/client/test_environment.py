@@ -9,6 +9,7 @@ import inspect
 import logging
 import pickle
 import sys
+import threading
 import types
 from collections.abc import Callable
 from typing import Any, NamedTuple, Optional
@@ -18,6 +19,7 @@ import pytest
 
 from flyte_jupyter import errors
 from flyte_jupyter.client.environment import Task, TaskEnvironment, task_from_declaration
+from flyte_jupyter.client.handle import pool
 from flyte_jupyter.client.image import Image
 from flyte_jupyter.core.policy import Cache, RetryStrategy, ReusePolicy, Secret, Timeout
 from flyte_jupyter.core.resources import TPU, Resources
@@ -40,6 +42,9 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"include": (1,)}, TypeError, "include entries must be str"),
     ({"queueue": "x"}, TypeError, "unexpected keyword argument"),
 ]
+
+
+LOCK = threading.Lock()
 
 
 def warm(**kwargs: Any) -> TaskEnvironment:
@@ -116,6 +121,29 @@ def test_flyte_accepts_and_refuses_the_same_environments() -> None:
     ):
         names = [name for name in inspect.signature(ours).parameters if name != "unexpected"]
         assert names == list(inspect.signature(theirs).parameters)
+
+
+def test_a_pool_is_of_an_environment_of_ours() -> None:
+    theirs = type("TaskEnvironment", (), {"__module__": "flyte._task_environment"})
+    with pytest.raises(TypeError, match=r"got flyte\._task_environment\.TaskEnvironment: .*flyte_jupyter as flyte"):
+        pool(theirs())
+    with pytest.raises(TypeError, match=r"got builtins\.str$"):
+        pool("gpu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has no reusable policy"):
+        pool(TaskEnvironment("cold"))
+
+
+@pytest.mark.parametrize("called", [lambda task: task(LOCK), lambda task: asyncio.run(task.aio(LOCK))])
+def test_what_a_call_raises_by_itself_is_an_error_of_the_real_package_too(
+    called: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = types.ModuleType("flyte.errors")
+    theirs.RuntimeUserError = type("RuntimeUserError", (RuntimeError,), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flyte.errors", theirs)
+    task = warm().task(plain)
+    with pytest.raises(errors.ArgumentNotSerializable) as caught:
+        called(task)
+    assert isinstance(caught.value, theirs.RuntimeUserError)
 
 
 def test_plugins_do_not_go_with_reuse_and_pod_templates_do() -> None:

@@ -235,7 +235,7 @@ threading.Event().wait()
     assert own_broker.said("doomed") == [f"running {replica}", "cancelled"], "and the model stays loaded"
     time.sleep(0.3)
     assert len(own_broker.said("doomed")) == 2, "no further body starts"
-    [pool] = own_broker.snapshot().pools
+    [pool] = wait_until(lambda: [each for each in own_broker.snapshot().pools if not each.replicas[0].leases])
     assert (pool.waiting, [r.state for r in pool.replicas]) == (0, ["ready"])
 
 

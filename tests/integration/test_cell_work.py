@@ -180,7 +180,7 @@ def test_stop_withdraws_a_cell_that_waits(notebook: Notebook) -> None:
     wait_until(lambda: notebook._take(START_S) or "Waiting" in final(Cell(notebook._seen[asked])), START_S, "waiting")
     cell = notebook.interrupt(asked)
     assert cell.error == "KeyboardInterrupt"
-    assert notebook.run("flyte.pool(one).status().waiting").value == 0
+    wait_until(lambda: notebook.run("flyte.pool(one).status().waiting").value == 0)
     assert "is stopped" in notebook.run("%flyte_cancel hog").text()
     settled(notebook, hog, "cancelled")
     assert where(notebook) == before

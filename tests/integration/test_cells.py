@@ -221,8 +221,13 @@ def test_a_name_of_the_notebook_is_suggested_and_not_sent(notebook: Notebook) ->
     cell = notebook.run("%%flyte_task magic\nprint(factor)")
     assert cell.error == "NameError"
     assert 'FJ401 "factor" exists in your notebook' in cell.traceback
-    assert "see only the preload names: model, os, pipe" in cell.traceback
+    assert "see only the preload names" in cell.traceback
     assert "Send it with `-i factor`" in cell.traceback
+
+    def listed() -> bool:
+        return "the preload names: model, os, pipe." in notebook.run("%%flyte_task magic\nprint(factor)").traceback
+
+    wait_until(listed, what="a replica that can say at once which names it has")
     assert "FJ401" not in notebook.run("%%flyte_task magic\nprint(nowhere)").traceback
 
 
@@ -447,8 +452,12 @@ def test_a_cell_of_a_higher_priority_goes_first(notebook: Notebook, tmp_path: Pa
 
 def test_names_of_the_replica_are_completed_in_the_cell(notebook: Notebook) -> None:
     code = "%%flyte_task magic\nmod"
-    reply = notebook.client.complete(code, len(code), reply=True, timeout=START_S)
-    assert "model" in reply["content"]["matches"]
+
+    def matches() -> list[str]:
+        found: list[str] = notebook.client.complete(code, len(code), reply=True, timeout=START_S)["content"]["matches"]
+        return found
+
+    wait_until(lambda: "model" in matches(), what="a slot is free, and the replica answers at once")
 
 
 # --- other notebooks, other front ends

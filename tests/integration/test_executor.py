@@ -24,7 +24,7 @@ from concurrent.futures import (
 from pathlib import Path
 
 import pytest
-from support import START_S, Counter, assert_quiet, mark, pids, wait_until, within
+from support import START_S, TIME_SCALE, Counter, assert_quiet, mark, pids, wait_until, within
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
@@ -169,7 +169,7 @@ def test_as_many_run_as_the_pool_has_slots(executor: PoolExecutor) -> None:
 
 def test_a_queued_future_is_cancelled_and_never_starts(one_slot: PoolExecutor, tmp_path: Path) -> None:
     runs = Counter(tmp_path / "runs")
-    first = one_slot.submit(nap, runs.path, 0.5)
+    first = one_slot.submit(nap, runs.path, 1.0 * TIME_SCALE)
     queued = [one_slot.submit(nap, runs.path, 0.0) for _ in range(3)]
     runs.wait(1)
     assert first.running()
@@ -187,7 +187,7 @@ def test_a_queued_future_is_cancelled_and_never_starts(one_slot: PoolExecutor, t
 def test_a_future_without_a_lease_can_be_cancelled(one_slot: PoolExecutor, tmp_path: Path) -> None:
     runs = Counter(tmp_path / "runs")
     with flyte.pool(single).executor() as other:  # each puts its own call to the broker
-        first = one_slot.submit(nap, runs.path, 0.5)
+        first = one_slot.submit(nap, runs.path, 1.0 * TIME_SCALE)
         runs.wait(1)
         waiting = other.submit(nap, runs.path, 0.0)
         time.sleep(0.1)

@@ -97,7 +97,8 @@ def test_scale_and_warm_change_how_many_there_are(notebook: Notebook) -> None:
 def test_keep_puts_off_the_end_of_the_pool(notebook: Notebook) -> None:
     assert "(kept)" not in notebook.run("%flyte_status tool").text()
     assert notebook.run("%flyte_pool keep tool 2h").error == ""
-    assert re.search(r"idle off in (2:00:00|1:59:\d\d) \(kept\)", notebook.run("%flyte_status tool").text())
+    kept = re.compile(r"idle off in (2:00:00|1:59:\d\d) \(kept\)")
+    wait_until(lambda: kept.search(notebook.run("%flyte_status tool").text()), what="it is idle, and kept")
 
 
 def test_drain_lets_what_runs_finish_and_starts_nothing(notebook: Notebook) -> None:

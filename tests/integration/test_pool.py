@@ -61,7 +61,7 @@ def _always(shared_broker: Path) -> Iterator[None]:
 @ten.task
 async def nap(path: str) -> int:
     mark(path, f"+ {os.getpid()}")
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05 * TIME_SCALE)  # long enough for all slots to be taken
     mark(path, f"- {os.getpid()}")
     return os.getpid()
 

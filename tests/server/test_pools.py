@@ -21,7 +21,7 @@ from flyte_jupyter import errors, runtime
 from flyte_jupyter.client import broker
 from flyte_jupyter.core import protocol as p
 from flyte_jupyter.core.spec import EnvironmentSpec, Scaling
-from flyte_jupyter.server.feed import Feed
+from flyte_jupyter.server.feed import Feed, State
 
 pytestmark = pytest.mark.kernel
 
@@ -236,6 +236,12 @@ async def test_two_sockets_hear_of_a_change_at_once_over_one_connection(jp_ws_fe
     await asyncio.to_thread(POOL.keep, 0)
 
 
+def kept_s(told: State) -> float:
+    state = json.loads(told.text({}))
+    until_ = pool_of(state)["kept_until"]
+    return 0.0 if until_ is None else float(until_ + state["epoch_offset"] - state["now"])
+
+
 async def test_who_reads_slowly_gets_the_newest_state() -> None:
     feed = Feed()
     async with feed.watching() as states:
@@ -243,8 +249,8 @@ async def test_who_reads_slowly_gets_the_newest_state() -> None:
         for seconds in (100, 200, 300, 400):
             broker.connect().send(p.Keep(pool=POOL.key, seconds=seconds))
             await asyncio.sleep(0.15)
-        state = json.loads((await anext(states)).text({}))
-        assert pool_of(state)["kept_until"] + state["epoch_offset"] - state["now"] > 350
+        await until(lambda: feed._state is not None and kept_s(feed._state) > 350)
+        assert kept_s(await anext(states)) > 350
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(states), 0.3)
     assert (feed._task, feed._state) == (None, None)
