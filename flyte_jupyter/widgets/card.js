@@ -38,6 +38,7 @@ class Card {
   #late = el("p", { class: "flyte-note flyte-said", role: "status" }); // why the timeline is not up to date
   #history = el("ol", { class: "flyte-history" });
   #timeline;
+  #told = null; // the key of the pool that it tells of
   #parts;
   #skew = 0;
   #asking = false; // whether to stop
@@ -147,7 +148,10 @@ class Card {
     try {
       while (this.#stale) {
         this.#stale = false;
-        this.#timeline.take(await this.#link.ask("timeline", { since: this.#timeline.mark }));
+        const key = this.#model.get("key"); // of a pool that was declared anew in its place it is another
+        const since = key === this.#told ? this.#timeline.mark : null;
+        this.#timeline.take(await this.#link.ask("timeline", { since }));
+        this.#told = key;
         const changes = [...this.#timeline.changes].reverse();
         const lines = changes.map(({ at, text }) => el("li", {}, `${timeOfDay(at)} ${visible(text)}`));
         patch(this.#history, lines.length ? lines : [el("li", {}, "Nothing has changed yet.")]);

@@ -262,7 +262,10 @@ SHOW = """async ([state, timeline]) => {
             queueMicrotask(() => listeners['msg:custom'].forEach(each => each(answer)));
         }
     };
-    window.change = state => { values.state = state; listeners['change:state'].forEach(each => each()); };
+    window.change = (state, others) => {
+        Object.assign(values, others, { state });
+        listeners['change:state'].forEach(each => each());
+    };
     const { default: widget } = await import('/card.js');
     window.show = () => widget.render({ model, el: document.getElementById('host') });
     window.dispose = window.show();
@@ -443,6 +446,21 @@ def test_a_card_out_of_sight_asks_for_nothing(elsewhere: Any, until: Until) -> N
     assert elsewhere.evaluate(sent) == 1
     elsewhere.evaluate("() => { document.getElementById('host').style.display = ''; }")
     until(lambda: elsewhere.evaluate(sent) == 2, 5)
+
+
+def test_a_card_that_turns_to_another_pool_has_its_timeline(elsewhere: Any, until: Until) -> None:
+    state = states.rich()
+    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
+    shown |= {"usage": state["usage"], "pool": state["snapshot"]["pools"][0]}
+    elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
+    elsewhere.locator(".flyte-card").get_by_text("Timeline", exact=True).click()
+    sent = "() => window.sent.map(each => each.body.since)"
+    until(lambda: elsewhere.evaluate(sent) == [None], 5)
+    elsewhere.evaluate("state => window.change(state)", {**shown, "pool": {**shown["pool"], "calls": 42}})
+    until(lambda: elsewhere.evaluate(sent) == [None, "m"], 5)
+    anew = {**shown, "pool": {**shown["pool"], "key": "f" * 16}}
+    elsewhere.evaluate("([state, key]) => window.change(state, { key })", [anew, "f" * 16])
+    until(lambda: elsewhere.evaluate(sent) == [None, "m", None], 5)
 
 
 def test_numbers_are_written_as_people_read_them(elsewhere: Any) -> None:

@@ -27,7 +27,9 @@ class Front:
         self.manager: KernelManager
         self.manager, self.client = start_new_kernel()
         self.model = ""
+        self.key = ""
         self.state: dict[str, Any] = {}
+        self.updates = 0
         self.said: list[dict[str, Any]] = []
         self.asked = 0
 
@@ -37,6 +39,8 @@ class Front:
         if content.get("comm_id") == self.model and message["msg_type"] == "comm_msg":
             if content["data"]["method"] == "update":
                 self.state = content["data"]["state"].get("state", self.state)
+                self.key = content["data"]["state"].get("key", self.key)
+                self.updates += 1
             else:
                 self.said.append(content["data"]["content"])
         return message
@@ -184,6 +188,62 @@ def test_the_card_of_a_pool_that_was_declared_anew_says_so(front: Front) -> None
         front.model = kept
 
 
+def test_a_card_follows_the_name_of_its_pool_to_the_one_that_is_declared_anew(front: Front) -> None:
+    declare = """
+        again = flyte.TaskEnvironment("again", env_vars={"A": "%s"}, reusable=flyte.ReusePolicy(replicas=1))
+        @again.task
+        def one() -> int:
+            return 1
+        one()
+    """
+    front.run(declare % "1")
+    shown = front.run("flyte.pool(again)")
+    [bundle] = [each["content"]["data"] for each in shown if each["msg_type"] == "execute_result"]
+    kept, front.model = front.model, bundle[VIEW]["model_id"]
+    try:
+        front.until(lambda pool: pool["name"] == "again" and pool["calls"] == 1)
+        before = front.state["pool"]
+        front.run(declare % "2")  # the first one's handle is alive: `Out` has it
+        front.until(lambda pool: pool["key"] != before["key"] and pool["calls"] == 1)
+        after = front.state["pool"]
+        assert (front.key, after["name"], after["retiring"]) == (after["key"], "again", False)
+        lanes = front.ask("timeline", since=None)["answer"]["lanes"]
+        assert [lane["replica"] for lane in lanes] == [replica["id"] for replica in after["replicas"]]
+        [shown_anew] = [each for each in front.run("flyte.pool(again)") if each["msg_type"] == "execute_result"]
+        assert shown_anew["content"]["data"][VIEW]["model_id"] == front.model
+        front.run(declare % "1")
+        front.until(lambda pool: pool["key"] == before["key"])
+        assert "answer" in front.ask("stop", force=True)
+        front.until(lambda pool: not pool["replicas"])
+    finally:
+        front.model = kept
+
+
+def test_a_pool_that_nobody_has_called_yet_keeps_its_card_beside_the_one_before(front: Front) -> None:
+    front.run("""
+        anew = flyte.TaskEnvironment("anew", reusable=flyte.ReusePolicy(replicas=1))
+        @anew.task
+        def one() -> int:
+            return 1
+        one()
+        newer = flyte.TaskEnvironment("anew", env_vars={"A": "1"}, reusable=flyte.ReusePolicy(replicas=1))
+    """)
+    [result] = [each["content"] for each in front.run("newer") if each["msg_type"] == "execute_result"]
+    kept, front.model, front.key = front.model, result["data"][VIEW]["model_id"], ""
+    try:
+        while not front.state.get("broker") or front.state["pool"] is not None:
+            front.next()
+        front.run("one()")  # that of the one before
+        [key] = [each["content"]["data"] for each in front.run("flyte.pool(newer).key") if "data" in each["content"]]
+        front.ask("warm")
+        front.until(lambda pool: pool["key"] == key["text/plain"].strip("'"))
+        assert front.key == "", "it has turned to the other"
+        front.ask("stop", force=True)
+        front.until(lambda pool: not pool["replicas"])
+    finally:
+        front.model = kept
+
+
 def test_it_answers_in_a_subshell_while_a_cell_blocks(front: Front) -> None:
     front.run("pool.scale(1, 3); echo(1)")
     front.until(lambda pool: pool["replicas"] and pool["replicas"][0]["state"] == "ready")
@@ -250,6 +310,27 @@ def test_nothing_is_sent_while_nothing_changes(front: Front) -> None:
             break
     else:
         pytest.fail("there is always something said")
+
+
+def test_what_happens_in_another_pool_is_not_sent(front: Front) -> None:
+    front.run("pool.keep(0).scale(1, 3); echo(1)")
+    front.until(ready(1))
+    front.run("pool.stop(force=True)")
+    front.until(lambda pool: not pool["replicas"])
+    before = front.updates
+    front.run("""
+        beside = flyte.TaskEnvironment("beside", reusable=flyte.ReusePolicy(replicas=1))
+        @beside.task
+        def one() -> int:
+            return 1
+        for _ in range(5):
+            one()
+        flyte.pool(beside).stop(force=True)
+    """)
+    front.ask("keep", seconds=600)
+    front.until(lambda pool: pool["kept_until"])
+    assert front.updates - before == 1
+    front.run("pool.keep(0)")
 
 
 def test_a_saved_notebook_shows_it_without_a_kernel(front: Front) -> None:
