@@ -10,6 +10,7 @@ import { clock, lastLine, multiline, roughly, stateCounts, timeOfDay, visible } 
 const SHOWN = 10;
 const TICK_MS = 500;
 const ASK_MS = 500;
+const LISTEN_MS = 2000;
 
 const many = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
@@ -47,6 +48,7 @@ class Card {
   #watch;
   #fetching = false;
   #stale = false;
+  #listening = false;
   #timer;
 
   constructor(model, root) {
@@ -73,10 +75,10 @@ class Card {
       ),
     );
     model.on("change:state", this.#changed);
-    document.addEventListener("visibilitychange", this.#fetch);
+    document.addEventListener("visibilitychange", this.#ask);
     this.#watch = new IntersectionObserver((entries) => {
       this.#seen = entries.at(-1).isIntersecting;
-      this.#fetch();
+      this.#ask();
     });
     this.#watch.observe(root);
     this.#timer = setInterval(() => !document.hidden && tickAll(this.#main, this.#now()), TICK_MS);
@@ -93,7 +95,7 @@ class Card {
     clearInterval(this.#timer);
     this.#seen = false;
     this.#watch.disconnect();
-    document.removeEventListener("visibilitychange", this.#fetch);
+    document.removeEventListener("visibilitychange", this.#ask);
     this.#model.off("change:state", this.#changed);
     this.#timeline.dispose();
     this.#link.dispose();
@@ -110,7 +112,13 @@ class Card {
   #changed = () => {
     this.#skew = this.#ahead();
     this.#draw();
+    this.#ask();
+  };
+
+  // For what no state tells, as long as somebody can see it.
+  #ask = () => {
     this.#fetch();
+    this.#listen();
   };
 
   #say(text) {
@@ -162,6 +170,28 @@ class Card {
       this.#late.textContent = `The timeline is not up to date: ${visible(problem.message, 1000)}`;
     }
     this.#fetching = false;
+  };
+
+  // --- what preloads say
+
+  #loading() {
+    const { broker, pool } = this.#model.get("state");
+    if (document.hidden || !this.#seen || !broker) return [];
+    return (pool?.replicas ?? []).filter(({ state }) => state === "loading").map(({ id }) => id);
+  }
+
+  #listen = async () => {
+    if (this.#listening) return;
+    this.#listening = true;
+    try {
+      for (let ids; (ids = this.#loading()).length;) {
+        await this.#replicas.hear(ids);
+        await new Promise((done) => setTimeout(done, LISTEN_MS));
+      }
+    } catch {
+      // One may not read logs, or it has just gone: its state says enough. The next state has it asked again.
+    }
+    this.#listening = false;
   };
 
   // --- what is drawn anew with each state

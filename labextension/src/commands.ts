@@ -495,7 +495,7 @@ export function addCommands(services: ICommandServices): IDisposable {
       const replica = replicaNow(args)?.[1];
       if (replica) {
         const label = trans.__('Log of %1', visible(replica.name));
-        await attempt(() => showText(services, label, () => manager.log(replica.id)));
+        await attempt(() => showText(services, label, () => manager.log(replica.id, 500)));
       }
     }
   });
