@@ -181,6 +181,8 @@ class _Reader:
 
     async def _handle(self, message: p.ToBroker) -> None:
         engine, send = self.engine, self.send
+        if isinstance(message, p.Watch | p.AskTimeline):
+            await engine.caught_up()  # with what this client has said before it asked
         match message:
             case p.Acquire(lease=lease, pool=pool, task=task, parent=parent):
                 engine.post(events.LeaseRequested(self.client, lease, pool, task, parent))

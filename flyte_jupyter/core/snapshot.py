@@ -367,9 +367,17 @@ def _notes(pool: Pool, inventory: Inventory) -> tuple[str, ...]:
 def _attached_note(pool: Pool, clients: Mapping[str, Client]) -> Iterator[str]:
     """What calls wait for, if people have all that could serve them."""
     serving = [replica for replica in pool.replicas.values() if replica.state != "stopping"]
-    if pool.waiting and serving and pool.live >= pool.cap and all(replica.attached for replica in serving):
-        holders = [f"{each.name} ({_label(next(iter(each.guests.values())), clients)})" for each in serving]
-        yield f"calls wait until somebody leaves {', '.join(holders)}, or for a higher maximum"
+    occupied = all(replica.attached or replica.stalled for replica in serving)
+    if pool.waiting and serving and pool.live >= pool.cap and occupied:
+        until = []
+        if alone := [each for each in serving if each.attached]:
+            holders = [f"{each.name} ({_label(next(iter(each.guests.values())), clients)})" for each in alone]
+            until.append(f"somebody leaves {', '.join(holders)}")
+        for each in serving:
+            if not each.attached:
+                caller = next(guest for guest in each.guests.values() if guest.children)
+                until.append(f"the cell of {_label(caller, clients)} in {each.name} goes on")
+        yield f"calls wait until {' or '.join(until)}, or for a higher maximum"
 
 
 def _label(lease: Lease, clients: Mapping[str, Client]) -> str:
