@@ -184,9 +184,11 @@ class Card {
     if (this.#listening) return;
     this.#listening = true;
     try {
-      for (let ids; (ids = this.#loading()).length;) {
-        await this.#replicas.hear(ids);
+      let loading = this.#loading();
+      while (loading.length) {
+        await this.#replicas.hear(loading);
         await new Promise((done) => setTimeout(done, LISTEN_MS));
+        loading = this.#loading();
       }
     } catch {
       // One may not read logs, or it has just gone: its state says enough. The next state has it asked again.

@@ -1,7 +1,7 @@
 // The replicas of a card: a row for each, which opens for what one can do with it and ask of it.
 
 import { button, el, ticking } from "./elements.js";
-import { MARKS, age, clock, lastLine, modelName, multiline, size, visible } from "./words.js";
+import { MARKS, age, clock, modelName, multiline, newestLine, size, visible } from "./words.js";
 
 export class Replicas {
   #link;
@@ -20,7 +20,7 @@ export class Replicas {
 
   // Ask what the preloads of these say just now. Throws an Error if that is not to be had.
   async hear(ids) {
-    const ask = async (id) => [id, lastLine((await this.#link.ask("log", { tail: 5 }, id)).text)];
+    const ask = async (id) => [id, newestLine((await this.#link.ask("log", { tail: 5 }, id)).text)];
     this.#heard = new Map(await Promise.all(ids.map(ask)));
     this.#redraw();
   }

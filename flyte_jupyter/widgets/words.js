@@ -47,14 +47,14 @@ export function multiline(text) {
     .join("\n");
 }
 
-// The last line of a text: of an error's that says what happened, of a log's what happens, also where lines are written
-// over each other as by progress bars.
+// The last line of an error's text: what Python puts there is what happened.
 export function lastLine(text) {
-  return text
-    .trim()
-    .split(/[\r\n]+/)
-    .pop()
-    .trim();
+  return text.trim().split("\n").pop().trim();
+}
+
+// The last line of a log, also where lines are written over each other, as by progress bars.
+export function newestLine(text) {
+  return lastLine(text.trim().replaceAll("\r", "\n"));
 }
 
 // A card as people call it: "NVIDIA GeForce RTX 4090" is "RTX 4090".

@@ -14,7 +14,7 @@ import { waitWords } from './phrases';
 import type { IPanelSettings } from './settings';
 import type { IPoolManager } from './tokens';
 import { whileSeen } from './watching';
-import { clock, duration, lastLine, MARKS, visible } from './words';
+import { clock, duration, lastLine, MARKS, newestLine, visible } from './words';
 
 const LISTEN_MS = 3_000;
 const MAX_LISTEN_MS = 30_000;
@@ -429,7 +429,7 @@ export function PreloadLine(props: { replica: IReplica; none?: string }): JSX.El
     const poll = new Poll({
       name: 'flyte-jupyter:preload',
       factory: async () => {
-        const said = lastLine(await manager.log(id, 5)); // one may not read logs: nothing is shown
+        const said = newestLine(await manager.log(id, 5)); // one may not read logs: nothing is shown
         if (!poll.isDisposed) {
           setLine(said);
         }
