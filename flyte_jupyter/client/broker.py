@@ -96,10 +96,16 @@ class Connection:
 
     def declare(self, declaration: p.Declaration) -> None:
         """Make sure that the broker knows this environment as it is now."""
-        key = declaration.spec.key
-        if self.declared.get(key) is not declaration:
-            self.send(p.Declare(declaration=declaration))
-            self.declared[key] = declaration
+        spec = declaration.spec
+        if self.declared.get(spec.key) is declaration:
+            return
+        self.send(p.Declare(declaration=declaration))
+        if not spec.single_use:
+            # The broker lets the pool go that had this name: who wants that one again has to say so.
+            for key, other in list(self.declared.items()):
+                if other.spec.name == spec.name and not other.spec.single_use:
+                    self.declared.pop(key, None)
+        self.declared[spec.key] = declaration
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> None:
         """Run `callback` on the connection's thread in `delay` seconds."""

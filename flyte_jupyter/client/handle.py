@@ -443,6 +443,11 @@ def handle_of(declared: TaskEnvironment | Task[..., Any]) -> PoolHandle:
     return handle
 
 
+def handle_with(key: str) -> PoolHandle | None:
+    """The handle of the pool with that key, if this process has it."""
+    return _handles.get(key)
+
+
 def known_pools() -> list[PoolHandle]:
     """The pools that this process has declared and still holds; the latest of each name."""
     return [handle for handle in list(_by_name.values()) if not handle.spec.single_use]

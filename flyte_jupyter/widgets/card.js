@@ -11,6 +11,7 @@ import { clock, lastLine, multiline, roughly, stateCounts, timeOfDay, visible } 
 const SHOWN = 10;
 const TICK_MS = 500;
 const ASK_MS = 500;
+const LISTEN_MS = 2000;
 
 const many = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
 
@@ -39,6 +40,7 @@ class Card {
   #late = el("p", { class: "flyte-note flyte-said", role: "status" }); // why the timeline is not up to date
   #history = el("ol", { class: "flyte-history" });
   #timeline;
+  #told = null; // the key of the pool that it tells of
   #parts;
   #skew = 0;
   #asking = false; // whether to stop
@@ -48,6 +50,7 @@ class Card {
   #watch;
   #fetching = false;
   #stale = false;
+  #listening = false;
   #timer;
 
   constructor(model, root) {
@@ -74,10 +77,10 @@ class Card {
       ),
     );
     model.on("change:state", this.#changed);
-    document.addEventListener("visibilitychange", this.#fetch);
+    document.addEventListener("visibilitychange", this.#ask);
     this.#watch = new IntersectionObserver((entries) => {
       this.#seen = entries.at(-1).isIntersecting;
-      this.#fetch();
+      this.#ask();
     });
     this.#watch.observe(root);
     this.#timer = setInterval(() => !document.hidden && tickAll(this.#main, this.#now()), TICK_MS);
@@ -94,7 +97,7 @@ class Card {
     clearInterval(this.#timer);
     this.#seen = false;
     this.#watch.disconnect();
-    document.removeEventListener("visibilitychange", this.#fetch);
+    document.removeEventListener("visibilitychange", this.#ask);
     this.#model.off("change:state", this.#changed);
     this.#timeline.dispose();
     this.#wishes.dispose();
@@ -112,7 +115,13 @@ class Card {
   #changed = () => {
     this.#skew = this.#ahead();
     this.#draw();
+    this.#ask();
+  };
+
+  // For what no state tells, as long as somebody can see it.
+  #ask = () => {
     this.#fetch();
+    this.#listen();
   };
 
   #say(text) {
@@ -151,7 +160,10 @@ class Card {
     try {
       while (this.#stale) {
         this.#stale = false;
-        this.#timeline.take(await this.#link.ask("timeline", { since: this.#timeline.mark }));
+        const key = this.#model.get("key"); // of a pool that was declared anew in its place it is another
+        const since = key === this.#told ? this.#timeline.mark : null;
+        this.#timeline.take(await this.#link.ask("timeline", { since }));
+        this.#told = key;
         const changes = [...this.#timeline.changes].reverse();
         const lines = changes.map(({ at, text }) => el("li", {}, `${timeOfDay(at)} ${visible(text)}`));
         patch(this.#history, lines.length ? lines : [el("li", {}, "Nothing has changed yet.")]);
@@ -162,6 +174,30 @@ class Card {
       this.#late.textContent = `The timeline is not up to date: ${visible(problem.message, 1000)}`;
     }
     this.#fetching = false;
+  };
+
+  // --- what preloads say
+
+  #loading() {
+    const { broker, pool } = this.#model.get("state");
+    if (document.hidden || !this.#seen || !broker) return [];
+    return (pool?.replicas ?? []).filter(({ state }) => state === "loading").map(({ id }) => id);
+  }
+
+  #listen = async () => {
+    if (this.#listening) return;
+    this.#listening = true;
+    try {
+      let loading = this.#loading();
+      while (loading.length) {
+        await this.#replicas.hear(loading);
+        await new Promise((done) => setTimeout(done, LISTEN_MS));
+        loading = this.#loading();
+      }
+    } catch {
+      // One may not read logs, or it has just gone: its state says enough. The next state has it asked again.
+    }
+    this.#listening = false;
   };
 
   // --- what is drawn anew with each state

@@ -20,10 +20,10 @@ from traitlets import Dict, Unicode
 
 from .. import errors
 from ..client import broker
-from ..client.handle import PoolHandle
+from ..client.handle import PoolHandle, handle_with
 from ..client.identity import describe_client
 from ..core import protocol as p
-from ..core.snapshot import PoolView
+from ..core.snapshot import PoolView, Snapshot
 from ..logs import read_log
 from ..peek import peek
 
@@ -33,6 +33,8 @@ LOOK_S: Final = 2.0
 """How often a broker is looked for, while this process has none."""
 MEASURE_S: Final = 3.0
 """How often it is measured what replicas use."""
+SAME_S: Final = 0.05
+"""What the offset of a clock may differ by without being sent."""
 RUNNING: Final = frozenset(("starting", "loading", "busy", "attached"))
 """States in which what a replica uses may change."""
 
@@ -48,7 +50,10 @@ def _module(*names: str) -> str:
 class PoolCard(anywidget.AnyWidget):
     """One pool. All its views, in several cells or tabs, show the same state.
 
+    Once the notebook has used its pool, and declares another one under the same name, it is that one's card.
+
     Attributes:
+        key: Of the pool that `state` tells of.
         client: What other notebooks call this one.
         state: `now` (seconds since 1970), `epoch_offset` (to be added to the instants of `pool`), `pool` (a PoolView as
             JSON, None while the broker knows nothing of it), `devices`, `usage` (of memory), `spawned` (why its
@@ -70,6 +75,7 @@ class PoolCard(anywidget.AnyWidget):
             state={"now": time.time(), "broker": False, "pool": None},
         )
         self._pool = weakref.ref(pool)
+        self._declared = False  # until then ours may be the newer one
         # ipykernel passes what a view says to the thread from which the comm spoke last, which may be that of a cell
         # that blocks. A card can answer from any: from the one that the front end asks for.
         self.comm._reply_subshell_for = lambda _, asked_for: asked_for
@@ -80,16 +86,39 @@ class PoolCard(anywidget.AnyWidget):
         if snapped is None:
             self._send_state({**self.state, "broker": False})
             return
+        with self.hold_sync():
+            self._turn(snapped.snapshot)
+            self._send_state(self._state(snapped))
+
+    def shows(self, pool: PoolHandle) -> bool:
+        return self._pool() is pool
+
+    def _turn(self, snapshot: Snapshot) -> None:
+        """Turn to the pool that this notebook has declared in place of ours."""
+        pools = (view for view in snapshot.pools if view.name == self.name and not view.single_use)
+        declared = {view.key for view in pools if self.client in view.declared_by}
+        if self.key in declared:
+            self._declared = True
+        elif self._declared:
+            pool = next(filter(None, map(handle_with, declared)), None)
+            if pool is not None:
+                self._pool, self.key = weakref.ref(pool), pool.key
+
+    def _state(self, snapped: p.Snapped) -> dict[str, Any]:
         found = snapped.snapshot.pool(self.key)
-        state = {
+        return {
             "broker": True,
-            "epoch_offset": snapped.epoch_offset,
+            "epoch_offset": self._offset(snapped.epoch_offset),
             "pool": None if found is None else found.model_dump(mode="json"),
             "devices": [device.model_dump(mode="json") for device in snapped.snapshot.devices],
             "usage": self._part(snapped, found),
             "spawned": snapped.spawned.get(self.key),
         }
-        self._send_state(state)
+
+    def _offset(self, told: float) -> float:
+        """Two clocks, read one after the other: what differs by that alone is the same."""
+        known: float = self.state.get("epoch_offset", math.inf)
+        return known if abs(told - known) < SAME_S else told
 
     def _part(self, snapped: p.Snapped, pool: PoolView | None) -> dict[str, Any]:
         """What this pool uses, as it was when somebody measured last."""
@@ -173,7 +202,8 @@ class PoolCard(anywidget.AnyWidget):
         return {}
 
 
-_cards: weakref.WeakKeyDictionary[PoolHandle, PoolCard] = weakref.WeakKeyDictionary()
+_cards: list[PoolCard] = []
+"""Those that were shown; ipywidgets keeps them, too."""
 _lock = threading.Lock()
 _follower: threading.Thread | None = None
 
@@ -182,9 +212,11 @@ def card_of(pool: PoolHandle) -> PoolCard:
     """The pool's card; made when first asked for."""
     global _follower  # noqa: PLW0603
     with _lock:
-        card = _cards.get(pool)
+        _cards[:] = _open_cards()
+        card = next((card for card in _cards if card.shows(pool)), None)
         if card is None:
-            card = _cards[pool] = PoolCard(pool)
+            card = PoolCard(pool)
+            _cards.append(card)
         if _follower is None or not _follower.is_alive():
             _follower = threading.Thread(target=_follow, name="flyte_jupyter: cards", daemon=True)
             _follower.start()
@@ -192,12 +224,12 @@ def card_of(pool: PoolHandle) -> PoolCard:
 
 
 def _follow() -> None:
-    """Show every change on every card, for as long as there are cards."""
+    """Show every change on every card, for as long as there are cards that are open."""
     global _follower  # noqa: PLW0603
     looked_at = float("-inf")
     while True:
         with _lock:
-            if not _cards:
+            if not _open_cards():
                 _follower = None  # whoever makes the next card starts another
                 return
         connection = broker.current()
@@ -223,7 +255,7 @@ def _follow() -> None:
             with connection.watching(take):
                 measured, measured_at = -1, -math.inf
                 due: float | None = None
-                while _cards:
+                while _open_cards():
                     left = None if due is None else max(0.0, due - time.monotonic())
                     with changed:
                         heard = changed.wait_for(lambda latest=latest: bool(latest), left)  # type: ignore[misc]
@@ -243,11 +275,16 @@ def _follow() -> None:
             _show(None)
 
 
+def _open_cards() -> list[PoolCard]:
+    """Those whose front end has not let them go."""
+    return [card for card in list(_cards) if card.comm is not None]
+
+
 def _something_runs(snapped: p.Snapped) -> bool:
-    pools = (snapped.snapshot.pool(card.key) for card in list(_cards.values()))
+    pools = (snapped.snapshot.pool(card.key) for card in _open_cards())
     return any(replica.state in RUNNING for pool in pools if pool is not None for replica in pool.replicas)
 
 
 def _show(snapped: p.Snapped | None) -> None:
-    for card in list(_cards.values()):
+    for card in _open_cards():
         card.show(snapped)

@@ -1,7 +1,7 @@
 // The replicas of a card: a row for each, which opens for what one can do with it and ask of it.
 
 import { button, el, ticking } from "./elements.js";
-import { MARKS, age, clock, modelName, multiline, size, visible } from "./words.js";
+import { MARKS, age, clock, modelName, multiline, newestLine, size, visible } from "./words.js";
 
 export class Replicas {
   #link;
@@ -9,12 +9,20 @@ export class Replicas {
   #now;
   #redraw;
   #rows = new Map(); // replica -> what its opened row says
+  #heard = new Map(); // replica -> what its preload said last
 
   constructor(link, order, now, redraw) {
     this.#link = link;
     this.#order = order;
     this.#now = now;
     this.#redraw = redraw;
+  }
+
+  // Ask what the preloads of these say just now. Throws an Error if that is not to be had.
+  async hear(ids) {
+    const ask = async (id) => [id, newestLine((await this.#link.ask("log", { tail: 5 }, id)).text)];
+    this.#heard = new Map(await Promise.all(ids.map(ask)));
+    this.#redraw();
   }
 
   table(state, pool, at) {
@@ -46,7 +54,12 @@ export class Replicas {
     const running = replica.leases.filter((lease) => lease.running);
     const since = running.length ? running[0].since : replica.ready_at === null ? replica.started_at : null;
     const more = running.length > 1 ? ` and ${running.length - 1} more` : "";
-    const task = running.length ? `${visible(running[0].task)} (${visible(running[0].client)})${more}` : "-";
+    const said = replica.state === "loading" && this.#heard.get(replica.id);
+    const task = running.length
+      ? `${visible(running[0].task)} (${visible(running[0].client)})${more}`
+      : said
+        ? `“${visible(said, 120)}”`
+        : "-";
     const models = replica.devices.map((uuid) => {
       const device = devices.get(uuid);
       return device ? `${device.index} · ${modelName(device.model)}` : visible(uuid, 12);

@@ -5,6 +5,7 @@ export function stateCounts<S extends string>(replicas: readonly { state: S }[])
 export function visible(text: string, longest?: number): string;
 export function multiline(text: string): string;
 export function lastLine(text: string): string;
+export function newestLine(text: string): string;
 export function modelName(model: string): string;
 export function clock(seconds: number): string;
 export function duration(seconds: number): string;

@@ -52,6 +52,11 @@ export function lastLine(text) {
   return text.trim().split("\n").pop().trim();
 }
 
+// The last line of a log, also where lines are written over each other, as by progress bars.
+export function newestLine(text) {
+  return lastLine(text.trim().replaceAll("\r", "\n"));
+}
+
 // A card as people call it: "NVIDIA GeForce RTX 4090" is "RTX 4090".
 export function modelName(model) {
   return visible(model.replace(/^(NVIDIA )?(GeForce )?/, ""));

@@ -25,7 +25,7 @@ export interface IApi {
   state(since: string | null): Promise<IState | null>;
   stream(listener: IStreamListener): IStream;
   act(verb: Verb): Promise<void>;
-  log(replica: string): Promise<string>;
+  log(replica: string, lines: number): Promise<string>;
   failure(pool: string): Promise<string>;
   peek(replica: string, expressions: readonly string[]): Promise<IPeek>;
   timeline(pool: string, since: string | null): Promise<TimelineAnswer>;
@@ -92,8 +92,9 @@ export class Api implements IApi {
     });
   }
 
-  async log(replica: string): Promise<string> {
-    const answer = await this._request(`replicas/${encodeURIComponent(replica)}/log?tail=500`, {});
+  async log(replica: string, lines: number): Promise<string> {
+    const path = `replicas/${encodeURIComponent(replica)}/log?tail=${lines}`;
+    const answer = await this._request(path, {});
     return (answer as { text: string }).text;
   }
 

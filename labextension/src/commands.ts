@@ -506,7 +506,10 @@ export function addCommands(services: ICommandServices): IDisposable {
     needs: 'logs',
     caption: trans.__('What this replica printed outside of tasks'),
     run: ({ id, name }) =>
-      showText(app, new TextTab(trans.__('Log of %1', visible(name)), () => manager.log(id), trans))
+      showText(
+        app,
+        new TextTab(trans.__('Log of %1', visible(name)), () => manager.log(id, 500), trans)
+      )
   });
   add(Commands.cancel, {
     label: trans.__('Cancel Call'),

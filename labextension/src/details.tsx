@@ -18,6 +18,7 @@ import {
   PoolControls,
   PoolsWidget,
   PoolTimer,
+  PreloadLine,
   Section,
   StateMark,
   TextButton,
@@ -270,7 +271,13 @@ function Row({ pool, replica }: { pool: IPool; replica: IReplica }): JSX.Element
       <td>
         <Memory replica={replica} />
       </td>
-      <td>{calls(replica).length ? <Calls replica={replica} /> : '–'}</td>
+      <td>
+        {calls(replica).length ? (
+          <Calls replica={replica} />
+        ) : (
+          <PreloadLine replica={replica} none="–" />
+        )}
+      </td>
       <td className="fj-Number">{age(now - replica.started_at)}</td>
       <td>
         <MoreButton name={name} />

@@ -101,8 +101,8 @@ export class PoolManager implements IPoolManager {
     }
   }
 
-  log(replica: string): Promise<string> {
-    return this._api.log(replica);
+  log(replica: string, lines: number): Promise<string> {
+    return this._api.log(replica, lines);
   }
 
   failure(pool: string): Promise<string> {

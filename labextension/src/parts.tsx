@@ -5,6 +5,7 @@ import { closeIcon, ellipsesIcon, ReactWidget } from '@jupyterlab/ui-components'
 import type { refreshIcon } from '@jupyterlab/ui-components';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import { DisposableDelegate, DisposableSet } from '@lumino/disposable';
+import { Poll } from '@lumino/polling';
 import React, { useContext, useEffect, useId, useState } from 'react';
 
 import type { Act, ILease, IPool, IReplica, PoolState, ReplicaState } from './models';
@@ -13,7 +14,10 @@ import { refusal, waitWords } from './phrases';
 import type { IPanelSettings } from './settings';
 import type { IPoolManager } from './tokens';
 import { whileSeen } from './watching';
-import { clock, duration, lastLine, MARKS, visible } from './words';
+import { clock, duration, lastLine, MARKS, newestLine, visible } from './words';
+
+const LISTEN_MS = 3_000;
+const MAX_LISTEN_MS = 30_000;
 
 export interface IViewProps {
   manager: IPoolManager;
@@ -41,6 +45,8 @@ const Now = React.createContext(0);
 export function useNow(): number {
   return useContext(Now);
 }
+
+const Seen = React.createContext(false);
 
 /** Draws its children anew with each state while they can be seen, and gives them the view's properties and the time. */
 export function Frame(props: {
@@ -70,7 +76,9 @@ export function Frame(props: {
   }, [manager, seen]);
   return (
     <View.Provider value={view}>
-      <Now.Provider value={now}>{props.children()}</Now.Provider>
+      <Seen.Provider value={seen}>
+        <Now.Provider value={now}>{props.children()}</Now.Provider>
+      </Seen.Provider>
     </View.Provider>
   );
 }
@@ -440,6 +448,38 @@ export function Calls({ replica }: { replica: IReplica }): JSX.Element | null {
         />
       ))}
     </ul>
+  );
+}
+
+/** What the preload of a replica has said last; asked for while that runs and can be seen. */
+export function PreloadLine(props: { replica: IReplica; none?: string }): JSX.Element {
+  const { manager, trans } = useView();
+  const { id, state } = props.replica;
+  const asks = useContext(Seen) && state === 'loading';
+  const [line, setLine] = useState('');
+  useEffect(() => {
+    if (!asks) {
+      return;
+    }
+    const poll = new Poll({
+      name: 'flyte-jupyter:preload',
+      factory: async () => {
+        const said = newestLine(await manager.log(id, 5)); // one may not read logs: nothing is shown
+        if (!poll.isDisposed) {
+          setLine(said);
+        }
+      },
+      frequency: { interval: LISTEN_MS, backoff: true, max: MAX_LISTEN_MS },
+      standby: 'never' // here it can be seen
+    });
+    return () => poll.dispose();
+  }, [manager, id, asks]);
+  return line && state === 'loading' ? (
+    <div className="fj-Said" title={trans.__('What its preload says')}>
+      “{visible(line, 120)}”
+    </div>
+  ) : (
+    <>{props.none}</>
   );
 }
 

@@ -37,7 +37,7 @@ export interface IPoolManager extends IDisposable {
   /** Rejects with what the server says if it refuses. */
   act(verb: Verb): Promise<void>;
   /** The last lines that a replica printed outside of tasks. */
-  log(replica: string): Promise<string>;
+  log(replica: string, lines: number): Promise<string>;
   /** The whole traceback of a pool's last failed start. */
   failure(pool: string): Promise<string>;
   /** What a replica does now, and what these expressions are there, without disturbing it; rejects if it does not answer. */

@@ -22,6 +22,7 @@ import {
   Notes,
   PoolControls,
   PoolTimer,
+  PreloadLine,
   Section,
   StateMark,
   useNow,
@@ -386,6 +387,7 @@ function Replica({ replica, pool }: { replica: IReplica; pool: IPool }): JSX.Ele
         <MoreButton name={name} />
       </div>
       {remarks.length > 0 && <div className="fj-Remarks">{remarks.join(' · ')}</div>}
+      <PreloadLine replica={replica} />
       <Calls replica={replica} />
     </li>
   );

@@ -8,6 +8,7 @@ export {
   MARKS,
   modelName,
   multiline,
+  newestLine,
   roughly,
   size,
   stateCounts,

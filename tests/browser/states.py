@@ -86,6 +86,11 @@ def timeline(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
+def log() -> dict[str, Any]:
+    """What a preload has said so far."""
+    return {"text": "Loading the model\nshard 1/4\rshard 2/4\n", "offset": 0, "next": 37}
+
+
 def changed(**snapshot: Any) -> dict[str, Any]:
     """The same with other parts of the snapshot, and a tag of its own."""
     state = rich()

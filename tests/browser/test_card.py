@@ -251,8 +251,10 @@ SHOW = """async ([state, timeline]) => {
     const listeners = {};
     const values = { name: 'gpu', key: '0123456789abcdef', client: 'eval.ipynb', state };
     const said = { timeline, log: { text: 'loaded\\n\\u001b[31mred' }, peek: { lines: ['train.py:7 step'] } };
+    window.said = said;
     window.sent = [];
     window.held = []; // answers that the test gives
+    window.heard = []; // what the preload that runs was asked for
     window.ahead = 0; // seconds of the kernel's clock
     const model = {
         get: name => values[name],
@@ -260,13 +262,16 @@ SHOW = """async ([state, timeline]) => {
         off: (event, listener) => listeners[event].delete(listener),
         send: question => {
             if (question.verb === 'clock') said.clock = { now: Date.now() / 1000 + window.ahead };
-            else window.sent.push(question);
+            else (question.replica === '00000002' ? window.heard : window.sent).push(question); // it loads
             const answer = { number: question.number, answer: said[question.verb] ?? {} };
             const give = () => listeners['msg:custom'].forEach(each => each(answer));
             question.verb === 'scale' ? window.held.push(give) : queueMicrotask(give);
         }
     };
-    window.change = state => { values.state = state; listeners['change:state'].forEach(each => each()); };
+    window.change = (state, others) => {
+        Object.assign(values, others, { state });
+        listeners['change:state'].forEach(each => each());
+    };
     const { default: widget } = await import('/card.js');
     window.show = () => widget.render({ model, el: document.getElementById('host') });
     window.dispose = window.show();
@@ -387,9 +392,12 @@ def test_it_can_be_read_and_used_without_jupyterlab(elsewhere: Any, scheme: str)
     card.get_by_text(f"starts: {SHOWN}").wait_for()
     card.get_by_role("button", name="Actions for gpu[0]").click()
     card.get_by_role("button", name="Log").click()
-    card.get_by_text("\\u001b[31mred").wait_for()
+    card.locator("pre").get_by_text("\\u001b[31mred").wait_for()
     card.get_by_role("button", name="Drain").click()
-    assert elsewhere.evaluate("() => window.sent.map(each => each.verb)") == ["timeline", "log", "drain"]
+    sent = elsewhere.evaluate("() => window.sent.map(each => each.verb)")
+    # The timeline is asked for again in a while, since a second part of the card has been opened.
+    assert [verb for verb in sent if verb != "timeline"] == ["log", "drain"]
+    assert sent[0] == "timeline"
     assert serious(elsewhere, ".flyte-card") == []
     keep_sight(card, f"card elsewhere, {scheme}")
     assert elsewhere.evaluate("() => window.hacked") is None
@@ -470,6 +478,49 @@ def test_two_clicks_before_the_next_state_count_twice(elsewhere: Any, until: Unt
         shown["pool"]["scaling"]["max_replicas"] = maximum
         elsewhere.evaluate("state => window.change(state)", shown)
     card.get_by_text("max 2", exact=True).wait_for()
+
+
+def test_a_row_says_what_the_preload_says_while_it_can_be_seen(elsewhere: Any, until: Until) -> None:
+    state = states.rich()
+    pool = state["snapshot"]["pools"][0]
+    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
+    shown |= {"usage": state["usage"], "pool": pool}
+    elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
+    log = "first\nshard 1/4\rshard 2/4 \x1b[31m<img src=x onerror='window.hacked=1'>\n\n"
+    elsewhere.evaluate("text => { window.said.log.text = text; }", log)
+    row = elsewhere.locator(".flyte-wide tbody tr").nth(2)
+    row.get_by_text("“shard 2/4 \\u001b[31m<img src=x onerror='window.hacked=1'>”").wait_for()
+    keep_sight(elsewhere.locator(".flyte-card"), "a preload")
+    elsewhere.evaluate("text => { window.said.log.text = text; }", "x" * 5000)
+    row.get_by_text(f"“{'x' * 119}…”").wait_for()
+    assert elsewhere.evaluate("() => window.hacked") is None
+    asked = "() => window.heard.length"
+    assert elsewhere.evaluate("() => [window.sent.length, new Set(window.heard.map(each => each.verb)).size]") == [0, 1]
+    elsewhere.evaluate("() => { document.getElementById('host').style.display = 'none'; }")
+    elsewhere.wait_for_timeout(1500)  # what was under way
+    seen = elsewhere.evaluate(asked)
+    elsewhere.wait_for_timeout(5000)
+    assert elsewhere.evaluate(asked) == seen
+    elsewhere.evaluate("() => { document.getElementById('host').style.display = ''; }")
+    until(lambda: elsewhere.evaluate(asked) > seen, 10)
+    pool["replicas"][2]["state"] = "ready"
+    elsewhere.evaluate("state => window.change(state)", shown)
+    row.get_by_text("xxx").wait_for(state="detached")
+
+
+def test_a_card_that_turns_to_another_pool_has_its_timeline(elsewhere: Any, until: Until) -> None:
+    state = states.rich()
+    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
+    shown |= {"usage": state["usage"], "pool": state["snapshot"]["pools"][0]}
+    elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
+    elsewhere.locator(".flyte-card").get_by_text("Timeline", exact=True).click()
+    sent = "() => window.sent.map(each => each.body.since)"
+    until(lambda: elsewhere.evaluate(sent) == [None], 5)
+    elsewhere.evaluate("state => window.change(state)", {**shown, "pool": {**shown["pool"], "calls": 42}})
+    until(lambda: elsewhere.evaluate(sent) == [None, "m"], 5)
+    anew = {**shown, "pool": {**shown["pool"], "key": "f" * 16}}
+    elsewhere.evaluate("([state, key]) => window.change(state, { key })", [anew, "f" * 16])
+    until(lambda: elsewhere.evaluate(sent) == [None, "m", None], 5)
 
 
 def test_numbers_are_written_as_people_read_them(elsewhere: Any) -> None:

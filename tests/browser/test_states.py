@@ -36,7 +36,7 @@ def served(page: Any) -> FakeServer:
     """A server that has something to tell."""
     made = FakeServer(page)
     made.state = states.rich()
-    made.answers = {"/timeline": states.timeline}
+    made.answers = {"/timeline": states.timeline, "/log": states.log}
     return made
 
 
@@ -56,7 +56,7 @@ def shared(context: Any, jupyter: Jupyter) -> Iterator[tuple[Lab, FakeServer]]:
 def here(shared: tuple[Lab, FakeServer]) -> Iterator[tuple[Lab, FakeServer]]:
     """The page that many tests share: the panel is open and shows what `states.rich` says."""
     lab, fake = shared
-    fake.status, fake.message, fake.answers = 200, "no", {"/timeline": states.timeline}
+    fake.status, fake.message, fake.answers = 200, "no", {"/timeline": states.timeline, "/log": states.log}
     fake.send(states.changed())
     lab.show_panel()
     with lab.page.expect_response(re.compile(r"/flyte-jupyter/pools(\?|$)")):
@@ -166,6 +166,7 @@ def test_the_details_tell_all_about_a_pool(here: Here, until: Until) -> None:
     assert "held by train.ipynb" in held.inner_text()
     assert held.locator(".fj-Call").count() == 0
     assert re.search(r"loading[\s\S]*old preload", loading.inner_text())
+    loading.get_by_text("“shard 2/4”", exact=True).wait_for()
     assert "1.\nevaluate eval.ipynb" in tab.locator(".fj-Queue").inner_text()
     assert tab.locator(".fj-Saved, .fj-Counts").get_by_text("cold starts avoided: 38 (about 26 min saved)").count() == 1
     canvas = tab.locator("canvas")
@@ -249,7 +250,8 @@ def test_a_countdown_ticks_without_any_request(here: Here, until: Until) -> None
     first = seconds(timer.inner_text())
     assert 1780 - 10 * TIME_SCALE <= first <= 1780
     until(lambda: seconds(timer.inner_text()) <= first - 3, 10)
-    assert fake.requests == []
+    # One replica loads: only what its preload says is asked for.
+    assert [request for request in fake.requests if "replicas/00000002/log?tail=5" not in request] == []
 
 
 def test_what_is_hidden_makes_no_request(lab: Lab, fake: FakeServer, until: Until) -> None:

@@ -457,6 +457,24 @@ def test_a_pool_outlives_its_notebook_and_an_edit_keeps_the_model(own_broker: Ow
     assert changed.split()[1] == changed.split()[2] != pid
 
 
+def test_an_environment_that_takes_its_name_back_has_its_pool_again() -> None:
+    def flavour() -> str:
+        return os.environ["FLAVOUR"]
+
+    policy = flyte.ReusePolicy(replicas=(0, 1))
+    first, second = (
+        flyte.TaskEnvironment("taken", env_vars={"FLAVOUR": name}, reusable=policy).task(flavour)
+        for name in ("vanilla", "mint")
+    )
+    assert (first(), second()) == ("vanilla", "mint")
+
+    def pools() -> list[str]:
+        return [view.key for view in broker.connect().snapshot().snapshot.pools if view.name == "taken"]
+
+    wait_until(lambda: len(pools()) == 1, START_S, "the first one's pool to be gone")
+    assert (first(), second(), first()) == ("vanilla", "mint", "vanilla")
+
+
 def test_a_preload_finds_the_modules_and_files_beside_the_notebook(own_broker: OwnBroker) -> None:
     (own_broker.home / "beside.py").write_text("value = 3\n")
     (own_broker.home / "data.txt").write_text("4")

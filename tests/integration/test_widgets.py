@@ -5,7 +5,9 @@ from __future__ import annotations
 import queue
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +23,43 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class Front:
-    """A front end: runs cells, and keeps every message of the card."""
+    """A front end: runs cells, and keeps what cards say. `model` is the one that a test is about."""
 
     def __init__(self) -> None:
         self.manager: KernelManager
         self.manager, self.client = start_new_kernel()
         self.model = ""
-        self.state: dict[str, Any] = {}
+        self.cards: dict[str, dict[str, Any]] = {}
+        self.updates: Counter[str] = Counter()
         self.said: list[dict[str, Any]] = []
         self.asked = 0
 
     def next(self) -> dict[str, Any]:
         message: dict[str, Any] = self.client.get_iopub_msg(timeout=START_S * TIME_SCALE)
         content = message["content"]
-        if content.get("comm_id") == self.model and message["msg_type"] == "comm_msg":
-            if content["data"]["method"] == "update":
-                self.state = content["data"]["state"].get("state", self.state)
-            else:
-                self.said.append(content["data"]["content"])
+        if message["msg_type"] == "comm_msg":
+            card, data = content["comm_id"], content["data"]
+            if data["method"] == "update":
+                self.cards[card] = self.cards.get(card, {}) | data["state"]
+                self.updates[card] += 1
+            elif card == self.model:
+                self.said.append(data["content"])
         return message
+
+    @property
+    def state(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.cards.get(self.model, {}).get("state", {})
+        return found
+
+    @contextmanager
+    def looking_at(self, shown: list[dict[str, Any]]) -> Iterator[None]:
+        """At the card that a cell has shown."""
+        [bundle] = [each["content"]["data"] for each in shown if each["msg_type"] == "execute_result"]
+        kept, self.model = self.model, bundle[VIEW]["model_id"]
+        try:
+            yield
+        finally:
+            self.model = kept
 
     def start(self, code: str) -> str:
         asked: str = self.client.execute(textwrap.dedent(code))
@@ -160,18 +180,13 @@ def test_it_answers_what_a_view_asks(front: Front) -> None:
 
 
 def test_the_card_of_a_pool_that_was_declared_anew_says_so(front: Front) -> None:
-    [result] = [
-        each["content"]
-        for each in front.run("""
-            import gc
-            from flyte_jupyter.client import handle
-            brief = flyte.TaskEnvironment("brief", reusable=flyte.ReusePolicy(replicas=1))
-            brief
-        """)
-        if each["msg_type"] == "execute_result"
-    ]
-    kept, front.model = front.model, result["data"][VIEW]["model_id"]
-    try:
+    shown = front.run("""
+        import gc
+        from flyte_jupyter.client import handle
+        brief = flyte.TaskEnvironment("brief", reusable=flyte.ReusePolicy(replicas=1))
+        brief
+    """)
+    with front.looking_at(shown):
         front.run("""
             brief = flyte.TaskEnvironment("brief", env_vars={"A": "1"}, reusable=flyte.ReusePolicy(replicas=1))
             flyte.pool(brief)
@@ -180,8 +195,54 @@ def test_the_card_of_a_pool_that_was_declared_anew_says_so(front: Front) -> None
             gc.collect();
         """)
         assert "run the cell again for its card" in front.ask("warm")["error"]
-    finally:
-        front.model = kept
+
+
+def test_a_card_follows_the_name_of_its_pool_to_the_one_that_is_declared_anew(front: Front) -> None:
+    declare = """
+        again = flyte.TaskEnvironment("again", env_vars={"A": "%s"}, reusable=flyte.ReusePolicy(replicas=1))
+        @again.task
+        def one() -> int:
+            return 1
+        one()
+    """
+    front.run(declare % "1")
+    with front.looking_at(front.run("flyte.pool(again)")):
+        front.until(lambda pool: pool["calls"] == 1)
+        before = front.state["pool"]
+        front.run(declare % "2")  # the first one's handle is alive: `Out` has it
+        front.until(lambda pool: pool["key"] != before["key"] and pool["calls"] == 1)
+        after = front.state["pool"]
+        assert (front.cards[front.model]["key"], after["name"], after["retiring"]) == (after["key"], "again", False)
+        lanes = front.ask("timeline", since=None)["answer"]["lanes"]
+        assert [lane["replica"] for lane in lanes] == [replica["id"] for replica in after["replicas"]]
+        model = front.model
+        with front.looking_at(front.run("flyte.pool(again)")):
+            assert front.model == model
+        front.run(declare % "1")
+        front.until(lambda pool: pool["key"] == before["key"])
+        assert "answer" in front.ask("stop", force=True)
+        front.until(lambda pool: not pool["replicas"])
+
+
+def test_a_pool_that_nobody_has_called_yet_keeps_its_card_beside_the_one_before(front: Front) -> None:
+    front.run("""
+        anew = flyte.TaskEnvironment("anew", reusable=flyte.ReusePolicy(replicas=1))
+        @anew.task
+        def one() -> int:
+            return 1
+        one()
+        newer = flyte.TaskEnvironment("anew", env_vars={"A": "1"}, reusable=flyte.ReusePolicy(replicas=1))
+    """)
+    with front.looking_at(front.run("newer")):
+        while not front.state.get("broker") or front.state["pool"] is not None:
+            front.next()
+        front.run("one()")  # that of the one before
+        [key] = [each["content"]["data"] for each in front.run("flyte.pool(newer).key") if "data" in each["content"]]
+        front.ask("warm")
+        front.until(lambda pool: pool["key"] == key["text/plain"].strip("'"))
+        assert "key" not in front.cards[front.model], "it has turned to the other"
+        front.ask("stop", force=True)
+        front.until(lambda pool: not pool["replicas"])
 
 
 def test_it_answers_in_a_subshell_while_a_cell_blocks(front: Front) -> None:
@@ -250,6 +311,50 @@ def test_nothing_is_sent_while_nothing_changes(front: Front) -> None:
             break
     else:
         pytest.fail("there is always something said")
+
+
+def test_what_happens_in_another_pool_is_not_sent(front: Front) -> None:
+    front.run("pool.keep(0).scale(1, 3); echo(1)")
+    front.until(ready(1))
+    front.run("pool.stop(force=True)")
+    front.until(lambda pool: not pool["replicas"])
+    before = front.updates[front.model]
+    front.run("""
+        beside = flyte.TaskEnvironment("beside", reusable=flyte.ReusePolicy(replicas=1))
+        @beside.task
+        def one() -> int:
+            return 1
+        for _ in range(5):
+            one()
+        flyte.pool(beside).stop(force=True)
+    """)
+    front.ask("keep", seconds=600)
+    front.until(lambda pool: pool["kept_until"])
+    assert front.updates[front.model] - before == 1
+    front.run("pool.keep(0)")
+
+
+def test_it_can_be_asked_what_a_preload_says(front: Front, tmp_path: Path) -> None:
+    shown = front.run(f"""
+        import pathlib
+        slow = flyte.TaskEnvironment("slow", reusable=flyte.ReusePolicy(replicas=1))
+        gate = pathlib.Path({str(tmp_path / "gate")!r})
+        @flyte.pool(slow).preload
+        def load():
+            print("shard 2/4")
+            while not gate.exists():
+                time.sleep(0.02)
+        flyte.pool(slow).warm(wait=False)
+    """)
+    with front.looking_at(shown):
+        front.until(lambda pool: [each["state"] for each in pool["replicas"]] == ["loading"])
+        [replica] = front.state["pool"]["replicas"]
+        while "shard 2/4" not in front.ask("log", replica=replica["id"], tail=5)["answer"]["text"]:
+            time.sleep(0.05)
+        (tmp_path / "gate").touch()
+        front.until(ready(1))
+        front.ask("stop", force=True)
+        front.until(lambda pool: not pool["replicas"])
 
 
 def test_a_saved_notebook_shows_it_without_a_kernel(front: Front) -> None:

@@ -40,7 +40,7 @@ export class FakeManager implements IPoolManager {
   });
   refresh = vi.fn(() => Promise.resolve());
   act = (): Promise<void> => Promise.resolve();
-  log = (): Promise<string> => Promise.resolve('');
+  log = vi.fn<(replica: string, lines: number) => Promise<string>>(() => Promise.resolve(''));
   failure = (): Promise<string> => Promise.resolve('');
   peek = (): Promise<IPeek> => Promise.resolve({ lines: [] });
   dispose = (): void => undefined;

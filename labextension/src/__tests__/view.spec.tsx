@@ -51,6 +51,44 @@ it('counts down by itself, without a state', () => {
   expect(timer?.textContent).toContain('29:37');
 });
 
+it('says what a preload has said last, as text, while it runs and can be seen', async () => {
+  manager = new FakeManager();
+  manager.log.mockResolvedValue('shard 1/4\rshard 2/4 \u001b[31m<b>\n\n');
+  const at = view(manager);
+  const panel = (seen: boolean): JSX.Element => (
+    <Frame view={at} seen={seen}>
+      {() => <Panel />}
+    </Frame>
+  );
+  const { container, rerender } = render(panel(true));
+  const said = (): string[] =>
+    [...container.querySelectorAll('.fj-Said')].map(line => line.textContent ?? '');
+  act(() => manager.set(parseState(contract)));
+  await act(() => vi.advanceTimersByTimeAsync(100));
+  expect(said()).toEqual(['“shard 2/4 \\u001b[31m<b>”']);
+  manager.log.mockResolvedValue('x'.repeat(5000));
+  await act(() => vi.advanceTimersByTimeAsync(3100));
+  expect(said()).toEqual([`“${'x'.repeat(119)}…”`]);
+  rerender(panel(false));
+  const asked = manager.log.mock.calls;
+  expect(new Set(asked.map(String))).toEqual(new Set(['00000002,5']));
+  const before = asked.length;
+  await act(() => vi.advanceTimersByTimeAsync(20_000));
+  expect(manager.log).toHaveBeenCalledTimes(before);
+  rerender(panel(true));
+  const ready = structuredClone(contract);
+  ready.snapshot.pools[0].replicas[2].state = 'ready';
+  act(() => manager.set(parseState(ready)));
+  expect(said()).toEqual([]);
+});
+
+it('shows nothing of a preload where one may not read logs', async () => {
+  const container = show(contract);
+  manager.log.mockRejectedValue(new Error('no'));
+  await act(() => vi.advanceTimersByTimeAsync(10_000));
+  expect(container.querySelector('.fj-Said')).toBeNull();
+});
+
 it('says how long a call is likely to wait, and when that was not true', () => {
   const container = show(contract);
   const waits = (): string | undefined =>
