@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from asking import Answer, Ask, server_config
-from support import START_S, Counter, mark, view_of, wait_until, within
+from support import START_S, TIME_SCALE, Counter, mark, view_of, wait_until, within
 from traitlets.config import Config
 
 import flyte_jupyter as flyte
@@ -154,7 +154,7 @@ async def test_looks_into_one_that_stands_still_do_not_hold_up_the_server(ask: A
     finally:
         os.kill(pid, signal.SIGCONT)
     assert [answer.code for answer in await looks] == [504] * 5
-    assert max(after - before for before, after in itertools.pairwise(pauses)) < 0.2
+    assert max(after - before for before, after in itertools.pairwise(pauses)) < 0.2 * TIME_SCALE
 
 
 async def test_a_replica_that_dies_while_it_is_asked(ask: Ask) -> None:
