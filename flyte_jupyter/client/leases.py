@@ -466,6 +466,7 @@ def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
                 pool,
                 max_replicas=int(detail["replicas"]),
                 concurrency=int(detail["concurrency"]),
+                cell=detail.get("cell", ""),
             )
 
 

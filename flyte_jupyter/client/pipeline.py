@@ -597,6 +597,8 @@ class Stream:
         # Only those: a late answer to a stream before this one must not touch what was sent since.
         self._taking_back = False
         back = [call for call in self._calls if first <= call.number < first + count]
+        if back and back[0] is self._calls[0]:
+            self._moved_at = time.monotonic()
         for call in back:
             self._calls.remove(call)
             call.taken_back()

@@ -74,18 +74,22 @@ def _hung_up(connection: socket.socket) -> bool:
 
 
 class CallChannel:
-    """One lease's calls, in order, one at a time. Lives on the main thread; `send` may be called by any."""
+    """One lease's calls, in order, one at a time. Lives on the main thread; `send` may be called by any.
+
+    The control thread makes it and answers for calls that have not begun, so that they need not wait for a main
+    thread that is busy.
+    """
+
+    module: NotebookModule
+    find: Callable[[str, str], Any]
 
     def __init__(self, connection: socket.socket, reader: FrameReader, hello: CallerHello, replica: Replica) -> None:
         self.connection = connection
         self.hello = hello
         self.replica = replica
-        self.module: NotebookModule = replica.namespaces.notebook(hello.notebook)
-        self.find = replica.namespaces.find_class(self.module)
         self.running: RunningCall | None = None
         self.span: Span | None = None  # of the last call, if it was a short one
-        self.cancelled: set[int] = set()  # calls whose cancel came before they did
-        self._withdrawn: set[int] = set()  # calls that their client has taken back
+        self._withdrawn: set[int] = set()  # calls that their client has taken back or cancelled: they do not begin
         self._begun = 0  # the last call that was begun
         self._begin = threading.Lock()
         self.closed = False
@@ -102,6 +106,9 @@ class CallChannel:
 
     def open(self) -> None:
         """Begin with what came along with the greeting. Cancels and withdrawals can reach it before."""
+        namespaces = self.replica.namespaces
+        self.module = namespaces.notebook(self.hello.notebook)
+        self.find = namespaces.find_class(self.module)
         self._loop.add_reader(self.connection, self._on_readable)
         self._take_frames()
 
@@ -194,6 +201,9 @@ class CallChannel:
         with self._begin:
             first = max(first, self._begun + 1)
             self._withdrawn.update(range(first, last + 1))
+        self._say_withdrawn(first, last)
+
+    def _say_withdrawn(self, first: int, last: int) -> None:
         self.send(encode(Kind.WITHDRAWN, first, flags=max(0, last + 1 - first)))
         self._loop.call_soon_threadsafe(self._forget_undefined)
 
@@ -205,25 +215,19 @@ class CallChannel:
             self._advance()
 
     def cancel(self, number: int) -> RunningCall | None:
-        """That call, if it runs; if not, it will not begin. On the control thread."""
+        """That call, if it has begun; if not, it never will, and its client hears so. On the control thread."""
         with self._begin:
-            call = self.running
-            if call is not None and call.number == number:
-                return call
-            if number > self._begun:
-                self.cancelled.add(number)
-        self._loop.call_soon_threadsafe(self._forget_undefined)
+            if number <= self._begun:
+                call = self.running
+                return call if call is not None and call.number == number else None
+            self._withdrawn.add(number)
+        self._say_withdrawn(number, number)
         return None
 
     def _dismissed(self, number: int) -> bool:
-        """Whether its client has taken it back, or cancelled it. Says so, unless `withdraw` has."""
+        """Whether its client has taken it back, or cancelled it; `withdraw` has said so."""
         if number in self._withdrawn:
             self._withdrawn.discard(number)
-            self.cancelled.discard(number)
-            return True
-        if number in self.cancelled:
-            self.cancelled.discard(number)
-            self.send(encode(Kind.OUTCOME, number, flags=Status.CANCELLED))
             return True
         return False
 
@@ -257,22 +261,25 @@ class CallChannel:
         ask = functools.partial(self._ask, frame.call)
         sink = OutputSink(frame.call, self.send_output, self.replica.later, ask)
         context = make_context(frame.call, name, self, frame.flags, sink)
-        call = RunningCall(self, frame.call, name, function, frame.buffers, context, sink)
+        self.running = RunningCall(self, frame.call, name, function, frame.buffers, context, sink, recorded)
+        self.replica.runner.start(self.running)
+
+    def begin(self, call: RunningCall) -> bool:
+        """Its turn has come; False if it is not wanted any more."""
         with self._begin:  # a cancel or withdrawal finds it either before or after this
-            if self._dismissed(frame.call):
-                return
-            self._begun = frame.call
-            self.running = call
-        if recorded:
+            if self._dismissed(call.number):
+                return False
+            self._begun = call.number
+        if call.recorded:
             self._recorder.began(call)
-        self.replica.runner.start(call)
+        return True
 
     # --- out
 
     def finished(self, call: RunningCall, reply: list[Buffer], now: float) -> None:
-        """The runner's last word on a call."""
+        """The runner's last word on a call. There is none on one that did not begin."""
         self.running = None
-        if not self.closed:
+        if reply and not self.closed:
             self.send(reply)
         if call.began:  # noted while the client reads already
             self._recorder.ended(call, now)
@@ -448,7 +455,7 @@ class Listener:
                 session=hello.get("session", ""),
             )
             connection.setblocking(True)
-            self._replica.runner.loop.call_soon_threadsafe(self._replica.attach, connection, reader, caller)
+            self._replica.connected(connection, reader, caller)
         else:
             ControlChannel(connection, reader, self._loop, self._replica, supervisor=hello["role"] == "supervisor")
 
@@ -644,23 +651,15 @@ class Replica:
 
     # --- on the main thread
 
-    def attach(self, connection: socket.socket, reader: FrameReader, hello: CallerHello) -> None:
-        for folder in hello.sys_path:
+    def attach(self, channel: CallChannel) -> None:
+        for folder in channel.hello.sys_path:
             if folder not in sys.path:
                 sys.path.append(folder)
-        if _hung_up(connection):  # while this thread was busy: its calls must not begin any more
-            connection.close()
-            if hello.files is not None:
-                hello.files.close()
-            self.abandoned_call_ended(hello.lease)
+        if _hung_up(channel.connection):  # while this thread was busy: its calls must not begin any more
+            channel.close()
             return
-        channel = CallChannel(connection, reader, hello, self)
-        with self._lock:
-            self._channels[hello.lease] = channel
-            self._by_fd[connection.fileno()] = channel
-            channel.cancelled |= self._early_cancels.pop(hello.lease, set())
         if self._listener is not None:
-            self._listener.watch_hangup(connection)
+            self._listener.watch_hangup(channel.connection)
         channel.open()
 
     def forget(self, channel: CallChannel) -> None:
@@ -674,6 +673,12 @@ class Replica:
         if channel.hello.session:
             self._control_loop.call_soon_threadsafe(self.front_end_left, channel.hello.session)
 
+    def lease_of(self, session: bytes) -> str:
+        """That of the front end whose Jupyter session this is; "" if it is attached to nothing."""
+        with self._lock:
+            found = (lease for lease, each in self._channels.items() if each.hello.session)
+            return next((lease for lease in found if self._channels[lease].hello.session.encode() == session), "")
+
     def set_up(self, body: bytes) -> None:
         from .preload import run_preload
 
@@ -683,6 +688,17 @@ class Replica:
         self.runner.exit()
 
     # --- on the control thread
+
+    def connected(self, connection: socket.socket, reader: FrameReader, hello: CallerHello) -> None:
+        """Calls will come here. They wait for the main thread, their cancels do not."""
+        channel = CallChannel(connection, reader, hello, self)
+        with self._lock:
+            self._channels[hello.lease] = channel
+            self._by_fd[connection.fileno()] = channel
+            early = self._early_cancels.pop(hello.lease, ())
+        for number in early:
+            channel.cancel(number)
+        self.runner.loop.call_soon_threadsafe(self.attach, channel)
 
     def cancel(self, lease: str, number: int) -> None:
         with self._lock:
@@ -712,7 +728,7 @@ class Replica:
     def withdraw(self, lease: str, first: int, last: int) -> None:
         with self._lock:
             channel = self._channels.get(lease)
-        if channel is not None:  # else it is not attached yet: its calls run when their turn comes
+        if channel is not None:  # else it is not connected yet: its calls run when their turn comes
             channel.withdraw(first, last)
 
     def hung_up(self, fd: int) -> None:

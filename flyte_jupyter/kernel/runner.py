@@ -58,6 +58,7 @@ class RunningCall:
         "function",
         "name",
         "number",
+        "recorded",
         "sink",
         "span",
         "status",
@@ -73,6 +74,7 @@ class RunningCall:
         arguments: list[Buffer],
         context: TaskContext,
         sink: OutputSink,
+        recorded: bool,
     ) -> None:
         self.channel = channel
         self.number = number
@@ -84,6 +86,7 @@ class RunningCall:
         self.cancelled = False
         self.ended = False
         self.task: asyncio.Task[None] | None = None
+        self.recorded = recorded
         self.began = 0.0  # stays so where nobody is told of it
         self.span: Span | None = None  # once it is known to take long
         self.status = OK
@@ -153,6 +156,9 @@ class Runner:
             call.task.cancel()
 
     def _run_sync(self, call: RunningCall) -> None:
+        if not call.channel.begin(call):
+            self._finish(call, [])
+            return
         previous = set_handler(signal.SIGINT, self._on_interrupt)
         context = self._base.copy()
         try:
@@ -189,6 +195,9 @@ class Runner:
             current.set(None)
 
     async def _run_async(self, call: RunningCall, begun: Begun | None = None) -> None:
+        if begun is None and not call.channel.begin(call):
+            self._finish(call, [])
+            return
         current.set(call.context)
         set_handler(signal.SIGINT, self._on_interrupt)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import threading
 import time
@@ -17,7 +18,8 @@ import pytest
 from support import START_S, Counter, assert_quiet, attempt, mark, ready, view_of, wait_until
 
 import flyte_jupyter as flyte
-from flyte_jupyter import errors
+from flyte_jupyter import cli, errors
+from flyte_jupyter.cli.conversation import talk
 from flyte_jupyter.client import broker, leases
 from flyte_jupyter.client.identity import describe_client
 from flyte_jupyter.core import protocol as p
@@ -79,10 +81,11 @@ def die(seconds: float) -> None:
 
 @pair.task
 async def meet(there: str, count: int) -> None:
-    """Until so many are there."""
+    """Until so many are there, and a while yet: times are told in tenths of a millisecond."""
     mark(there)
     while len(Counter(Path(there))) < count:
         await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +201,31 @@ def test_a_failed_and_a_cancelled_call_end_as_such() -> None:
         broker.connect().send(p.Cancel(lease=lease.lease))
     until_spans("lanes.nap", lambda found: [span.outcome for span in found] == ["cancelled"], began)
     assert "nobody else" not in timeline().model_dump_json()
+
+
+def test_another_notebook_is_told_when_it_gets_its_turn_if_calls_take_as_long_as_usual(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gate, began = tmp_path / "gate", time.monotonic()
+    named = hold.override(short_name="gated")
+    with in_thread(named, str(gate)):
+        until_spans("gated", len, began)
+        gate.touch()
+    [span] = until_spans("gated", lambda found: found and found[0].ended, began)
+    assert span.ended is not None
+    gate.unlink()
+    with in_thread(named, str(gate)), talk() as other:
+        try:
+            wait_until(lambda: [each for each in running() if each.since > span.ended])
+            assert other is not None
+            other.send(p.Acquire(lease="other", pool=POOL.key, task="gated"))
+            view = wait_until(lambda: (view := view_of(lanes)).queue and view)
+            [lease], [request] = view.replicas[0].leases, view.queue
+            assert request.expected_at == pytest.approx(lease.since + span.ended - span.began, abs=0.001)
+            assert cli.main(["status", "lanes"]) == 0
+            assert re.search(r"gated .*, waits 0:\d\d, (starts in about \d+ s|longer)", capfd.readouterr().out)
+        finally:
+            gate.touch()
 
 
 def test_async_calls_at_once_are_spans_beside_each_other(tmp_path: Path) -> None:
