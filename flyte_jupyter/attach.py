@@ -331,12 +331,14 @@ class Proxy:
         if self._attachment is None:
             return
         with contextlib.suppress(errors.BaseRuntimeError):
-            self._warning = (
+            warning = (
                 f"{self._attachment.replica.name} will end when this kernel leaves it: {self._attachment.why()}. "
                 "Restart this kernel to attach to another."
             )
             for request in self._running.values():
-                self._write(f"{self._warning}\n", request.header, "stderr")
+                self._write(f"{warning}\n", request.header, "stderr")
+            if not self._running:
+                self._warning = warning  # for the next cell
 
     # --- from the front end
 

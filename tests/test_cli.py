@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import psutil
 import pytest
+from support import TIME_SCALE
 
 from flyte_jupyter import cli, orphans, runtime
 from flyte_jupyter.cli import doctor, processes, stop
@@ -126,7 +127,7 @@ def state(run: Run) -> Any:
 
 
 def wait_until(holds: Callable[[], bool], timeout: float = 20) -> None:
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * TIME_SCALE
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -35,6 +35,7 @@ class JobScreen(outputs.Screen):
         self._shell = shell
         self._id = uuid.uuid4().hex
         self._context: Context = copy_context()  # of the cell that starts it
+        self._display_pub = shell.display_pub  # of that cell, too: in another one it may be that of %%capture
         self._lock = threading.RLock()
         self._parts: list[tuple[str, str]] = []  # plain text and HTML, in order
         self._places: dict[str, int] = {}  # of a display that may be updated
@@ -117,8 +118,9 @@ class JobScreen(outputs.Screen):
         styled = [f'<span style="opacity: 0.6; font-size: smaller">{html.escape(head)}</span>']
         styled += [part or f"<pre>{html.escape(_COLOURS.sub('', written))}</pre>" for written, part in self._parts]
         context = copy_context() if here else self._context.copy()  # two threads may not be in one context
+        display_pub = self._shell.display_pub if here else self._display_pub
         context.run(
-            self._shell.display_pub.publish,
+            display_pub.publish,
             {"text/plain": plain, "text/html": "".join(styled)},
             {},
             transient={"display_id": self._id},

@@ -133,7 +133,7 @@ class Jupyter:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
         try:
-            self.process.wait(15)
+            self.process.wait(15 * TIME_SCALE)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
@@ -272,7 +272,7 @@ class Lab:
     def snapshot(self) -> dict[str, Any]:
         """What the server says, with the instants of pools in Unix time."""
         address = f"{self.jupyter.url}flyte-jupyter/pools?token={self.jupyter.token}"
-        with urllib.request.urlopen(address, timeout=5) as answer:
+        with urllib.request.urlopen(address, timeout=STEP_MS / 1000) as answer:
             state = json.load(answer)
         for pool in state["snapshot"]["pools"]:
             for replica in pool["replicas"]:
@@ -285,7 +285,8 @@ class Lab:
         key = next(each["key"] for each in self.snapshot()["pools"] if each["name"] == pool)
         headers = {"Authorization": f"token {self.jupyter.token}", "Content-Type": "application/json"}
         url = f"{self.jupyter.url}flyte-jupyter/pools/{key}/{verb}"
-        urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=5).close()
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        urllib.request.urlopen(request, timeout=STEP_MS / 1000).close()
 
     def scaling(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = next(pool for pool in self.snapshot()["pools"] if pool["name"] == name)["scaling"]
@@ -318,6 +319,7 @@ class FakeServer:
         self.state: dict[str, Any] | None = None
         self.answers: dict[str, Callable[[], Any]] = {}
         """By the end of a path: what answers there, instead of the state."""
+        self._page = page
         self.listeners: list[Any] = []
         """The sockets of those who hear of changes."""
         page.route(re.compile(r"^http://[^/]+/flyte-jupyter/"), self._answer)  # not the files of the panel
@@ -345,6 +347,10 @@ class FakeServer:
             return
         self.listeners.append(socket)
         socket.send(json.dumps(self.state | {"now": time.time()}))
+
+    def settle(self) -> None:
+        """Until all that the page has asked so far is in `requests`."""
+        self._page.evaluate("async () => { await fetch('/flyte-jupyter/settled'); }")
 
     def send(self, state: dict[str, Any]) -> None:
         self.state = state

@@ -71,7 +71,7 @@ def page_with_a_pool(context: Any, jupyter: Jupyter) -> Iterator[Lab]:
             wait_on(page)(lambda: ready(row) == 1, 20)
             yield lab
     finally:
-        process.communicate(b"\n", timeout=10)
+        process.communicate(b"\n", timeout=10 * TIME_SCALE)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import states
-from conftest import FakeServer, Jupyter, Lab, checked_page, keep_sight, serious, settled, wait_on
+from conftest import FakeServer, Jupyter, Lab, checked_page, keep_sight, serious, wait_on
 from support import TIME_SCALE
 
 Until = Callable[[Callable[[], Any], float], Any]
@@ -64,6 +64,7 @@ def here(shared: tuple[Lab, FakeServer]) -> Iterator[tuple[Lab, FakeServer]]:
     wait_on(lab.page)(lambda: fake.listeners)
     lab.panel.locator(".fj-Hint").wait_for(state="detached")
     lab.pool("gpu").wait_for()
+    fake.settle()
     fake.requests.clear()
     yield shared
     lab.page.keyboard.press("Escape")  # a menu or dialog that is open
@@ -102,8 +103,9 @@ def test_a_lost_connection_keeps_the_last_state_and_recovers(here: Here) -> None
     lab.panel.locator(".fj-Hint[data-kind=lost]").wait_for()
     assert lab.panel.locator(".fj-mod-stale .fj-Pool").count() == 3
     tab.locator(".fj-mod-stale").get_by_text("what is shown is old").wait_for()
-    fake.status = 200
-    lab.panel.get_by_role("button", name="Try now").click()
+    with lab.page.expect_request("**/flyte-jupyter/pools*"):
+        lab.panel.get_by_role("button", name="Try now").click()
+    fake.status = 200  # found out without the button, too
     lab.panel.locator(".fj-Hint").wait_for(state="detached")
     tab.locator(".fj-mod-stale").wait_for(state="detached")
 
@@ -272,7 +274,8 @@ def test_what_is_hidden_makes_no_request(lab: Lab, fake: FakeServer, until: Unti
     assert any("timeline?since=m" in request for request in fake.requests)
     lab.execute("launcher:create")
     tab.wait_for(state="hidden")
-    known = settled(lab.page, lambda: list(fake.requests))
+    fake.settle()
+    known = list(fake.requests)
     fake.send(states.changed(pools=[]))
     lab.page.wait_for_timeout(4000)
     assert fake.requests == known
@@ -300,7 +303,8 @@ def test_the_running_panel_is_up_to_date_while_it_can_be_seen(here: Here) -> Non
     running.get_by_text("gpu", exact=True).wait_for(state="detached")
     lab.execute("filebrowser:activate")
     running.wait_for(state="hidden")
-    before = settled(lab.page, lambda: list(fake.requests))
+    fake.settle()
+    before = list(fake.requests)
     lab.page.wait_for_timeout(3000)
     assert fake.requests == before
 
@@ -365,9 +369,9 @@ def test_all_can_be_used_with_the_keyboard_alone(here: Here) -> None:
     assert focused("node.getAttribute('aria-expanded')") == "true"
     press("Enter")
     assert focused("node.getAttribute('aria-expanded')") == "false"
-    assert not lab.pool("gpu").locator(".fj-Replicas").is_visible()
+    lab.pool("gpu").locator(".fj-Replicas").wait_for(state="hidden")
     press("Space")
-    assert lab.pool("gpu").locator(".fj-Replicas").is_visible()
+    lab.pool("gpu").locator(".fj-Replicas").wait_for()
     walk("Tab", "node.title", "Insert a task cell")
     press("Tab")
     assert "More actions for gpu" in focused("node.title")
@@ -541,18 +545,23 @@ def test_axe_finds_nothing_serious(here: Here, theme: str, tmp_path: Path) -> No
         lab.theme("JupyterLab Light")
 
 
-def test_cells_come_into_notebooks(lab: Lab, fake: FakeServer) -> None:
+def test_cells_come_into_notebooks(lab: Lab, fake: FakeServer, until: Until) -> None:
     lab.open(lab.jupyter.notebook("cells.ipynb", "first = 1"))
     cells = lab.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
     cells.first.wait_for()
-    lab.pool("gpu").wait_for()
-    source = lab.pool("gpu").locator(".fj-Counts").first.bounding_box()
-    target = cells.first.bounding_box()
-    mouse = lab.page.mouse
-    mouse.move(source["x"] + 60, source["y"] + 5)
+    counts, mouse = lab.pool("gpu").locator(".fj-Counts").first, lab.page.mouse
+    counts.hover(position={"x": 60, "y": 5})
     mouse.down()
-    mouse.move(source["x"] + 80, source["y"] + 20, steps=4)
-    mouse.move(target["x"] + 200, target["y"] + 10, steps=10)
+    counts.hover(position={"x": 80, "y": 5}, force=True)
+    lab.page.locator(".fj-Drag").wait_for()
+
+    def over_a_cell() -> int:
+        target = cells.first.bounding_box()
+        if target is not None:  # else the notebook is just laid out
+            mouse.move(target["x"] + 200, target["y"] + 10, steps=4)
+        return int(lab.page.locator(".jp-Cell.jp-mod-dropTarget").count())
+
+    until(over_a_cell, 10)
     mouse.up()
     cells.get_by_text("%%flyte_task gpu").wait_for()
     lab.page.get_by_role("button", name="Insert a task cell for gpu").click()

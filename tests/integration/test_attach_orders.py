@@ -108,7 +108,8 @@ def test_a_restart_waits_for_the_front_end_and_tells_it() -> None:
         before = pids(pool)
         send(p.RestartReplica(replica=replica_id()))
         wait_until(lambda: view_of(pool).replicas[0].state == "draining")
-        ran = front_end.run("mine")
+        while not (ran := front_end.run("mine")).text:
+            pass  # the kernel hears of it a moment later
         assert ran.result == "1"
         assert re.sub(r"\[\d\]", "[0]", ran.text) == (
             "mortal[0] will end when this kernel leaves it: it was restarted by hand. "
@@ -117,6 +118,22 @@ def test_a_restart_waits_for_the_front_end_and_tells_it() -> None:
         assert front_end.run("mine").text == ""
         front_end.restart()
         attaches_anew(front_end, before)
+
+
+def test_a_cell_that_runs_is_told_of_it_and_the_next_one_not_again(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    with console() as front_end:
+        asked = front_end.begin(
+            f"import pathlib, time; print('in')\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)"
+        )
+        send(p.RestartReplica(replica=replica_id()))
+        try:
+            while "will end when" not in front_end.client.get_iopub_msg(timeout=START_S)["content"].get("text", ""):
+                pass
+        finally:
+            go.touch()
+        assert front_end.reply(asked)["status"] == "ok"
+        assert front_end.run("mine").text == ""
 
 
 def test_a_restart_of_the_pool_replaces_it_while_calls_go_on() -> None:

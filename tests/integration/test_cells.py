@@ -394,6 +394,20 @@ def test_a_job_shows_its_output_in_the_cell_that_started_it(notebook: Notebook) 
     assert notebook.run("%flyte_result job --output").text() == "early\nlate\n'end'\n"
 
 
+def test_a_job_goes_on_in_its_own_cell_while_another_is_captured(notebook: Notebook, tmp_path: Path) -> None:
+    go, seen = str(tmp_path / "go"), tmp_path / "seen"
+    wait = "import pathlib, time\nwhile not pathlib.Path({}).exists(): time.sleep(0.01)".format
+    job = notebook.start(f"%%flyte_task magic --bg --as job\n{wait(repr(go))}\nprint('on')")
+    notebook.wait(job)
+    captured = notebook.start(f"%%capture kept\nopen({go!r}, 'w').close()\n{wait(repr(str(seen)))}")
+    try:
+        settled(notebook, job, "done")
+    finally:
+        seen.touch()
+    assert notebook.wait(captured).error == ""
+    assert notebook.run("kept.outputs").value == []
+
+
 def test_a_job_fails_as_its_cell_would(notebook: Notebook) -> None:
     asked = notebook.start("%%flyte_task magic --bg --as job\n1 / 0")
     cell = settled(notebook, asked, "failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -55,11 +56,12 @@ async def awaits(path: str) -> int:
 
 
 @pool.task
-def holds_the_lock(path: str, seconds: int) -> None:
+def holds_the_lock(path: str, gate: str) -> None:
+    """Until somebody writes to `gate`."""
     import ctypes
 
     mark(path)
-    ctypes.PyDLL(None).sleep(seconds)
+    os.close(ctypes.PyDLL(None).open(gate.encode(), os.O_RDONLY))
 
 
 @pool.task
@@ -158,9 +160,14 @@ def test_an_idle_replica_says_that_nothing_runs() -> None:
 
 
 def test_a_replica_whose_lock_is_held_is_reported(tmp_path: Path) -> None:
-    with running(tmp_path / "begun", holds_the_lock, 3) as future:
-        with within(1):
-            error = attempt(lambda: look(timeout=0.5))
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with running(tmp_path / "begun", holds_the_lock, str(gate)) as future:
+        try:
+            with within(1):
+                error = attempt(lambda: look(timeout=0.5))
+        finally:
+            gate.write_bytes(b"")
         assert isinstance(error, errors.ReplicaSilent)
         assert "peeked[0] does not answer within 0.5 s" in str(error)
         future.result(START_S)

@@ -19,7 +19,7 @@ from support import START_S, Counter, OwnBroker, assert_quiet, attempt, mark, pi
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
-from flyte_jupyter.client import broker
+from flyte_jupyter.client import broker, pipeline
 from flyte_jupyter.client.pipeline import Stream
 from flyte_jupyter.client.target import target_of
 
@@ -158,8 +158,11 @@ def test_of_many_calls_on_a_replica_that_dies_one_fails_and_none_runs_twice(tmp_
     assert ran == Count(range(700)), "a call that was behind the one that died ran elsewhere, and ran once"
 
 
-def test_outcomes_that_came_before_a_death_count_even_if_they_are_read_after_it(tmp_path: Path) -> None:
+def test_outcomes_that_came_before_a_death_count_even_if_they_are_read_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = Counter(tmp_path / "runs")
+    monkeypatch.setattr(pipeline, "AHEAD_S", 60.0)  # all are sent ahead, however slow the machine is
 
     async def after(death: int) -> int:
         wait_dead(death)  # and nobody has read an outcome

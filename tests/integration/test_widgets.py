@@ -266,7 +266,8 @@ def test_it_shows_the_memory_of_replicas(front: Front) -> None:
     assert used["memory_bytes"] > 2**20
 
 
-def test_it_shows_the_memory_of_replicas_that_are_never_idle(front: Front) -> None:
+def test_it_shows_the_memory_of_replicas_that_are_never_idle(front: Front, tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
     front.run("""
         pool.scale(1, 1)
         @env.task
@@ -275,22 +276,20 @@ def test_it_shows_the_memory_of_replicas_that_are_never_idle(front: Front) -> No
             builtins.kept = b"x" * (300 << 20)
         echo(1)
     """)
-    asked = front.start("""
-        until = time.monotonic() + 10
-        while time.monotonic() < until - 8:
-            echo(1)
-            time.sleep(0.06)
+    asked = front.start(f"""
+        import os
         grow()
-        while time.monotonic() < until:
+        while not os.path.exists({str(seen)!r}):
             echo(1)
             time.sleep(0.06)
     """)
-    most, over = 0, False
-    while not over:
+    while not any(each["memory_bytes"] > 300 << 20 for each in front.state["usage"]["replicas"].values()):
+        front.next()
+    seen.touch()
+    while True:
         message = front.next()
-        over = message["parent_header"].get("msg_id") == asked and message["content"].get("execution_state") == "idle"
-        most = max(most, *(each["memory_bytes"] for each in front.state["usage"]["replicas"].values()), 0)
-    assert most > 300 << 20
+        if message["parent_header"].get("msg_id") == asked and message["content"].get("execution_state") == "idle":
+            break
 
 
 def test_restart_replaces_the_replica(front: Front) -> None:

@@ -39,11 +39,12 @@ def sleeps(path: str, name: str) -> None:
 
 
 @looked_at.task
-def holds_the_lock(path: str, seconds: int) -> None:
+def holds_the_lock(path: str, gate: str) -> None:
+    """Until somebody writes to `gate`."""
     import ctypes
 
     mark(path)
-    ctypes.PyDLL(None).sleep(seconds)
+    os.close(ctypes.PyDLL(None).open(gate.encode(), os.O_RDONLY))
 
 
 @looked_at.task
@@ -78,6 +79,18 @@ async def running(path: Path, function: Any, *args: Any) -> AsyncIterator[None]:
         finally:
             broker.connect().send(p.Interrupt(replica=replica_id()))
             await asyncio.to_thread(future.exception, START_S)
+
+
+@asynccontextmanager
+async def locked(tmp_path: Path) -> AsyncIterator[None]:
+    """No other thread of the replica runs during the block."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    async with running(tmp_path / "begun", holds_the_lock, str(gate)):
+        try:
+            yield
+        finally:
+            gate.write_bytes(b"")
 
 
 def replica_id() -> str:
@@ -129,7 +142,7 @@ async def test_ten_looks_at_once(ask: Ask, tmp_path: Path) -> None:
 async def test_a_replica_that_does_not_answer_keeps_nobody_else_waiting(
     ask: Ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(tmp_path / "begun", holds_the_lock, 4):
+    async with locked(tmp_path):
         asked = asyncio.ensure_future(look(ask))
         while not asked.done():
             with within(0.5):
@@ -179,7 +192,7 @@ async def test_a_body_that_does_not_fit_is_refused(ask: Ask, body: Any) -> None:
 
 async def test_a_look_that_is_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
     """As when the server ends meanwhile."""
-    async with running(tmp_path / "begun", holds_the_lock, 1):
+    async with locked(tmp_path):
         (replica,) = view_of(looked_at).replicas
         asked = asyncio.ensure_future(peek.peek_async(replica, peek.Look()))
         for _ in range(5):
