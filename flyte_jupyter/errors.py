@@ -8,8 +8,10 @@ text, and why and what to do in its notes. Flyte's error objects do not survive 
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar, cast
+from types import TracebackType
+from typing import Any, ClassVar, Final, Literal, NoReturn, Self, TypeVar, cast
 
 __all__ = [
     "ActionAbortedError",
@@ -56,6 +58,8 @@ __all__ = [
     "TaskTimeoutError",
     "TraceDoesNotAllowNestedTasksError",
     "VersionMismatch",
+    "lines_shown",
+    "users_frames",
     "whole_text",
     "with_notes",
 ]
@@ -75,6 +79,46 @@ def with_notes(error: E, *notes: str | None) -> E:
 def whole_text(error: BaseException) -> str:
     """What happened, why, and what to do, in one line of text."""
     return " ".join((str(error), *getattr(error, "__notes__", ())))
+
+
+def users_frames(tb: TracebackType | None) -> TracebackType | None:
+    """A traceback without our frames, and without those of Python's library that ours have called.
+
+    It is a copy: a debugger that is started later still finds all of them.
+    """
+    kept = []
+    ours = False
+    while tb is not None:
+        path = tb.tb_frame.f_code.co_filename
+        ours = path.startswith(_PACKAGE) or (ours and path.startswith(_LIBRARY) and "site-packages" not in path)
+        if not ours:
+            kept.append(tb)
+        tb = tb.tb_next
+    shown = None
+    for each in reversed(kept):
+        shown = TracebackType(shown, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return shown
+
+
+_PACKAGE: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_LIBRARY: Final = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
+
+
+def lines_shown(error: BaseException) -> list[str]:
+    """What IPython shows of an error that says all there is to say: the lines of the user's code, and none of ours."""
+    import IPython
+
+    shell: Any = IPython.get_ipython()
+    tb = users_frames(error.__traceback__)
+    around = os.path.dirname(IPython.__file__) + os.sep
+    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(around):
+        tb = tb.tb_next
+    lines: list[str] = (
+        shell.InteractiveTB.get_exception_only(type(error), error)
+        if tb is None
+        else shell.InteractiveTB.structured_traceback(type(error), error, tb, tb_offset=0)
+    )
+    return lines
 
 
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
@@ -120,6 +164,10 @@ class BaseRuntimeError(RuntimeError):
             # A copy must not grow when somebody adds a note to the original.
             state["__notes__"] = list(state["__notes__"])
         return _rebuild, (type(self), self.args, state)
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython asks for it. Hiding our frames is not enough: it shows the last one even so."""
+        return lines_shown(self)
 
     # `gather(..., return_exceptions=True)` leaves errors among the results; as in Flyte, a sum raises them.
     def __add__(self, other: object) -> NoReturn:
