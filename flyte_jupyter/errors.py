@@ -592,26 +592,6 @@ class NoRoom(PoolError, RuntimeUserError):
         self.held_by = holders
 
     @classmethod
-    def gpu_memory(
-        cls,
-        wanted: int,
-        free: Mapping[str | int, int],
-        held_by: Mapping[str, int] | None = None,
-        do: str = "",
-    ) -> NoRoom:
-        """Return the error for a replica that wants `wanted` bytes; `free` is bytes by GPU index."""
-        there = ", ".join(
-            f"{amount / 2**30:.1f}" + (" GiB free" if position == 0 else "") + f" on GPU {gpu}"
-            for position, (gpu, amount) in enumerate(free.items())
-        )
-        return cls(
-            f"Not enough GPU memory to start another replica: {wanted / 2**30:.1f} GiB wanted,"
-            f" {there or 'no GPU free'}.",
-            {name: f"{amount / 2**30:.1f}" for name, amount in (held_by or {}).items()},
-            do or "Set fewer max replicas: `flyte-jupyter scale POOL MIN:MAX`. Queued tasks keep waiting.",
-        )
-
-    @classmethod
     def gpus(
         cls,
         environment: str,

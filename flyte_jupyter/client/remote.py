@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..core import context, failure
-from . import runs
+from . import gpu_memory, runs
 from .attempts import Attempts, Limits
 from .drivers import ChannelLost, Conversation, drive, interruptible
 from .leases import Lease, Waiter
@@ -115,6 +115,8 @@ def blocking(target: Target, task: Task[..., Any] | None, args: tuple[Any, ...],
             attempts = attempts or Attempts(task)
             delay = attempts.delay(error)
             if delay is None:
+                if gpu_memory.ran_out(error):
+                    gpu_memory.name_holders(error, target.name)
                 raise
             time.sleep(delay if limits is None else limits.pause(delay))
             if limits is not None and limits.over():
