@@ -951,6 +951,7 @@ class StarvationError(PoolError, RuntimeUserError):
         max_replicas: The pool's maximum.
         concurrency: Slots per replica.
         possible: The most replicas the machine has room for, when that is what limits the pool.
+        cell: "alone" or "shared" if no task waits but a cell, of somebody who has opened a replica of the pool so.
     """
 
     fj_code = "FJ601"
@@ -964,18 +965,29 @@ class StarvationError(PoolError, RuntimeUserError):
         max_replicas: int = 1,
         concurrency: int = 1,
         possible: int | None = None,
+        cell: str = "",
     ) -> None:
         replicas = max_replicas if possible is None else min(max_replicas, possible)
         held = "the only replica" if replicas * concurrency == 1 else "a slot, like every other waiting task,"
         limited = "" if possible is None or possible >= max_replicas else f" (this machine has room for {possible})"
+        if cell:
+            what = f'a cell in a replica of "{pool}" waits for "{child}", and keeps that replica from serving it'
+        else:
+            what = f'task "{parent}" holds {held} of "{pool}" and waits for "{child}", which needs the same pool'
+        match cell:
+            case "alone":
+                cure = f"await it in a kernel that shares its replica: `flyte-jupyter attach {pool} --shared`"
+            case "shared":
+                cure = f"await the call: `await {child.rpartition('.')[2]}.aio(...)`"
+            case _:
+                cure = f'make the parent use no replica: `{parent.rpartition(".")[2]}.override(reusable="off")`'
+        if not limited:
+            cure = f"run `flyte-jupyter scale {pool} {max_replicas}:{max_replicas + 1}`, or {cure}"
         self._explain(
             "user",
-            f'This would wait for ever: task "{parent}" holds {held} of "{pool}" and waits for "{child}",'
-            " which needs the same pool.",
+            f"This would wait for ever: {what}.",
             f"replicas max {max_replicas}{limited} × concurrency {concurrency}.",  # noqa: RUF001
-            ("" if limited else f"Run `flyte-jupyter scale {pool} {max_replicas}:{max_replicas + 1}`, or ")
-            + f"{'Make' if limited else 'make'} the parent use no replica:"
-            f' `{parent.rpartition(".")[2]}.override(reusable="off")`. Nothing was started.',
+            f"{cure[0].upper()}{cure[1:]}. Nothing was started.",
         )
         self.parent = parent
         self.child = child

@@ -32,14 +32,15 @@ START_S = 15.0
 """How long a replica may take to start on a loaded machine; no time bound of a fault."""
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 5.0, what: str = "") -> T:
-    """The first true value of `condition`; fails after `timeout` seconds, times TIME_SCALE."""
+def wait_until(condition: Callable[[], T], timeout: float = 5.0, what: str | Callable[[], str] = "") -> T:
+    """The first true value of `condition`; fails after `timeout` seconds, times TIME_SCALE, and says `what` then."""
     deadline = time.monotonic() + timeout * TIME_SCALE
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what or condition}"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {timeout:g} s: {(what() if callable(what) else what) or condition}")
         time.sleep(0.01)
 
 
@@ -81,7 +82,7 @@ class Counter:
         return len(self.lines())
 
     def wait(self, count: int = 1, timeout: float = START_S) -> list[str]:
-        wait_until(lambda: len(self) >= count, timeout, f"{count} lines in {self.path}: {self.lines()}")
+        wait_until(lambda: len(self) >= count, timeout, lambda: f"{count} lines in {self.path}: {self.lines()}")
         return self.lines()
 
 
@@ -336,7 +337,9 @@ def end_broker(folder: Path, *, patience: float = 12.0) -> None:
         connection._thread.join(patience * TIME_SCALE)
         wait_until(lambda: not alive(connection.broker_pid), patience, f"broker {connection.broker_pid} does not end")
         assert watchdog, "the broker had no guardian"
-    wait_until(lambda: not tagged(folder), 5, f"processes of {folder}: {[_line(pid) for pid in tagged(folder)]}")
+    wait_until(
+        lambda: not tagged(folder), 5, lambda: f"processes of {folder}: {[_line(pid) for pid in tagged(folder)]}"
+    )
     wait_until(lambda: not guardians(folder), 5, "the guardian is still there")
     assert leftovers(folder) == []
 

@@ -148,6 +148,24 @@ OURS = [
             ' `parent.override(reusable="off")`. Nothing was started.',
         ],
     ),
+    (
+        errors.StarvationError("attached console, shared", "gpu.embed", "gpu", cell="shared"),
+        [
+            'FJ601 This would wait for ever: a cell in a replica of "gpu" waits for "gpu.embed",'
+            " and keeps that replica from serving it.",
+            "replicas max 1 \N{MULTIPLICATION SIGN} concurrency 1.",
+            "Run `flyte-jupyter scale gpu 1:2`, or await the call: `await embed.aio(...)`. Nothing was started.",
+        ],
+    ),
+    (
+        errors.StarvationError("attached console", "gpu.embed", "gpu", max_replicas=4, possible=1, cell="alone"),
+        [
+            'FJ601 This would wait for ever: a cell in a replica of "gpu" waits for "gpu.embed",'
+            " and keeps that replica from serving it.",
+            "replicas max 4 (this machine has room for 1) \N{MULTIPLICATION SIGN} concurrency 1.",
+            "Await it in a kernel that shares its replica: `flyte-jupyter attach gpu --shared`. Nothing was started.",
+        ],
+    ),
 ]
 
 OTHERS = [

@@ -91,7 +91,7 @@ class Engine:
         self._zygotes = zygotes
         self._spawned = spawned
         self.sampler = sampler or Sampler()
-        self._send_event, self._inbox = create_memory_object_stream[events.Event](math.inf)
+        self._send_event, self._inbox = create_memory_object_stream[events.Event | anyio.Event](math.inf)
         self._clients: dict[str, Callable[[Message], None]] = {}
         self._nested: set[str] = set()
         self._spectators: dict[str, Callable[[Message], None]] = {}
@@ -113,6 +113,15 @@ class Engine:
         """Report a fact; never waits."""
         with suppress(anyio.ClosedResourceError):  # the engine has ended
             self._send_event.send_nowait(event)
+
+    async def caught_up(self) -> None:
+        """Until all that has been posted is handled, so that what is told next shows it."""
+        reached = anyio.Event()
+        try:
+            self._send_event.send_nowait(reached)
+        except anyio.ClosedResourceError:  # the engine has ended
+            return
+        await reached.wait()
 
     def connect(self, client: str, send: Callable[[Message], None], *, nested: bool = False) -> None:
         """`nested` is a replica whose task calls tasks."""
@@ -221,9 +230,12 @@ class Engine:
 
     async def _loop(self) -> None:
         while True:
-            event: events.Event = events.Tick()
+            event: events.Event | anyio.Event = events.Tick()
             with CancelScope(deadline=self._deadline()):
                 event = await self._inbox.receive()
+            if isinstance(event, anyio.Event):
+                event.set()
+                continue
             now = current_time()
             revision = self.scheduler.revision
             if isinstance(event, events.PoolDeclared):

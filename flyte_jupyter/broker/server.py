@@ -202,6 +202,8 @@ class _Reader:
         if isinstance(message, _ACTS):
             facts = message.model_dump(exclude={"type"}, exclude_defaults=True)
             log.info("client %s: %s: %s %s", self.client, self.who, message.type, facts)
+        if isinstance(message, p.Watch | p.AskTimeline):
+            await engine.caught_up()  # with what this client has said before it asked
         match message:
             case p.Acquire(lease=lease, pool=pool, task=task, parent=parent):
                 engine.post(events.LeaseRequested(self.client, lease, pool, task, parent))

@@ -11,7 +11,12 @@ from ..core.timeline import SpanView, TimelineView
 from .conversation import one_pool
 from .terminal import OK, say, say_json
 
-PREPARES: Final = {"starting": "started its process", "loading": "ran its preload", "waiting": "waited"}
+DID: Final = {
+    "starting": "started its process",
+    "loading": "ran its preload",
+    "waiting": "waited",
+    "attached": "left after",
+}
 """What a span of such a kind, once it has ended, says that somebody did."""
 
 NO_PRELOAD_S: Final = 0.001
@@ -48,7 +53,7 @@ def _line(span: SpanView, names: dict[str, str], now: float) -> str:
     where = "queue" if span.kind == "waiting" else names.get(span.replica or "", "a replica that is gone")
     long = _duration((now if span.ended is None else span.ended) - span.began)
     who = f"{span.task} ({span.client})" if span.client else ""
-    what = span.kind if span.ended is None else PREPARES.get(span.kind, span.outcome or "")
+    what = span.kind if span.ended is None else DID.get(span.kind, span.outcome or "")
     if span.ended is not None and span.kind != "running" and span.outcome != "succeeded":
         what = f"{what}, {span.outcome}"
     calls = f" in {span.calls} calls" if span.calls > 1 else ""

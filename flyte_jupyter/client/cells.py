@@ -556,10 +556,11 @@ def waiting_line(pool: PoolHandle, snapped: p.Snapped, name: str) -> str:
         return f"{pool.name}: starting"
     label = describe_client().label
     ours = (request for request in view.queue if request.task == name and request.client == label)
-    place = next((request.position for request in ours), None)
+    ask = next(ours, None)
     words = []
-    if place is not None and view.waiting > 1:
-        words.append("next in the queue" if place == 0 else f"{_ordinal(place + 1)} in the queue")
+    if ask is not None:
+        place = "next in the queue" if ask.position == 0 else f"{_ordinal(ask.position + 1)} in the queue"
+        words.append(f"{place if view.waiting > 1 else ''}{text.expectation(ask, now, 'about')}".removeprefix(", "))
     for replica in view.replicas:
         if replica.state in ("starting", "loading"):
             words.append(f"{replica.name} {replica.state} {text.countdown(now - replica.started_at)}")
@@ -571,7 +572,8 @@ def waiting_line(pool: PoolHandle, snapped: p.Snapped, name: str) -> str:
         words.append(f"last start failed: {view.failure.cause.strip().splitlines()[-1]}")
     if view.waits_for:
         words.append(f"waits for {view.waits_for}")
-    return text.visible(f"Waiting for {view.name}: {' · '.join(words[:4]) or text.pool_state(view)}")
+    said = " · ".join([word for word in words if word][:4])
+    return text.visible(f"Waiting for {view.name}: {said or text.pool_state(view)}")
 
 
 def _ordinal(number: int) -> str:

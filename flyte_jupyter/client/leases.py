@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from .. import errors
 from ..core import protocol as p
 from ..core.context import current
-from ..core.frames import Buffer, FrameReader, Kind, encode
+from ..core.frames import FIRST_CALL, Buffer, FrameReader, Kind, encode
 from ..memory import Exchange, exchange_pair
 from ..runtime import peer_uid
 from .broker import Connection
@@ -58,7 +58,7 @@ class Channel:
             self.close()
             raise
         self.reader = FrameReader(None if self.files is None else self.files.map)
-        self.calls = 0
+        self.calls = FIRST_CALL - 1  # the number of the last one
         self.cut = False  # in the middle of a frame: what followed would not be understood
 
     def send(self, pieces: list[Buffer]) -> None:
@@ -466,6 +466,7 @@ def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
                 pool,
                 max_replicas=int(detail["replicas"]),
                 concurrency=int(detail["concurrency"]),
+                cell=detail.get("cell", ""),
             )
 
 

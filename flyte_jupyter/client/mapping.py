@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from .. import errors, memory
 from ..core import payload
-from ..core.context import current
+from ..core.context import current, stalled_cell, stalls
 from . import outputs, runs
 from .environment import Task
 from .executor import Line, LineCall, background, plain
@@ -102,6 +102,7 @@ class TaskMap:
     def results(self) -> Iterator[Any]:
         """In order; on the calling thread, while the calls are made on the background loop."""
         line = self._open(background())
+        self._context.run(stalls.set, stalled_cell())
         arrived = threading.Event()
         self._tell = arrived.set
         try:

@@ -98,6 +98,17 @@ def _loop_is_running() -> bool:
 
 
 def blocking(target: Target, task: Task[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    cell = context.stalled_cell()
+    if cell is None:
+        return _blocking(target, task, args, kwargs)
+    token = context.stalls.set(cell)
+    try:
+        return _blocking(target, task, args, kwargs)
+    finally:
+        context.stalls.reset(token)
+
+
+def _blocking(target: Target, task: Task[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     attempts: Attempts | None = None
     limits = Limits(task) if task is not None and target.limited else None
     while True:

@@ -99,7 +99,7 @@ class Target:
     def group(self) -> LeaseGroup:
         """The leases that this caller holds in the pool; connects, and starts the broker, if need be."""
         task = context.current.get()
-        parent = None if task is None else task.lease
+        parent = context.stalls.get() if task is None else task.lease
         group = self._groups.get(parent)
         if (
             group is None

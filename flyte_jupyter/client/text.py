@@ -56,6 +56,20 @@ def cold_starts(view: PoolView) -> str:
     return f"cold starts avoided: {view.cold_starts_avoided}{about}"
 
 
+def expectation(request: RequestView, now: float, words: str) -> str:
+    """How long it is likely to wait yet: ", about 12 s"; empty if nothing is known.
+
+    Args:
+        request: A call that waits.
+        now: The present instant, on the clock of the snapshot.
+        words: What to say before the time.
+    """
+    if request.expected_at is None:
+        return ""
+    left = request.expected_at - now
+    return f", {words} {roughly(left)}" if left > 0 else ", longer than usual"
+
+
 def pool_state(view: PoolView) -> str:
     """What its replicas do: "2 ready · 1 busy"."""
     count = Counter(replica.state for replica in view.replicas)
@@ -304,7 +318,8 @@ def _call(lease: LeaseView) -> str:
 
 
 def _request(request: RequestView, now: float) -> str:
-    return f"{request.position + 1}. {_call(request)}, waits {countdown(now - request.since)}"
+    rest = expectation(request, now, "starts in about")
+    return f"{request.position + 1}. {_call(request)}, waits {countdown(now - request.since)}{rest}"
 
 
 def _failure(failure: FailureView, now: float) -> str:

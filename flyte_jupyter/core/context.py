@@ -2,10 +2,13 @@
 
 A context variable, so that concurrent tasks do not see each other's; it is also the fence of a cancel: an interrupt
 is raised only where this variable names the call that it is meant for.
+
+Beside it, of cells that a person runs in a replica by hand: whose cell it is, and whether it stands still.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -51,3 +54,15 @@ class TaskContext:
 
 
 current: Final[ContextVar[TaskContext | None]] = ContextVar("flyte_jupyter_task", default=None)
+
+cell: Final[ContextVar[str]] = ContextVar("flyte_jupyter_cell", default="")
+"""Of a cell that runs in a replica: the lease of the front end that is attached there; "" of any other."""
+
+stalls: Final[ContextVar[str | None]] = ContextVar("flyte_jupyter_stalls", default=None)
+"""The lease of the cell that stands still, and its replica with it, until the calls made here have been served."""
+
+
+def stalled_cell() -> str | None:
+    """The lease of the cell that makes its replica stand still if the thread that asks waits now."""
+    lease = cell.get()
+    return lease if lease and threading.current_thread() is threading.main_thread() else None

@@ -28,6 +28,9 @@ MAX_FRAME_BYTES: Final = 1 << 40
 LIMIT_BUFFERS: Final = 4096
 """So that the lengths always fit into the scratch."""
 
+FIRST_CALL: Final = 1
+"""A client numbers the calls of a connection from here."""
+
 FILE_BIT: Final = 1 << 63
 TICKET: Final = struct.Struct("!Q")
 

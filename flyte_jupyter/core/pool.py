@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Literal
 
+from .forecast import Usual
 from .spec import DeviceRequest, Scaling
 
 LONGEST_BACKOFF_S = 60.0
@@ -146,12 +147,19 @@ class Replica:
         """Who has it alone."""
         return next((guest for guest in self.guests.values() if guest.replica and not guest.shared), None)
 
+    @property
+    def stalled(self) -> bool:
+        """Whether it serves nobody because a cell of somebody who shares it stands still on the main thread."""
+        return bool(self.guests) and any(guest.shared and guest.children for guest in self.guests.values())
+
     def pinned(self, stuck: Container[str]) -> int:
         """How many of its leases wait, directly or through others, for a call queued in a `stuck` pool."""
         return sum(lease.waits_for(stuck) for leases in (self.leases, self.guests) for lease in leases.values())
 
     def is_stuck(self, stuck: Container[str], slots: int) -> bool:
         """Whether none of its slots can come free as long as `stuck` serves nobody."""
+        if any(guest.shared and guest.waits_for(stuck) for guest in self.guests.values()):
+            return True
         if self.holder is not None:
             return self.holder.waits_for(stuck)
         return self.pinned(stuck) >= (slots if self.state == "ready" else 1)
@@ -251,6 +259,7 @@ class Pool:
     cold_starts_avoided: int = 0
     made_ready: int = 0
     start_s: float = 0.0  # of those that were made ready, all together
+    usual: Usual = field(default_factory=Usual)
 
     # Sizes
 
@@ -311,7 +320,7 @@ class Pool:
     def stuck_from(self) -> int:
         """With fewer parents than these waiting on its leases, some slot of it must come free."""
         ready = [replica for replica in self.replicas.values() if replica.state == "ready"] if self.guests else []
-        held = sum(replica.holder is not None for replica in ready)
+        held = sum(replica.holder is not None or replica.stalled for replica in ready)
         return (self.count["ready"] - held) * self.slots + held
 
     # Replicas
@@ -366,7 +375,7 @@ class Pool:
     def place(self, replica: Replica) -> None:
         """Rank a replica anew: its state, leases, guests or generation changed, or the pool's concurrency."""
         leases = len(replica.leases)
-        if replica.state == "ready" and leases < self.slots and not replica.attached:
+        if replica.state == "ready" and leases < self.slots and not (replica.attached or replica.stalled):
             outdated = replica.generation != self.generation
             self.free.put(replica.id, outdated, not replica.current, leases, replica.index)
         else:
@@ -464,6 +473,8 @@ class Pool:
         if parent is not None:
             parent.pool.waiting_parents += not parent.children
             parent.children[lease.id] = lease
+            if parent.opens is not None:
+                parent.pool.place(parent.opens)
             self.queued_children += 1
         share = self.share_of(lease.client)
         share.waiting[lease.id] = lease
@@ -536,6 +547,8 @@ class Pool:
         if parent is not None:
             del parent.children[lease.id]
             parent.pool.waiting_parents -= parent.replica is not None and not parent.children
+            if parent.opens is not None:
+                parent.pool.place(parent.opens)
 
     def claim(self, lease: Lease, share: Share) -> None:
         """This lease is being recalled on behalf of that client."""

@@ -10,7 +10,8 @@ but still has leases is `draining`; one told to end is `stopping`. Its devices a
 only once it has exited.
 
 A person may attach to a replica. Alone, they keep out all calls and each other; the replica waits for them
-when it has to go, unless it is forced. Who shares it keeps it from going for being idle, and stands in nobody's way.
+when it has to go, unless it is forced. Who shares it keeps it from going for being idle, and stands in nobody's way,
+but while a cell of theirs stands still until a call of its own has been served: nothing else can run there then.
 """
 
 from __future__ import annotations
@@ -286,6 +287,8 @@ class Scheduler:
             pool.free_lease(lease, replica)
         if replica is not None and replica.state == "draining" and not replica.leases and not replica.attached:
             pool.leaving.append(replica)
+        if lease.parent is not None and lease.parent.opens is not None and lease.parent.replica is not None:
+            self._touch(lease.parent.pool)  # the cell that waited for it stands still no longer
         pool.used_at = now
         self._touch(pool)
 
@@ -310,6 +313,9 @@ class Scheduler:
     def _note_calls(self, replica: Replica, event: CallsReported) -> None:
         # Nothing to decide: who may use a slot depends on leases alone.
         replica.pool.count_calls(replica, event.ended)
+        for call in event.calls:
+            if call.ended is not None and call.outcome != "cancelled":
+                replica.pool.usual.note(call.task, (call.ended - call.began) / call.calls)
         for use in event.uses:
             lease = replica.leases.get(use.lease)
             if lease:
@@ -736,6 +742,8 @@ class Scheduler:
             "concurrency": str(pool.slots),
             "chain": " -> ".join(reversed(tasks)),
         }
+        if lease.parent is not None and lease.parent.opens is not None and lease.parent.pool is pool:
+            detail["cell"] = "shared" if lease.parent.shared else "alone"
         self._refuse(lease, "starvation", detail, now)
         return True
 

@@ -11,6 +11,7 @@ from heapq import nsmallest
 from itertools import islice
 from typing import Literal
 
+from . import forecast
 from .inventory import Device, Inventory
 from .pool import Client, Lease, Pool, Replica
 from .spec import DeviceRequest, Frozen, Scaling
@@ -38,10 +39,15 @@ class LeaseView(Frozen):
 
 
 class RequestView(LeaseView):
-    """A call that waits; position 0 is served next, as far as one can tell now."""
+    """A call that waits; position 0 is served next, as far as one can tell now.
+
+    It is likely to start at `expected_at`, if calls and starts take as long as usual. That is None if nothing is known,
+    and has passed if it takes longer.
+    """
 
     running: bool = False
     position: int
+    expected_at: float | None = None
 
 
 class ReplicaView(Frozen):
@@ -312,7 +318,7 @@ def _queue_view(pool: Pool, clients: Mapping[str, Client]) -> tuple[RequestView,
         for share in pool.shares.values()
         for place, lease in enumerate(islice(share.waiting.values(), SHOWN_REQUESTS))
     )
-    first = nsmallest(SHOWN_REQUESTS, turns, key=lambda turn: turn[:3])
+    first = [turn[3] for turn in nsmallest(SHOWN_REQUESTS, turns, key=lambda turn: turn[:3])]
     return tuple(
         RequestView(
             lease=lease.id,
@@ -320,8 +326,9 @@ def _queue_view(pool: Pool, clients: Mapping[str, Client]) -> tuple[RequestView,
             client=_label(lease, clients),
             since=lease.since,
             position=position,
+            expected_at=expected_at,
         )
-        for position, (*_, lease) in enumerate(first)
+        for position, (lease, expected_at) in enumerate(zip(first, forecast.starts(pool, first), strict=True))
     )
 
 
@@ -360,9 +367,17 @@ def _notes(pool: Pool, inventory: Inventory) -> tuple[str, ...]:
 def _attached_note(pool: Pool, clients: Mapping[str, Client]) -> Iterator[str]:
     """What calls wait for, if people have all that could serve them."""
     serving = [replica for replica in pool.replicas.values() if replica.state != "stopping"]
-    if pool.waiting and serving and pool.live >= pool.cap and all(replica.attached for replica in serving):
-        holders = [f"{each.name} ({_label(next(iter(each.guests.values())), clients)})" for each in serving]
-        yield f"calls wait until somebody leaves {', '.join(holders)}, or for a higher maximum"
+    occupied = all(replica.attached or replica.stalled for replica in serving)
+    if pool.waiting and serving and pool.live >= pool.cap and occupied:
+        until = []
+        if alone := [each for each in serving if each.attached]:
+            holders = [f"{each.name} ({_label(next(iter(each.guests.values())), clients)})" for each in alone]
+            until.append(f"somebody leaves {', '.join(holders)}")
+        for each in serving:
+            if not each.attached:
+                caller = next(guest for guest in each.guests.values() if guest.children)
+                until.append(f"the cell of {_label(caller, clients)} in {each.name} goes on")
+        yield f"calls wait until {' or '.join(until)}, or for a higher maximum"
 
 
 def _label(lease: Lease, clients: Mapping[str, Client]) -> str:

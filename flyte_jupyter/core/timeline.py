@@ -1,4 +1,4 @@
-"""What the replicas of each pool did in the last ten minutes: lanes, spans, and why the pool scaled.
+"""What the replicas of each pool did in the last ten minutes, and who had them open: lanes, spans, why the pool scaled.
 
 A recorder beside the scheduler: the engine tells it each event and the commands that followed. It decides nothing.
 A view asks with the mark of its last answer and gets what is new or has changed since.
@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from .commands import Command, ForgetPool, Grant, Refuse, StartReplica, StopReplica
 from .events import (
+    AttachRequested,
     CallsReported,
     ClientConnected,
     ClientGone,
@@ -40,7 +41,7 @@ SHORTEST_WAIT_S: Final = 0.05
 """A request that is served sooner has not waited."""
 PRUNE_S: Final = 1.0
 
-SpanKind = Literal["starting", "loading", "running", "waiting"]
+SpanKind = Literal["starting", "loading", "running", "waiting", "attached"]
 SpanOutcome = Literal["succeeded", "failed", "cancelled", "lost"]
 
 
@@ -48,7 +49,8 @@ class SpanView(Frozen):
     """A stretch of time on a lane; `ended` is None while it goes on.
 
     A `running` one may stand for several short calls in a row, of one task and with one outcome: `calls`. The `replica`
-    of one that is `waiting` is None until it gets one.
+    of one that is `waiting` is None until it gets one. While one is `attached`, somebody has the replica open; `task`
+    says with what.
     """
 
     id: int
@@ -124,7 +126,7 @@ class _Kept:
 
 @dataclass(slots=True, eq=False)
 class _Lease:
-    """A request, then the slot that it got."""
+    """A request, then the slot that it got, or the replica that somebody has open."""
 
     id: str
     client: str
@@ -133,8 +135,10 @@ class _Lease:
     task: str
     since: float
     lane: _Lane | None = None
-    span: int | None = None  # of its wait
+    span: int | None = None  # of its wait, then of the attachment
     idle: bool = False  # its replica says that nothing runs in it
+    attaches: bool = False
+    shared: bool = False  # of an attachment
 
 
 @dataclass(slots=True, eq=False)
@@ -217,15 +221,17 @@ class Timeline:
                 if lane := self._lanes.get(replica):
                     self._note_calls(lane, event, now)
             case LeaseRequested(client, lease, pool, task):
-                history = self._histories.get(pool)
-                if history and client in self._labels and lease not in self._leases:
-                    request = _Lease(lease, client, self._labels[client], history, task, now)
-                    self._leases[lease] = history.waiting[lease] = request
+                if (history := self._histories.get(pool)) and client in self._labels:
+                    self._expect(_Lease(lease, client, self._labels[client], history, task, now))
+            case AttachRequested(client, lease, replica, task, shared):
+                if (lane := self._lanes.get(replica)) and client in self._labels:
+                    label = self._labels[client]
+                    self._expect(_Lease(lease, client, label, lane.history, task, now, attaches=True, shared=shared))
             case LeaseReleased(lease):
                 self._give_up(lease, now)
             case LeaseEnded(lease):
                 if (held := self._leases.get(lease)) and held.lane:
-                    del self._leases[lease]
+                    self._give_up(lease, now)
             case ReplicaLoading(replica):
                 if (lane := self._lanes.get(replica)) and lane.view.ready_at is None:
                     self._end_setup(lane, "succeeded", now)
@@ -245,9 +251,11 @@ class Timeline:
                 self._labels.setdefault(client, label)
             case ClientGone(client):
                 if self._labels.pop(client, None) is not None:
-                    gone = [each.id for each in self._leases.values() if each.client == client and each.lane is None]
-                    for lease in gone:
-                        self._give_up(lease, now)
+                    # What runs in a lease, or in a replica that it has alone, still has to stop.
+                    theirs = [each for each in self._leases.values() if each.client == client]
+                    for gone in theirs:
+                        if gone.lane is None or gone.shared:
+                            self._give_up(gone.id, now)
             case PoolDeclared(client, pool, name) if client in self._labels:
                 self._histories.setdefault(pool, _History(pool, name))
             case PoolScaled(pool, scaling):
@@ -259,8 +267,7 @@ class Timeline:
     def _follow(self, command: Command, now: float) -> None:
         match command:
             case Grant(_, lease, replica):
-                if request := self._leases.get(lease):  # else a person has the replica, and no call
-                    self._serve(request, self._lanes[replica], now)
+                self._serve(self._leases[lease], self._lanes[replica], now)
             case Refuse(_, lease, reason):
                 self._give_up(lease, now, "cancelled" if reason == "cancelled" else "failed")
             case StartReplica(replica, pool, _, _, why):
@@ -308,6 +315,9 @@ class Timeline:
         for span in lane.running:
             self._end(lane.history, span, "lost", now)
         for lease in [each for each in self._leases.values() if each.lane is lane]:
+            if lease.attaches:
+                self._give_up(lease.id, now, "lost")
+                continue
             if not lease.idle and lease.id not in told:  # it died before it could say what it ran
                 span = self._begin(lane.history, "running", lease.task, lease.label, lease.since, lane.view.replica)
                 self._end(lane.history, span, "lost", now)
@@ -348,20 +358,28 @@ class Timeline:
 
     # --- requests
 
+    def _expect(self, request: _Lease) -> None:
+        if request.id not in self._leases:
+            self._leases[request.id] = request.history.waiting[request.id] = request
+
     def _serve(self, lease: _Lease, lane: _Lane, now: float) -> None:
-        del lease.history.waiting[lease.id]
+        history, replica = lease.history, lane.view.replica
+        del history.waiting[lease.id]
         self._show_wait(lease, now)
         if lease.span is not None:
-            self._end(lease.history, lease.span, "succeeded", now, replica=lane.view.replica)
-        lease.lane, lease.since = lane, now
+            self._end(history, lease.span, "succeeded", now, replica=replica)
+        lease.lane, lease.since, lease.span = lane, now, None
+        if lease.attaches:
+            lease.span = self._begin(history, "attached", lease.task, lease.label, now, replica)
 
-    def _give_up(self, id: str, now: float, outcome: SpanOutcome = "cancelled") -> None:
+    def _give_up(self, id: str, now: float, outcome: SpanOutcome | None = None) -> None:
         """It is over. If it was still waiting, it got nothing."""
         lease = self._leases.pop(id, None)
-        if lease is not None and lease.lane is None:
-            del lease.history.waiting[id]
-            if lease.span is not None:
-                self._end(lease.history, lease.span, outcome, now)
+        if lease is None:
+            return
+        lease.history.waiting.pop(id, None)
+        if lease.span is not None:
+            self._end(lease.history, lease.span, outcome or ("succeeded" if lease.lane else "cancelled"), now)
 
     def _show_wait(self, lease: _Lease, now: float) -> None:
         """A request that is still there has waited, if it took long enough."""

@@ -25,7 +25,7 @@ from typing import Any, Final
 from IPython.core.error import StdinNotImplementedError
 
 from ..core.definitions import Closure
-from ..core.frames import CALL, Answer, Buffer, Frame, FrameReader, Kind, Status, encode
+from ..core.frames import CALL, FIRST_CALL, Answer, Buffer, Frame, FrameReader, Kind, Status, encode
 from ..errors import ProtocolError
 from ..memory import Exchange, receive_with_fds
 from ..runtime import peer_uid
@@ -673,6 +673,12 @@ class Replica:
         if channel.hello.session:
             self._control_loop.call_soon_threadsafe(self.front_end_left, channel.hello.session)
 
+    def lease_of(self, session: bytes) -> str:
+        """That of the front end whose Jupyter session this is; "" if it is attached to nothing."""
+        with self._lock:
+            found = (lease for lease, each in self._channels.items() if each.hello.session)
+            return next((lease for lease in found if self._channels[lease].hello.session.encode() == session), "")
+
     def set_up(self, body: bytes) -> None:
         from .preload import run_preload
 
@@ -712,6 +718,9 @@ class Replica:
         for call in calls:
             if call is not None:
                 self.runner.cancel(call)
+        if lease and not any(calls):
+            # It was granted a moment ago, and its call is still to come; a later one is not what somebody has seen.
+            self.cancel(lease, FIRST_CALL)
         for channel in channels:
             if channel.hello.session:
                 self.front_end_interrupted(channel.hello.session)

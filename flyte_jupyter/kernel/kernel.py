@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import types
+from collections.abc import Callable
 from typing import Any
 
 # The debugger is off in replicas (it opens TCP listeners and answers anybody), and importing it is most of a plain
@@ -31,7 +32,7 @@ from traitlets import Type
 from traitlets.config import Config
 
 from ..core.cells import PEEK
-from ..core.context import current
+from ..core.context import cell, current
 from . import comms, descriptors, logs, outputs, shell
 from .cells import Cells
 from .channel import Replica
@@ -54,6 +55,7 @@ class FlyteKernel(IPythonKernel):
     debugger_class = None  # type: ignore[assignment]
 
     def __init__(self, **kwargs: Any) -> None:
+        self.lease_of: Callable[[bytes], str] = lambda session: ""
         self._latest = b""
         self._subshells: dict[str, bytes] = {}  # and the routing id of who made it
         super().__init__(**kwargs)
@@ -63,6 +65,7 @@ class FlyteKernel(IPythonKernel):
         super().set_parent(ident, parent, channel)
         if channel == "shell" and threading.current_thread() is threading.main_thread():
             self._latest = bytes(ident[0]) if ident else b""
+            cell.set(self.lease_of(self._latest))
 
     async def do_debug_request(self, msg: Any) -> Any:
         return None
@@ -193,6 +196,7 @@ class ReplicaApp(IPKernelApp):
             self.runner, namespaces, Cells(own, namespaces, loop), comms.install(router), control
         )
         signal.signal(signal.SIGTERM, lambda *_: self.leave())
+        self.kernel.lease_of = replica.lease_of
         replica.front_end_interrupted = self.kernel.front_end_interrupted
         replica.front_end_left = self.kernel.front_end_left
         _let_children_end()

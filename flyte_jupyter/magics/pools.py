@@ -39,7 +39,6 @@ from .present import tidy
 from .settings import Settings
 
 READY_S: Final = 600.0
-SHOWN_S: Final = 1.0
 ATTACH_KERNEL: Final = "flyte-attach"
 ATTACH_NAME: Final = "Flyte: attach to a warm kernel"
 ATTACH_VARIABLE: Final = "FLYTE_JUPYTER_ATTACH"
@@ -249,9 +248,6 @@ class PoolMagics(Magics):
         pool = self.pools.create(environment)
         if pool.scaling.min_replicas:
             pool.warm(wait=False)
-            deadline = time.monotonic() + SHOWN_S
-            while pool.status() is None and time.monotonic() < deadline:
-                time.sleep(0.02)  # so that what is displayed below the cell is not that nothing has started
         return pool
 
     def _list(self, options: argparse.Namespace) -> None:

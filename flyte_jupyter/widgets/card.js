@@ -231,12 +231,15 @@ class Card {
   #queue(pool, at) {
     if (!pool.waiting) return null;
     const mine = pool.queue.find((each) => each.client === this.#model.get("client"));
+    const expected = ({ expected_at: instant }, words) =>
+      instant === null ? null : ticking(() => this.#expected(at(instant), words), this.#now());
     const rows = pool.queue.slice(0, SHOWN).map((each) =>
       el(
         "li",
         {},
         `${visible(each.task)} (${visible(each.client)}), waits `,
         ticking(() => clock(this.#now() - at(each.since)), this.#now()),
+        expected(each, "starts in about"),
       ),
     );
     if (pool.waiting > rows.length) rows.push(el("li", {}, `and ${pool.waiting - rows.length} more`));
@@ -245,8 +248,15 @@ class Card {
       "div",
       { "data-key": "queue", class: "flyte-queue" },
       `queue ${pool.waiting}${place}`,
+      mine ? expected(mine, "about") : null,
       el("ol", {}, rows),
     );
+  }
+
+  // How long until then; what should have been already takes longer.
+  #expected(instant, words) {
+    const left = instant - this.#now();
+    return left > 0 ? `, ${words} ${roughly(left)}` : ", longer than usual";
   }
 
   #controls(pool) {

@@ -27,8 +27,10 @@ export const COLOURS = `
 }`;
 
 const NAMES = ["text", "quiet", "line", "running", "loading", "failed"];
-const INKS = { running: "running", loading: "loading", failed: "failed", lost: "failed" };
-const HATCHED = new Set(["waiting", "starting", "loading"]);
+const INKS = { running: "running", attached: "running", loading: "loading", failed: "failed", lost: "failed" };
+const HATCHED = new Set(["waiting", "starting", "loading", "attached"]);
+const FRAMED = new Set(["starting", "loading", "attached"]);
+const INSETS = { waiting: 3, attached: -2 }; // its frame can be seen around calls that lie upon it
 const patterns = new Map(); // look, colour and size -> pattern
 
 export class Pen {
@@ -60,11 +62,11 @@ export class Pen {
   // Bars of one look, each [from, to], in order.
   bars(top, look, bars) {
     const { context } = this;
-    const inset = look === "waiting" ? 3 : 0;
+    const inset = INSETS[look] ?? 0;
     const [y, high] = [top + this.px(BAR.top + inset), this.px(BAR.height - 2 * inset)];
     context.fillStyle = this.#fill(look);
     for (const [from, to] of bars) context.fillRect(from, y, to - from, high);
-    if (look === "starting" || look === "loading") {
+    if (FRAMED.has(look)) {
       context.strokeStyle = this.colours[INKS[look] ?? "quiet"];
       context.lineWidth = this.px(1);
       for (const [from, to] of bars)
@@ -114,18 +116,30 @@ export class Pen {
   }
 }
 
-// A tile of stripes: upright for what waits, rising while a process starts, falling while its preload runs.
+// A tile of stripes: upright for what waits, rising while a process starts, falling while its preload runs, crossed
+// while somebody has the replica open.
 function hatched(look, ink, side) {
   const tile = document.createElement("canvas");
   tile.width = tile.height = side;
   const context = tile.getContext("2d");
   context.strokeStyle = ink;
   context.lineWidth = side / (look === "loading" ? 2.5 : 5);
+  const upright = [side / 2, side / 2];
+  const stripes = {
+    waiting: [upright],
+    starting: [[0, side]],
+    loading: [[side, 0]],
+    attached: [
+      [0, side],
+      [side, 0],
+    ],
+  };
   // Beyond the corners, too, so that the tiles join.
   for (const shift of [-side, 0, side]) {
-    const [from, to] = { waiting: [side / 2, side / 2], starting: [0, side], loading: [side, 0] }[look];
-    context.moveTo(from + shift, side);
-    context.lineTo(to + shift, 0);
+    for (const [from, to] of stripes[look]) {
+      context.moveTo(from + shift, side);
+      context.lineTo(to + shift, 0);
+    }
   }
   context.stroke();
   return tile;

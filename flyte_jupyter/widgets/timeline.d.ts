@@ -9,11 +9,11 @@ export interface TimelineLane {
   why: string;
 }
 
-/** What a replica or a waiting request did from `began` to `ended` (null: still does). */
+/** What a replica, a waiting request or somebody who had the replica open did from `began` to `ended` (null: still does). */
 export interface TimelineSpan {
   id: number;
   replica: string | null;
-  kind: 'starting' | 'loading' | 'running' | 'waiting';
+  kind: 'starting' | 'loading' | 'running' | 'waiting' | 'attached';
   task: string;
   client: string;
   began: number;

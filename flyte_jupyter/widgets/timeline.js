@@ -12,14 +12,15 @@ const FORGET_S = 10; // how often it is looked for what is too old, while nothin
 const QUEUE = "queue";
 const REACHES = [60, 120, 300]; // a pool that is younger than the window fills the picture, too
 const GOOD = new Set([null, "succeeded"]);
-// Drawn in this order: what went wrong must not lie below what went well.
-const LOOKS = ["waiting", "starting", "loading", "running", "cancelled", "lost", "failed"];
+// Drawn in this order: what went wrong must not lie below what went well, nor a call below who looks on.
+const LOOKS = ["attached", "waiting", "starting", "loading", "running", "cancelled", "lost", "failed"];
 const WORDS = {
   starting: "starting",
   loading: "loading",
   running: "running",
   waiting: "waiting",
   waited: "waited",
+  attached: "attached",
   idle: "warm, idle",
   cancelled: "cancelled",
   lost: "lost",

@@ -24,6 +24,8 @@ export interface ILease {
 /** A call that waits; `running` is false of it. */
 export interface IRequest extends ILease {
   position: number;
+  /** When it is likely to start; null if nothing is known, passed if it takes longer than usual. */
+  expected_at: number | null;
 }
 
 export interface IReplica {
@@ -223,7 +225,11 @@ export function parseState(wire: unknown): IState {
         idle_stops_at: maybe(pool.idle_stops_at),
         kept_until: maybe(pool.kept_until),
         failure: pool.failure && { ...pool.failure, retry_at: maybe(pool.failure.retry_at) },
-        queue: pool.queue.map(request => ({ ...request, since: at(request.since) })),
+        queue: pool.queue.map(request => ({
+          ...request,
+          since: at(request.since),
+          expected_at: maybe(request.expected_at ?? null) // an older server does not say it
+        })),
         replicas: pool.replicas.map(replica => ({
           ...replica,
           started_at: at(replica.started_at),

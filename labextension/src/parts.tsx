@@ -7,8 +7,9 @@ import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import { DisposableDelegate, DisposableSet } from '@lumino/disposable';
 import React, { useContext, useEffect, useId, useState } from 'react';
 
-import type { ILease, IPool, IReplica, IRequest, PoolState, ReplicaState } from './models';
+import type { ILease, IPool, IReplica, PoolState, ReplicaState } from './models';
 import { calls, poolEnd, stepped } from './models';
+import { waitWords } from './phrases';
 import type { IPanelSettings } from './settings';
 import type { IPoolManager } from './tokens';
 import { whileSeen } from './watching';
@@ -366,23 +367,16 @@ function Failure({ pool }: { pool: IPool }): JSX.Element | null {
 }
 
 /** A call that runs or waits, with the button that ends it. */
-function Call(props: {
-  call: ILease | IRequest;
-  verb: string;
-  waits?: boolean;
-  position?: number;
-}): JSX.Element {
-  const { trans, execute } = useView();
-  const { call, verb, waits, position } = props;
-  const now = useNow();
-  const time = clock(now - call.since);
+function Call(props: { call: ILease; verb: string; time: string; position?: number }): JSX.Element {
+  const { execute } = useView();
+  const { call, verb, time, position } = props;
   return (
     <li className="fj-Call fj-Row">
       {position !== undefined && <span className="fj-Number">{position}.</span>}
       <span className="fj-Grow fj-Name" title={`${visible(call.task)} · ${visible(call.client)}`}>
         {visible(call.task)} <span className="fj-Quiet">{visible(call.client)}</span>
       </span>
-      <span className="fj-Number">{waits ? trans.__('waits %1', time) : time}</span>
+      <span className="fj-Number">{time}</span>
       <IconButton
         label={verb}
         icon={closeIcon}
@@ -395,6 +389,7 @@ function Call(props: {
 /** The calls that run on a replica. */
 export function Calls({ replica }: { replica: IReplica }): JSX.Element | null {
   const { trans } = useView();
+  const now = useNow();
   const running = calls(replica);
   if (!running.length) {
     return null;
@@ -402,7 +397,12 @@ export function Calls({ replica }: { replica: IReplica }): JSX.Element | null {
   return (
     <ul className="fj-Calls" aria-label={trans.__('Calls on %1', visible(replica.name))}>
       {running.map(call => (
-        <Call key={call.lease} call={call} verb={trans.__('Stop call %1', visible(call.task))} />
+        <Call
+          key={call.lease}
+          call={call}
+          time={clock(now - call.since)}
+          verb={trans.__('Stop call %1', visible(call.task))}
+        />
       ))}
     </ul>
   );
@@ -411,6 +411,7 @@ export function Calls({ replica }: { replica: IReplica }): JSX.Element | null {
 /** The calls that wait for a pool, as far as they are listed; with their positions where the list is all there is. */
 export function Waiting(props: { pool: IPool; numbered?: boolean }): JSX.Element | null {
   const { trans } = useView();
+  const now = useNow();
   const { pool, numbered } = props;
   if (!pool.queue.length) {
     return null;
@@ -422,8 +423,8 @@ export function Waiting(props: { pool: IPool; numbered?: boolean }): JSX.Element
           key={request.lease}
           call={request}
           position={numbered ? request.position + 1 : undefined}
+          time={waitWords(request, now, trans)}
           verb={trans.__('Withdraw call %1', visible(request.task))}
-          waits
         />
       ))}
     </ol>

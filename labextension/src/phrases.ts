@@ -2,7 +2,7 @@
 
 import type { TranslationBundle } from '@jupyterlab/translation';
 
-import type { IPool, IReplica, IState, Outcome, PoolState, ReplicaState } from './models';
+import type { IPool, IReplica, IRequest, IState, Outcome, PoolState, ReplicaState } from './models';
 import { calls, deviceMemory, poolMemory } from './models';
 import { clock, roughly, size, stateCounts, visible } from './words';
 
@@ -69,8 +69,12 @@ export function poolLine(pool: IPool, trans: TranslationBundle): string {
       ? trans._n('%1 replica', '%1 replicas', most)
       : trans.__('%1 to %2 replicas', least, most)
   );
-  // A line breaks between the parts, not in them.
-  return words.map(word => word.replace(/ /g, '\u00a0')).join(' · ');
+  return unbroken(words);
+}
+
+/** A line that breaks between the parts, not in them. */
+function unbroken(parts: readonly string[]): string {
+  return parts.map(part => part.replace(/ /g, '\u00a0')).join(' · ');
 }
 
 /** "cold starts avoided: 3 (about 2 min saved)"; nothing while there is none. */
@@ -138,6 +142,18 @@ export function remarksOf(
     ...(generation_current ? [] : [trans.__('old preload')]),
     ...((state === 'draining' || state === 'stopping') && why ? [visible(why, 120)] : [])
   ];
+}
+
+/** "waits 0:04 · about 12 s": how long a call has waited, and how long it is likely to wait. */
+export function waitWords(request: IRequest, now: number, trans: TranslationBundle): string {
+  const { since, expected_at } = request;
+  const waits = trans.__('waits %1', clock(now - since));
+  if (expected_at === null) {
+    return waits;
+  }
+  const left = expected_at - now;
+  const rest = left > 0 ? trans.__('about %1', roughly(left)) : trans.__('longer than usual');
+  return unbroken([waits, rest]);
 }
 
 /** Since when a replica does what it does; null where nobody waits for its end. */

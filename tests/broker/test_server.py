@@ -16,6 +16,7 @@ import anyio
 import pytest
 from anyio.abc import SocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
+from support import TIME_SCALE
 from test_engine import NO_GPU, FakeLauncher, declaration
 
 from flyte_jupyter.broker import server
@@ -104,7 +105,7 @@ def play(tmp_path: Path) -> Callable[[Callable[[Broker], Awaitable[None]]], None
 
     def run(conversation: Callable[[Broker], Awaitable[None]]) -> None:
         async def main() -> None:
-            with anyio.fail_after(10):
+            with anyio.fail_after(10 * TIME_SCALE):
                 async with running(tmp_path / "b.sock") as broker:
                     try:
                         await conversation(broker)
@@ -144,6 +145,27 @@ def test_a_server_looks_on_and_is_no_client(play: Play) -> None:
             await anyio.sleep(0.001)
         events = {type(event).__name__ for _, event, _ in broker.engine.scheduler.story}
         assert {"ClientConnected", "ClientGone"} & events == set()
+
+    play(conversation)
+
+
+def test_an_answer_shows_all_that_its_asker_has_said_before(play: Play) -> None:
+    """Else a pool would still be busy with a slot that was just given back."""
+
+    async def conversation(broker: Broker) -> None:
+        talk, pool = await broker.client(), declaration()
+        key = pool.spec.key
+        for number in range(1, 20):
+            scaled = p.Scale(pool=key, scaling=pool.scaling.model_copy(update={"max_replicas": number}))
+            await talk.say(p.Declare(declaration=pool), scaled, p.Watch(once=True, usage=number % 2 == 0))
+            [view] = (await talk.hear(p.Snapped)).snapshot.pools
+            assert view.scaling.max_replicas == number
+        other = declaration("other")
+        await talk.say(p.Declare(declaration=other), p.AskTimeline(pool=other.spec.key))
+        assert (await talk.hear(p.ToldTimeline)).timeline is not None
+        await talk.say(p.Acquire(lease="l1", pool=key, task="t"), p.Watch())
+        [view] = (await talk.hear(p.Snapped)).snapshot.clients
+        assert view.leases + view.waiting == 1
 
     play(conversation)
 
@@ -395,15 +417,16 @@ def test_a_watcher_that_reads_slowly_gets_fewer_snapshots(play: Play, monkeypatc
 
 def test_who_watches_no_more_hears_nothing(play: Play) -> None:
     async def conversation(broker: Broker) -> None:
-        watcher, other = await broker.client(), await broker.client()
+        watcher, other, witness = await broker.client(), await broker.client(), await broker.client()
         await watcher.say(p.Watch())
         await watcher.hear(p.Snapped)
         await watcher.say(p.Unwatch(), p.Watch(once=True))
         await watcher.hear(p.Snapped)
+        await witness.say(p.Watch())
         for name in ("one", "two"):
-            await other.say(p.Declare(declaration=declaration(name)), p.Watch(once=True))
-            await other.hear(p.Snapped)
-            await anyio.sleep(1)
+            await other.say(p.Declare(declaration=declaration(name)))
+            while name not in [pool.name for pool in (await witness.hear(p.Snapped)).snapshot.pools]:
+                pass
         await watcher.say(p.Watch(once=True))
         assert (await watcher.hear(p.Snapped)).snapshot.revision == broker.engine.scheduler.revision
 
@@ -458,7 +481,7 @@ def test_shutdown_says_goodbye_to_everybody(play: Play) -> None:
 def test_goodbye_arrives_although_the_server_ends_at_once(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "b.sock"
-        with anyio.fail_after(10):
+        with anyio.fail_after(10 * TIME_SCALE):
             async with running(path) as broker:
                 talks = [await broker.client() for _ in range(5)]
                 broker.engine.end()

@@ -393,6 +393,28 @@ def test_it_can_be_read_and_used_without_jupyterlab(elsewhere: Any, scheme: str)
     elsewhere.evaluate("() => window.dispose()")
 
 
+def test_a_wait_is_foretold_and_what_takes_longer_is_said(elsewhere: Any, until: Until) -> None:
+    state = states.rich()
+    pool = state["snapshot"]["pools"][0]
+    mine, foreign = {"client": "eval.ipynb", "expected_at": 1080.0}, {"lease": "l9", "expected_at": None}
+    pool["queue"] = [pool["queue"][0] | mine, pool["queue"][0] | foreign | {"client": "b.ipynb", "position": 1}]
+    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
+    shown |= {"usage": state["usage"], "pool": pool | {"waiting": 2}}
+    elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
+    queue = elsewhere.locator(".flyte-queue")
+    head, first, second = queue.inner_text().split("\n")
+    assert re.fullmatch(r"queue 2 · this notebook is next, about \d+ s", head)
+    assert re.fullmatch(r"evaluate \(eval\.ipynb\), waits \d:\d\d, starts in about \d+ s", first.strip())
+    assert re.fullmatch(r"evaluate \(b\.ipynb\), waits \d:\d\d", second.strip())
+    until(lambda: queue.inner_text().split("\n")[0] != head, 5)  # it counts down by itself
+    keep_sight(elsewhere.locator(".flyte-card"), "a wait")
+    pool["queue"][0]["expected_at"] = 999.0
+    elsewhere.evaluate("state => window.change(state)", {**shown, "pool": pool | {"waiting": 2}})
+    head, first, _ = queue.inner_text().split("\n")
+    assert head == "queue 2 · this notebook is next, longer than usual"
+    assert first.endswith(", longer than usual")
+
+
 def test_a_view_that_is_made_late_counts_on_the_kernels_clock(elsewhere: Any) -> None:
     state = states.rich()
     pool = state["snapshot"]["pools"][0] | {"idle_stops_at": 1600.0}

@@ -100,8 +100,12 @@ def test_a_pool_at_work() -> None:
             replica(2, state="loading", started_at=NOW - 12, ready_at=None, pid=None, devices=("GPU-1",)),
         ),
         queue=(
-            RequestView(lease="a", task="gpu.train", client="train.ipynb", since=NOW - 4, position=0),
-            RequestView(lease="b", task="gpu.eval", client="eval.ipynb", since=NOW - 2, position=1),
+            RequestView(
+                lease="a", task="gpu.train", client="train.ipynb", since=NOW - 4, position=0, expected_at=NOW + 12
+            ),
+            RequestView(
+                lease="b", task="gpu.eval", client="eval.ipynb", since=NOW - 2, position=1, expected_at=NOW - 1
+            ),
         ),
         waiting=2,
     )
@@ -112,8 +116,8 @@ def test_a_pool_at_work() -> None:
         "│ 1  ready         1 · RTX 4090  -                        41m  4122  off in 4:12",
         "│ 2  loading 0:12  1 · RTX 4090  -                        12s  -",
         "├ queue 2",
-        "│ 1. gpu.train (train.ipynb), waits 0:04",
-        "│ 2. gpu.eval (eval.ipynb), waits 0:02",
+        "│ 1. gpu.train (train.ipynb), waits 0:04, starts in about 12 s",
+        "│ 2. gpu.eval (eval.ipynb), waits 0:02, longer than usual",
         "├ cold starts avoided: 11 (about 2 min saved)",
         "└ 12 calls · 2 starts · idle_ttl 30m · scaledown_ttl 5m",
     ]

@@ -119,7 +119,9 @@ def snapped() -> p.Snapped:
             replica(1, "ready", leases=(kept,)),
             replica(2, "loading", ready_at=None, started_at=988.0, generation_current=False),
         ),
-        queue=(RequestView(lease="l2", task="evaluate", client="eval.ipynb", since=996.0, position=0),),
+        queue=(
+            RequestView(lease="l2", task="evaluate", client="eval.ipynb", since=996.0, position=0, expected_at=1007.0),
+        ),
         waiting=1,
         idle_stops_at=2780.0,
         kept_until=2780.0,

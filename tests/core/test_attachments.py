@@ -18,6 +18,7 @@ from flyte_jupyter.core.events import (
     PoolRestarted,
     PoolScaled,
     PoolStopped,
+    PoolWarmed,
     ReplicaFailed,
     ReplicaLoading,
     ReplicaRestarted,
@@ -353,15 +354,15 @@ def test_a_front_end_that_dies_while_it_waits_is_forgotten() -> None:
 # Calls from an attached cell
 
 
-def with_a_cell_inside(low: int, high: int, concurrency: int = 1) -> Machine:
-    """Somebody has p-1 alone, and a cell there calls a task of the same pool."""
+def with_a_cell_inside(low: int, high: int, concurrency: int = 1, *, shared: bool = False) -> Machine:
+    """Somebody has p-1 open, and a cell there calls a task of the same pool."""
     machine = Machine()
     machine.declare("p", scaling(low, high, concurrency))
     machine.ask("first")
     machine.do(ReplicaLoading("p-1", 4711))
     machine.ready("p-1")
     machine.release("first")
-    attach(machine, "x")
+    attach(machine, "x", shared=shared)
     machine.do(ClientConnected("inside", "p[0]", "replica", 4711))
     return machine
 
@@ -391,3 +392,78 @@ def test_a_call_that_a_person_can_let_through_is_not_refused() -> None:
     machine.ask("child", parent="a")
     assert machine.scheduler.next_deadline() == math.inf
     assert granted(machine.do(LeaseReleased("x"))) == [("child", "p-2")]
+
+
+def call(
+    machine: Machine, lease: str, pool: str = "p", *, parent: str | None = "x", at: float | None = None
+) -> list[Command]:
+    """A cell in p-1 calls a task; with a parent it stands still until then."""
+    return machine.do(LeaseRequested("inside", lease, pool, "embed", parent), at=at)
+
+
+def test_a_cell_of_who_shares_a_replica_is_not_served_by_the_thread_that_it_blocks() -> None:
+    for concurrency in (1, 3):
+        machine = with_a_cell_inside(1, 1, concurrency, shared=True)
+        assert call(machine, "c", at=10) == []
+        assert machine.pool().notes == (
+            "calls wait until the cell of cyd.ipynb in p[0] goes on, or for a higher maximum",
+        )
+        (refusal,) = machine.do(Tick(), at=11)
+        assert isinstance(refusal, Refuse)
+        assert (refusal.lease, refusal.reason) == ("c", "starvation")
+        assert (refusal.detail["parent"], refusal.detail["cell"]) == ("shared console", "shared")
+        assert granted(machine.ask("a")) == [("a", "p-1")]
+
+
+def test_nor_by_somebody_who_waits_to_have_it_alone() -> None:
+    machine = with_a_cell_inside(1, 1, shared=True)
+    call(machine, "c", at=10)
+    attach(machine, "y", client="bob")
+    assert refused(machine.do(Tick(), at=11)) == [("c", "starvation")]
+
+
+def test_it_is_served_by_another_replica_even_by_one_that_has_to_be_started() -> None:
+    machine = with_a_cell_inside(1, 2, concurrency=2, shared=True)
+    assert started(call(machine, "c")) == ["p-2"]
+    assert granted(machine.ready("p-2")) == [("c", "p-2")]
+    assert granted(machine.ask("a")) == [("a", "p-2")]
+    assert machine.ask("b") == []
+    assert granted(machine.release("c")) == [("b", "p-1")]
+
+
+def test_while_it_waits_for_another_pool_its_replica_serves_nobody() -> None:
+    machine = with_a_cell_inside(1, 1, shared=True)
+    machine.declare("q", scaling(1, 1))
+    machine.ready(*started(machine.do(PoolWarmed("q"))))
+    assert granted(call(machine, "c", "q", at=10)) == [("c", "q-2")]
+    assert machine.ask("a") == []
+    assert machine.do(Tick(), at=60) == []
+    assert granted(machine.release("c")) == [("a", "p-1")]
+
+
+def test_a_call_that_comes_back_to_it_through_another_pool_starves() -> None:
+    machine = with_a_cell_inside(1, 1, concurrency=2, shared=True)
+    machine.declare("q", scaling(1, 1))
+    machine.ready(*started(machine.do(PoolWarmed("q"))))
+    call(machine, "c", "q", at=10)
+    machine.ask("d", parent="c")
+    assert refused(machine.do(Tick(), at=11)) == [("d", "starvation")]
+
+
+def test_what_it_only_awaits_runs_beside_it() -> None:
+    machine = with_a_cell_inside(1, 1, shared=True)
+    assert granted(call(machine, "c", parent=None)) == [("c", "p-1")]
+
+
+def test_what_a_cell_waited_for_outlives_its_pool() -> None:
+    machine = with_a_cell_inside(1, 1, shared=True)
+    machine.declare("q", scaling(1, 1))
+    machine.ready(*started(machine.do(PoolWarmed("q"))))
+    call(machine, "c", "q")
+    machine.do(PoolStopped("p", force=True))
+    machine.exit("p-1", "the pool was stopped")
+    machine.do(ClientGone("ada"))
+    machine.do(ClientGone("cyd"))
+    assert [pool.key for pool in machine.scheduler.snapshot().pools] == ["q"]
+    machine.release("c")
+    assert machine.states("q") == {"q-2": "ready"}

@@ -100,6 +100,7 @@ class World(RuleBasedStateMachine):
         self.held: dict[str, tuple[str, str, str]] = {}  # lease: (client, pool, replica)
         self.guests: dict[str, tuple[str, str, bool]] = {}  # attachment: (client, replica, whether it shares)
         self.inside: set[str] = set()  # those that are granted
+        self.called_by: dict[str, str] = {}  # lease: who waits for it
         self.recalled: set[str] = set()
         self.abandoned: set[str] = set()
         self.count = 0
@@ -126,6 +127,7 @@ class World(RuleBasedStateMachine):
                 self.inside.add(lease)
             case Grant(client, lease, replica):
                 assert all(shared for _, at, shared in self.guests.values() if at == replica), "a call among guests"
+                assert not self.stalled(replica), "a call behind a cell that stands still"
                 assert self.waiting.pop(lease) == (client, self.starts[replica].pool)
                 assert replica in self.ready - self.stopped
                 pool = self.starts[replica].pool
@@ -246,6 +248,11 @@ class World(RuleBasedStateMachine):
         found = (lease for lease in self.inside if self.guests[lease][1:] == (replica, False))
         return next(found, None)
 
+    def stalled(self, replica: str) -> bool:
+        """Whether a cell of somebody who shares it waits for a call."""
+        waits = {self.called_by.get(lease) for lease in (*self.waiting, *self.held)}
+        return any(self.guests[lease][1:] == (replica, True) for lease in self.inside & waits)
+
     @rule(client=st.sampled_from(CLIENTS), pool=POOLS, many=st.integers(1, 4), data=st.data())
     def request(self, client: str, pool: str, many: int, data: st.DataObject) -> None:
         parents = [*self.held, *sorted(self.inside), None]
@@ -259,6 +266,8 @@ class World(RuleBasedStateMachine):
             self.declare(client, pool, self.declared.get(pool, ONE), "A")
         self.count += 1
         self.waiting[f"lease-{self.count}"] = (client, pool)
+        if parent is not None:
+            self.called_by[f"lease-{self.count}"] = parent
         self.play(LeaseRequested(client, f"lease-{self.count}", pool, f"task{self.count}", parent))
 
     @precondition(lambda self: self.held or self.waiting)
@@ -403,7 +412,10 @@ class World(RuleBasedStateMachine):
             }
             going_on = [span for span in view.spans if span.ended is None]
             assert all(span.replica in {r.id for r in pool.replicas} for span in going_on if span.kind != "waiting")
-            assert sum(span.kind == "waiting" for span in going_on) <= pool.waiting
+            here = [lease.lease for r in pool.replicas for lease in r.leases if lease.attached]
+            inside = self.inside.intersection(here)
+            assert sum(span.kind == "attached" for span in going_on) == len(inside)
+            assert sum(span.kind == "waiting" for span in going_on) <= pool.waiting + len(here) - len(inside)
             assert len({span.id for span in view.spans}) == len(view.spans)
             assert self.timeline.view(pool.key, view.mark, now=self.now, epoch_offset=0) == view.model_copy(
                 update={"whole": False, "spans": (), "changes": ()}
@@ -415,7 +427,8 @@ class World(RuleBasedStateMachine):
             assert pool.scaling == self.scaling[pool.key]
             slots = 1 if pool.single_use else pool.scaling.concurrency
             for replica in pool.replicas:
-                if pool.waiting and replica.state in {"ready", "busy"} and replica.generation_current:
+                serves = replica.state in {"ready", "busy"} and not self.stalled(replica.id)
+                if pool.waiting and serves and replica.generation_current:
                     assert len(replica.leases) >= slots
 
     @invariant()

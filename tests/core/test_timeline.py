@@ -7,6 +7,7 @@ from typing import Any
 from flyte_jupyter.core import timeline as t
 from flyte_jupyter.core.commands import Command
 from flyte_jupyter.core.events import (
+    AttachRequested,
     Call,
     CallsReported,
     ClientConnected,
@@ -71,6 +72,10 @@ def warm() -> Broker:
 
 def ask(lease: str, task: str = "train") -> LeaseRequested:
     return LeaseRequested("ada", lease, "p", task)
+
+
+def open_by(client: str, lease: str, *, shared: bool = False) -> AttachRequested:
+    return AttachRequested(client, lease, "p-1", "shared console" if shared else "attached notebook", shared)
 
 
 def call(number: int, began: float, ended: float | None, **changes: Any) -> Call:
@@ -213,6 +218,81 @@ def test_how_a_wait_ends_without_a_replica() -> None:
     waits = broker.spans(4, "waiting")
     assert [(span.ended, span.outcome) for span in waits] == [(3, "cancelled")] * 3 + [(3, "failed")]
     assert {span.replica for span in waits} == {None}
+
+
+def test_who_opens_a_replica_is_a_span_until_they_leave_it() -> None:
+    broker = warm()
+    broker.do(5, open_by("ada", "x"))
+    [span] = broker.spans(6, "attached")
+    assert (span.replica, span.task, span.client) == ("p-1", "attached notebook", "ada.ipynb")
+    assert (span.began, span.ended, span.outcome) == (5, None, None)
+    broker.do(9, LeaseReleased("x"))
+    [left] = broker.spans(9, "attached")
+    assert (left.id, left.ended, left.outcome) == (span.id, 9, "succeeded")
+    assert broker.spans(9, "waiting") == []
+    assert broker.timeline._leases == {}
+
+
+def test_who_wants_a_replica_alone_waits_for_its_call_and_who_shares_it_does_not() -> None:
+    broker = warm()
+    broker.do(5, ask("l1"), open_by("ada", "alone"), open_by("ada", "beside", shared=True))
+    assert [span.task for span in broker.spans(6, "attached")] == ["shared console"]
+    broker.do(7, LeaseReleased("l1"))
+    assert short(broker.spans(8, "waiting")) == [("waiting", "p-1", 5, 7, "succeeded")]
+    assert [(span.task, span.began) for span in broker.spans(8, "attached")] == [
+        ("shared console", 5),
+        ("attached notebook", 7),
+    ]
+
+
+def test_who_gets_no_replica_has_waited_and_opened_none() -> None:
+    broker = warm()
+    broker.do(5, ask("l1"), open_by("ada", "withdrawn"), open_by("ada", "refused"), open_by("nobody", "ignored"))
+    broker.view(6)
+    broker.do(7, LeaseReleased("withdrawn"), PoolStopped("p"))
+    assert [(span.ended, span.outcome) for span in broker.spans(8, "waiting")] == [(7, "cancelled"), (7, "failed")]
+    broker.do(8, AttachRequested("ada", "late", "p-1", "attached console"))  # it has to go
+    broker.do(8, AttachRequested("ada", "lost", "p-9", "attached console"))  # there is none
+    assert broker.spans(9, "attached") == []
+    assert list(broker.timeline._leases) == ["l1"]
+
+
+def test_a_front_end_that_dies_has_left_once_its_cell_has_stopped() -> None:
+    broker = warm()
+    broker.do(5, ClientConnected("bob", "bob.ipynb", "notebook", 2), open_by("bob", "x"))
+    broker.do(7, ClientGone("bob"))
+    assert short(broker.spans(7.5, "attached")) == [("attached", "p-1", 5, None, None)]
+    broker.do(8, LeaseEnded("x"))
+    assert short(broker.spans(9, "attached")) == [("attached", "p-1", 5, 8, "succeeded")]
+    broker.do(9, ClientConnected("cyd", "cyd.ipynb", "notebook", 3), open_by("cyd", "y"))
+    broker.do(10, LeaseEnded("y"))  # the replica has heard of it first
+    broker.do(10.1, ClientGone("cyd"))
+    assert [span.ended for span in broker.spans(11, "attached")] == [8, 10]
+
+
+def test_a_guest_among_others_has_left_when_their_client_is_gone() -> None:
+    broker = warm()
+    broker.do(5, ClientConnected("bob", "bob.ipynb", "notebook", 2), open_by("bob", "x", shared=True))
+    broker.do(7, ClientGone("bob"))
+    assert short(broker.spans(8, "attached")) == [("attached", "p-1", 5, 7, "succeeded")]
+
+
+def test_who_has_a_replica_that_dies_has_lost_it() -> None:
+    broker = warm()
+    broker.do(5, open_by("ada", "x"))
+    broker.do(7, ReplicaExited("p-1", "signal SIGKILL"))
+    assert short(broker.spans(8, "attached")) == [("attached", "p-1", 5, 7, "lost")]
+    assert broker.spans(8, "running") == []
+
+
+def test_attachments_are_bounded_like_other_spans() -> None:
+    broker = warm()
+    for number in range(t.MOST_SPANS + 100):
+        broker.do(10 + number / 1000, open_by("ada", f"x{number}"), LeaseReleased(f"x{number}"))
+    broker.do(31, open_by("ada", "x"))
+    spans = broker.spans(32, "attached")
+    assert len(spans) <= t.MOST_SPANS
+    assert broker.spans(700, "attached") == [spans[-1]]  # it goes on
 
 
 def test_a_start_that_fails_and_one_that_is_called_off() -> None:

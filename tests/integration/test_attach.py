@@ -10,26 +10,27 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import front_ends
 import psutil
 import pytest
+from front_ends import ANSWER_S, Console, FrontEnd
 from jupyter_client.blocking.client import BlockingKernelClient
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import KernelManager
-from support import START_S, OwnBroker, alive, assert_quiet, pids, ready, view_of, wait_until, within
+from support import START_S, OwnBroker, alive, assert_quiet, pids, ready, wait_until, within
 
 import flyte_jupyter as flyte
 from flyte_jupyter import cli, runtime
 from flyte_jupyter.attach import session_target
+from flyte_jupyter.client import broker
+from flyte_jupyter.core.timeline import SpanView
 
 pytestmark = pytest.mark.kernel
-
-SPEC = json.loads((Path(__file__).parents[2] / "share/jupyter/kernels/flyte-attach/kernel.json").read_text())
 
 pool = flyte.TaskEnvironment("attached", reusable=flyte.ReusePolicy(replicas=1, concurrency=2))
 
@@ -53,89 +54,14 @@ async def until_told() -> bool:
     return True
 
 
-class FrontEnd:
-    """What Jupyter does with a kernelspec: starts its command, and talks to the channels."""
-
-    def __init__(self, *, wanted: str = "attached", shared: bool = False, **variables: str) -> None:
-        self.manager = KernelManager()
-        self.manager._kernel_spec = KernelSpec(**SPEC)
-        environment = {**os.environ, "FLYTE_JUPYTER_ATTACH": wanted, **variables}
-        if shared:
-            environment["FLYTE_JUPYTER_ATTACH_SHARED"] = "1"
-        self.manager.start_kernel(env=environment)
-        self.client: BlockingKernelClient = self.manager.client()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=START_S)
-
-    @property
-    def pid(self) -> int:
-        assert self.manager.provisioner is not None
-        return int(self.manager.provisioner.process.pid)  # type: ignore[attr-defined]
-
-    def run(self, code: str, *, answer: str | None = None, timeout: float = START_S) -> Ran:
-        ran = Ran()
-        options: dict[str, Any] = {}
-        if answer is not None:
-            options = {"allow_stdin": True, "stdin_hook": lambda message: self.client.input(answer)}
-        reply = self.client.execute_interactive(code, timeout=timeout, output_hook=ran.take, **options)
-        ran.status = reply["content"]["status"]
-        return ran
-
-    def begin(self, code: str) -> str:
-        """Wait only until it prints."""
-        asked = self.client.execute(code)
-        while True:
-            message = self.client.get_iopub_msg(timeout=START_S)
-            if message["msg_type"] != "stream" or message["parent_header"].get("msg_id") != asked:
-                continue
-            if not message["content"]["text"].startswith(("attached", "again")):
-                return str(asked)
-
-    def reply(self, asked: str) -> dict[str, Any]:
-        """The content of the reply to that request; to others there may be some before it."""
-        while True:
-            message = self.client.get_shell_msg(timeout=START_S)
-            if message["parent_header"].get("msg_id") == asked:
-                content: dict[str, Any] = message["content"]
-                return content
-
-    def restart(self) -> None:
-        self.manager.restart_kernel()
-        self.client.wait_for_ready(timeout=START_S)
-
-    def close(self) -> None:
-        self.client.stop_channels()
-        if self.manager.has_kernel:
-            self.manager.shutdown_kernel()
-
-
-class Ran:
-    """What a cell showed, and how it ended."""
-
-    def __init__(self) -> None:
-        self.status = ""
-        self.text = ""
-        self.result = ""
-        self.error = ""
-
-    def take(self, message: dict[str, Any]) -> None:
-        content = message["content"]
-        match message["msg_type"]:
-            case "stream":
-                self.text += content["text"]
-            case "execute_result":
-                self.result = content["data"]["text/plain"]
-            case "error":
-                self.error = f"{content['ename']}: {content['evalue']}"
-
-
 @contextmanager
-def front_end(**options: Any) -> Iterator[FrontEnd]:
-    opened = FrontEnd(**options)
-    try:
+def front_end(wanted: str = "attached", **options: Any) -> Iterator[FrontEnd]:
+    with front_ends.front_end(wanted, **options) as opened:
         yield opened
-    finally:
-        opened.close()
+
+
+def holders() -> list[str]:
+    return front_ends.holders(pool)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -151,7 +77,8 @@ def _warm(shared_broker: Path) -> Iterator[None]:
     yield
     assert_quiet(pool)
     assert pids(pool) == before, "the replica did not survive"
-    assert subshells() == 0
+    wait_until(lambda: subshells() == 0, what="subshells")
+    assert_quiet(pool)  # the lease of that question, too: the next test looks at who holds any
 
 
 def subshells() -> int:
@@ -171,10 +98,6 @@ def run(task: Callable[..., Any], *args: Any) -> Any:
     return asyncio.run(call())
 
 
-def holders() -> list[str]:
-    return [lease.task for replica in view_of(pool).replicas for lease in replica.leases]
-
-
 def test_a_console_reads_what_the_preload_made() -> None:
     with within(2), front_end() as console:
         ran = console.run("import sys; (model(), model() is sys.modules['flyte_preload'].model())")
@@ -189,6 +112,25 @@ def test_the_replica_is_out_of_rotation_meanwhile_and_every_view_says_why() -> N
         (replica,) = ready(pool)
         assert (replica.state, replica.leases[0].client) == ("attached", "console")
     wait_until(lambda: holders() == [])
+
+
+def test_the_timeline_tells_who_had_a_replica_open(capfd: pytest.CaptureFixture[str]) -> None:
+    def spans() -> list[SpanView]:
+        told = broker.connect().timeline(flyte.pool(pool).key)
+        assert told is not None
+        return [span for span in told.spans if span.kind == "attached" and span.began >= began]
+
+    began = time.monotonic()
+    (replica,) = ready(pool)
+    with front_end(shared=True) as console:
+        console.run("1")
+        (span,) = wait_until(spans)
+        assert (span.task, span.client, span.replica) == ("attached console, shared", "console", replica.id)
+        assert (span.ended, span.outcome) == (None, None)
+    (left,) = wait_until(lambda: [each for each in spans() if each.ended is not None])
+    assert (left.id, left.outcome) == (span.id, "succeeded")
+    assert cli.main(["story", "attached"]) == 0
+    assert "attached[0]: attached console, shared (console) left after" in capfd.readouterr().out
 
 
 def test_restart_and_shutdown_leave_process_and_names() -> None:
@@ -215,7 +157,8 @@ def test_an_interrupt_stops_the_cell(waits: str) -> None:
             reply = console.reply(asked)
         assert reply["status"] == "error"
         assert reply["ename"] in ("KeyboardInterrupt", "CancelledError")
-        assert console.run("model()['weights']").result == "42"
+        # ipykernel may still drop what comes right after an error.
+        wait_until(lambda: console.run("model()['weights']").result == "42")
 
 
 def test_an_interrupt_request_on_the_control_channel_does_the_same() -> None:
@@ -359,21 +302,18 @@ def test_an_exclusive_front_end_waits_for_another_and_says_so() -> None:
     with front_end() as one:
         one.run("1")
         wait_until(lambda: holders() == ["attached console"])
-        two = FrontEnd()
-        try:
-            asked = two.begin("7 * 6")
+        with front_end() as two:
+            asked = two.begin("7 * 6", until="waiting until this has ended: attached console (console)\n")
             one.manager.shutdown_kernel()
             assert two.reply(asked)["status"] == "ok"
-        finally:
-            two.close()
 
 
 def test_a_front_end_whose_server_dies_detaches(tmp_path: Path) -> None:
     script = """
         import sys, time
         sys.path.insert(0, sys.argv[1])
-        from test_attach import FrontEnd
-        opened = FrontEnd()
+        from front_ends import FrontEnd
+        opened = FrontEnd("attached")
         opened.run("1")
         print(opened.pid, flush=True)
         time.sleep(60)
@@ -447,10 +387,8 @@ def test_the_command_serves_a_connection_file_until_it_is_told_to_end(tmp_path: 
         client.load_connection_file()
         client.start_channels()
         try:
-            client.wait_for_ready(timeout=START_S)
-            ran = Ran()
-            client.execute_interactive("model()", output_hook=ran.take, timeout=START_S)
-            assert ran.result == "{'weights': 42}"
+            client.wait_for_ready(timeout=ANSWER_S)
+            assert Console(client).run("model()").result == "{'weights': 42}"
         finally:
             client.stop_channels()
             os.killpg(process.pid, signal.SIGINT)  # as a terminal does

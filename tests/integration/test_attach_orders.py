@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import front_ends
 import psutil
 import pytest
+from front_ends import ANSWER_S, FrontEnd
 from support import START_S, assert_quiet, pids, ready, view_of, wait_until, within
-from test_attach import FrontEnd, run
 
 import flyte_jupyter as flyte
 from flyte_jupyter.client import broker
@@ -38,12 +40,9 @@ def _warm(shared_broker: Path) -> Iterator[None]:
 
 @contextmanager
 def console(**options: Any) -> Iterator[FrontEnd]:
-    opened = FrontEnd(wanted="mortal", **options)
-    try:
+    with front_ends.front_end("mortal", **options) as opened:
         assert opened.run("mine = 1").status == "ok"
         yield opened
-    finally:
-        opened.close()
 
 
 def send(message: p.Message) -> None:
@@ -59,7 +58,7 @@ def statuses(front_end: FrontEnd, until: str) -> list[str]:
     """The states that the kernel announced, up to that one."""
     seen: list[str] = []
     while until not in seen:
-        message = front_end.client.get_iopub_msg(timeout=START_S)
+        message = front_end.client.get_iopub_msg(timeout=ANSWER_S)
         if message["msg_type"] == "status":
             seen.append(message["content"]["execution_state"])
     return seen
@@ -124,7 +123,7 @@ def test_a_restart_of_the_pool_replaces_it_while_calls_go_on() -> None:
     with console() as front_end:
         before = pids(pool)
         send(p.RestartPool(pool=flyte.pool(pool).key))
-        assert run(works)  # there is room for one more, which serves
+        assert asyncio.run(works.aio())  # there is room for one more, which serves
         assert front_end.run("mine").result == "1"
         front_end.restart()
         attaches_anew(front_end, before)
@@ -156,26 +155,12 @@ def test_an_interrupt_from_the_panel_stops_its_cell(whole: bool) -> None:
         assert pids(pool) == before
 
 
-def test_a_cell_that_calls_its_own_pool_is_told_that_nobody_is_left_to_serve_it() -> None:
-    call = """
-        import flyte_jupyter as flyte
-        own = flyte.TaskEnvironment("mortal", reusable=flyte.ReusePolicy(replicas=1, concurrency=2))
-        @own.task
-        async def there(): return 5
-        await there()
-    """
-    with console() as front_end:
-        ran = front_end.run("\n".join(line[8:] for line in call.splitlines()))
-        assert ran.status == "error"
-        assert "StarvationError" in ran.error
-
-
 def test_who_waits_is_told_for_whom_and_gives_up_on_an_interrupt() -> None:
     with console(), console_that_waits() as second:
         asked = second.client.execute("1")
         text = ""
         while "waiting until" not in text:
-            message = second.client.get_iopub_msg(timeout=START_S)
+            message = second.client.get_iopub_msg(timeout=ANSWER_S)
             text += message["content"].get("text", "")
         assert text == "waiting until this has ended: attached console (console)\n"
         (replica,) = ready(pool)
@@ -184,13 +169,8 @@ def test_who_waits_is_told_for_whom_and_gives_up_on_an_interrupt() -> None:
         assert second.reply(asked)["ename"] == "KeyboardInterrupt"
 
 
-@contextmanager
-def console_that_waits() -> Iterator[FrontEnd]:
-    opened = FrontEnd(wanted="mortal")
-    try:
-        yield opened
-    finally:
-        opened.close()
+def console_that_waits() -> AbstractContextManager[FrontEnd]:
+    return front_ends.front_end("mortal")
 
 
 def test_a_second_one_gets_it_when_the_first_has_left() -> None:

@@ -40,7 +40,7 @@ def _pools(shared_broker: Path) -> Iterator[None]:
 def _nothing_lent(_pools: None) -> Iterator[None]:
     yield
     memory.close()
-    wait_until(lambda: memory_files(os.getpid()) == [], what=f"memory files: {memory_files(os.getpid())}")
+    wait_until(lambda: memory_files(os.getpid()) == [], what=lambda: f"memory files: {memory_files(os.getpid())}")
 
 
 # --- what tasks do

@@ -20,6 +20,7 @@ from flyte_jupyter.core import protocol as p
 pytestmark = pytest.mark.kernel
 
 hand = flyte.TaskEnvironment("hand", reusable=flyte.ReusePolicy(replicas=(1, 2)))
+side = flyte.TaskEnvironment("side", reusable=flyte.ReusePolicy(replicas=1, concurrency=2))
 POOL = flyte.pool(hand)
 
 
@@ -55,6 +56,19 @@ def busy(path: str, seconds: float = 60) -> int:
 async def waits(path: str) -> None:
     mark(path)
     await asyncio.sleep(60)
+
+
+@side.task
+async def blocks(path: str) -> None:
+    """Also the others of its replica, which wait for their turn."""
+    mark(path)
+    while True:
+        time.sleep(0.01)
+
+
+@side.task
+async def runs(path: str) -> None:
+    mark(path)
 
 
 @hand.task
@@ -139,6 +153,26 @@ def test_a_call_is_cancelled_by_its_lease_and_a_waiting_one_never_runs(
     connection.send(p.Cancel(lease=lease.lease))
     assert isinstance(running.result(START_S), errors.TaskCancelled)
     assert len(ran) == 0
+
+
+def test_a_granted_call_that_has_not_begun_never_runs(tmp_path: Path, thread: ThreadPoolExecutor) -> None:
+    def lease_of(task: str) -> list[str]:
+        view = view_of(side)
+        return [lease.lease for replica in view.replicas for lease in replica.leases if lease.task == task]
+
+    blocked, ran = Counter(tmp_path / "blocked"), Counter(tmp_path / "ran")
+    first = thread.submit(attempt, lambda: asyncio.run(blocks(blocked.path)))
+    blocked.wait()
+    second = thread.submit(attempt, lambda: asyncio.run(runs(ran.path)))
+    connection = broker.connect()
+    for task in ("side.runs", "side.blocks"):  # the replica hears of them in this order
+        [lease] = wait_until(lambda task=task: lease_of(task))  # type: ignore[misc]
+        connection.send(p.Cancel(lease=lease))
+    assert isinstance(first.result(START_S), errors.TaskCancelled)
+    assert isinstance(second.result(START_S), errors.TaskCancelled)
+    assert len(ran) == 0
+    assert_quiet(side, timeout=START_S)
+    flyte.pool(side).stop()
 
 
 def test_a_replica_that_is_not_there_is_named() -> None:

@@ -986,7 +986,7 @@ def test_many_calls_cancels_and_errors_leave_nothing_open(tmp_path: Path) -> Non
     before = count()
     for _ in range(4):
         asyncio.run(burst())
-    wait_until(lambda: count() == before, 3, f"{before}, then {count()}")
+    wait_until(lambda: count() == before, 3, lambda: f"{before}, then {count()}")
     memory.close()
     assert memory_files(os.getpid()) == []
 

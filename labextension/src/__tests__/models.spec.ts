@@ -44,7 +44,7 @@ const lease: Names<ILease> = {
   running: true,
   attached: true
 };
-const request: Names<IRequest> = { ...lease, position: true };
+const request: Names<IRequest> = { ...lease, position: true, expected_at: true };
 const replica: Names<IReplica> = {
   id: true,
   index: true,
@@ -172,6 +172,7 @@ describe('the state', () => {
     expect(gpu.replicas[1].ready_at).toBe(1_767_000_941);
     expect(gpu.replicas[0].leases[0].since).toBe(1_767_000_993);
     expect(gpu.queue[0].since).toBe(1_767_000_996);
+    expect(gpu.queue[0].expected_at).toBe(1_767_001_007);
     expect(asr.failure?.retry_at).toBe(1_767_001_030);
     expect(gpu.replicas[2].ready_at).toBeNull();
   });

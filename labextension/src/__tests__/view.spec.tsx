@@ -51,6 +51,28 @@ it('counts down by itself, without a state', () => {
   expect(timer?.textContent).toContain('29:37');
 });
 
+it('says how long a call is likely to wait, and when that was not true', () => {
+  const container = show(contract);
+  const waits = (): string | undefined =>
+    container.querySelector('.fj-Queue .fj-Number')?.textContent?.replace(/\u00a0/g, ' ');
+  expect(waits()).toBe('waits 0:04 · about 7 s');
+  act(() => void vi.advanceTimersByTime(3000));
+  expect(waits()).toBe('waits 0:07 · about 4 s');
+  act(() => void vi.advanceTimersByTime(5000));
+  expect(waits()).toBe('waits 0:12 · longer than usual');
+});
+
+it('says only how long a call has waited where nothing else is known', () => {
+  const unknown = structuredClone(contract) as { snapshot: { pools: { queue: unknown[] }[] } };
+  const [request] = contract.snapshot.pools[0].queue;
+  const older: Partial<typeof request> = { ...request }; // of a server that does not know better
+  delete older.expected_at;
+  unknown.snapshot.pools[0].queue = [{ ...request, lease: 'x', expected_at: null }, older];
+  const container = show(unknown);
+  const waits = [...container.querySelectorAll('.fj-Queue .fj-Number')];
+  expect(waits.map(each => each.textContent)).toEqual(['waits 0:04', 'waits 0:04']);
+});
+
 it('is not drawn while it cannot be seen, and is up to date when it can', () => {
   manager = new FakeManager();
   const drawn = vi.fn(() => null);
