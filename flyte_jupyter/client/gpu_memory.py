@@ -66,6 +66,8 @@ def _measured() -> tuple[tuple[DeviceView, ...], Usage]:
 
 
 def _free(device: DeviceView, usage: DeviceUsage) -> str:
+    if not device.memory_bytes:  # it shares the processor's, and nobody says how much there is
+        return f"{usage.used_bytes / GIB:.1f} GiB in use on GPU {device.index}"
     free = max(0, device.memory_bytes - usage.used_bytes)
     return f"{free / GIB:.1f} of {device.memory_bytes / GIB:.1f} GiB free on GPU {device.index}"
 
