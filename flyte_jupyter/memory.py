@@ -24,7 +24,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, Final
@@ -143,15 +143,48 @@ class _Kept:
     __del__ = close  # an interrupt may come at any point of a write
 
 
+class _Idle:
+    """The lock of a store, and a thread that lets go of what has idled there; it ends when nothing is left.
+
+    Args:
+        name: Of the thread.
+        keep_s: How long something may idle.
+        drop: Lets go of what has not been used since that instant; returns in how many seconds to look again, None if
+            nothing is left. Called with the lock held.
+    """
+
+    def __init__(self, name: str, keep_s: float, drop: Callable[[float], float | None]) -> None:
+        self.lock = threading.Condition()
+        self._name = name
+        self._keep_s = keep_s
+        self._drop = drop
+        self.looking = False
+
+    def watch(self) -> None:
+        """Something is there. With the lock held."""
+        if not self.looking:
+            self.looking = True
+            threading.Thread(target=self._look, name=f"flyte_jupyter: {self._name}", daemon=True).start()
+
+    def _look(self) -> None:
+        with self.lock:
+            while (pause := self._drop(time.monotonic() - self._keep_s)) is not None:
+                self.lock.wait(pause)
+            self.looking = False
+
+    def forget(self) -> None:
+        """In a forked child: the threads that hold the lock are the parent's."""
+        self.lock = threading.Condition()
+        self.looking = False
+
+
 class MemoryFiles:
     """The memory files of a process, with those it keeps to be written again. Any thread may call."""
 
     def __init__(self, keep_bytes: int | None = None, keep_s: float = KEEP_S) -> None:
         self._keep_bytes = _keep_bytes() if keep_bytes is None else keep_bytes
-        self._keep_s = keep_s
         self._files: list[_Kept] = []
-        self._changed = threading.Condition()
-        self._expiring = False
+        self._idle = _Idle("memory files", keep_s, self._drop_idle)
 
     def write(self, buffer: Buffer) -> MemoryFile | None:
         """A memory file with a copy of `buffer`, to be closed when it is sent; None if this machine has no room."""
@@ -175,16 +208,16 @@ class MemoryFiles:
 
     def close(self) -> None:
         """Give back all that is kept. What was sent lives on with its receivers."""
-        with self._changed:
+        with self._idle.lock:
             self._drop(list(self._files))
-            self._changed.notify_all()
+            self._idle.lock.notify_all()
 
     def kept_bytes(self) -> int:
-        with self._changed:
+        with self._idle.lock:
             return sum(file.size for file in self._files)
 
     def _take(self, nbytes: int) -> _Kept | None:
-        with self._changed:
+        with self._idle.lock:
             for file in sorted(self._files, key=lambda each: each.size):
                 if nbytes <= file.size <= max(WASTE * nbytes, _GRAIN) and not file.busy and file.is_free():
                     file.busy = True
@@ -192,7 +225,7 @@ class MemoryFiles:
         return None
 
     def _put(self, file: _Kept) -> None:
-        with self._changed:
+        with self._idle.lock:
             file.busy = False
             file.used_at = time.monotonic()
             if file.dropped:
@@ -206,9 +239,8 @@ class MemoryFiles:
                         break
                     over -= old.size
                     self._drop([old])
-            if self._files and not self._expiring:
-                self._expiring = True
-                threading.Thread(target=self._expire, name="flyte_jupyter: memory files", daemon=True).start()
+            if self._files:
+                self._idle.watch()
 
     def _drop(self, files: Iterable[_Kept]) -> None:
         """With the lock held. One that somebody still reads is only forgotten here: it ends with its last reader."""
@@ -219,19 +251,13 @@ class MemoryFiles:
             if not file.busy:
                 file.close()
 
-    def _expire(self) -> None:
-        with self._changed:
-            while self._files:
-                limit = time.monotonic() - self._keep_s
-                self._drop([file for file in self._files if file.used_at <= limit])
-                if self._files:
-                    self._changed.wait(min(file.used_at for file in self._files) - limit)
-            self._expiring = False
+    def _drop_idle(self, limit: float) -> float | None:
+        self._drop([file for file in self._files if file.used_at <= limit])
+        return min(file.used_at for file in self._files) - limit if self._files else None
 
     def forget(self) -> None:
-        """In a forked child: the files are the parent's, and so are the threads that hold the lock."""
-        self._changed = threading.Condition()
-        self._expiring = False
+        """In a forked child: the files are the parent's."""
+        self._idle.forget()
         files, self._files = self._files, []
         for file in files:
             file.close()
@@ -311,8 +337,7 @@ class Mappings:
     def __init__(self, keep_s: float = KEEP_S) -> None:
         self._keep_s = keep_s
         self._known: dict[tuple[int, int], _Mapping] = {}
-        self._changed = threading.Condition()
-        self._expiring = False
+        self._idle = _Idle("mappings", keep_s, self._drop_idle)
 
     def map(self, fd: int, nbytes: int) -> memoryview:
         """The content of a memory file, writable, and private to this process.
@@ -331,14 +356,12 @@ class Mappings:
             if nbytes > status.st_size:
                 raise ValueError(f"it has {status.st_size} bytes")
             key = status.st_dev, status.st_ino
-            with self._changed:
+            with self._idle.lock:
                 known = self._known.get(key)
                 if known is None or known.lent is not None or not known.is_clean():
                     known = self._known[key] = _Mapping(fd, status.st_size)
                 view = known.lend(fd, nbytes)
-                if not self._expiring:
-                    self._expiring = True
-                    threading.Thread(target=self._expire, name="flyte_jupyter: mappings", daemon=True).start()
+                self._idle.watch()
             return view
         except BaseException:
             os.close(fd)
@@ -346,27 +369,21 @@ class Mappings:
 
     def close(self) -> None:
         """Drop what is not in use."""
-        with self._changed:
+        with self._idle.lock:
             self._drop(float("inf"))
-            self._changed.notify_all()
+            self._idle.lock.notify_all()
 
     def _drop(self, limit: float) -> None:
         for key in [key for key, each in self._known.items() if each.lent is None and each.used_at <= limit]:
             del self._known[key]
 
-    def _expire(self) -> None:
-        with self._changed:
-            while True:
-                self._drop(time.monotonic() - self._keep_s)
-                if not self._known:
-                    break
-                self._changed.wait(self._keep_s)
-            self._expiring = False
+    def _drop_idle(self, limit: float) -> float | None:
+        self._drop(limit)
+        return self._keep_s if self._known else None  # what is lent now may be given back at any time
 
     def forget(self) -> None:
         """In a forked child. What was lent is here, too, and keeps its lock until its last view is gone here."""
-        self._changed = threading.Condition()
-        self._expiring = False
+        self._idle.forget()
         self._known = {}
 
 

@@ -86,20 +86,6 @@ OURS = [
         ],
     ),
     (
-        errors.NoRoom.gpu_memory(
-            8 * 2**30,
-            {0: int(3.1 * 2**30), 1: int(2.4 * 2**30)},
-            {"gpu[0]": int(6.6 * 2**30), "viz[0]": int(3.2 * 2**30)},
-            do="Stop `viz` (frees 3.2), or set max replicas to 2: `flyte-jupyter scale gpu 1:2`.",
-        ),
-        [
-            "FJ201 Not enough GPU memory to start another replica: 8.0 GiB wanted, 3.1 GiB free on GPU 0,"
-            " 2.4 on GPU 1.",
-            "Held by: gpu[0] 6.6, viz[0] 3.2.",
-            "Stop `viz` (frees 3.2), or set max replicas to 2: `flyte-jupyter scale gpu 1:2`.",
-        ],
-    ),
-    (
         errors.NoUsableGPU("the NVIDIA driver did not answer (library not found)"),
         [
             "FJ202 No GPU can be used by this pool.",

@@ -207,7 +207,7 @@ def test_what_is_idle_is_given_back_and_the_thread_ends() -> None:
     files = MemoryFiles(keep_s=0.05)
     write(files, bytes(MIB)).close()
     assert files.kept_bytes() == MIB
-    wait_until(lambda: files.kept_bytes() == 0 and not files._expiring)
+    wait_until(lambda: files.kept_bytes() == 0 and not files._idle.looking)
     assert memory_files(os.getpid()) == []
     write(files, bytes(MIB)).close()  # and it starts again
     wait_until(lambda: files.kept_bytes() == 0)
@@ -305,7 +305,7 @@ def test_idle_mappings_are_given_back_and_the_thread_ends(files: MemoryFiles) ->
     files.close()
     assert len(mappings._known) == 1
     del view
-    wait_until(lambda: not mappings._known and not mappings._expiring)
+    wait_until(lambda: not mappings._known and not mappings._idle.looking)
     assert memory_files(os.getpid()) == []
 
 

@@ -37,6 +37,20 @@ log = logging.getLogger(__name__)
 HANDSHAKE_S: Final = 5.0
 LAST_WORDS_S: Final = 1.0
 MAX_HELLO_BYTES: Final = 64 * 1024
+_ACTS: Final = (
+    p.Attach,
+    p.Revoke,
+    p.Warm,
+    p.Scale,
+    p.Keep,
+    p.StopPool,
+    p.RestartPool,
+    p.RestartReplica,
+    p.Interrupt,
+    p.Cancel,
+    p.Shutdown,
+)
+"""What somebody does to pools and to others' calls: the log says who, and what. None of them carries code or data."""
 UNSENT: Final = 10_000
 """Messages that a client may lag behind before it is disconnected."""
 
@@ -107,6 +121,9 @@ def _read_hello(line: bytes) -> p.Hello | p.Rejected:
 
 async def _converse(stream: SocketStream, lines: BufferedByteReceiveStream, engine: Engine, hello: p.Hello) -> None:
     client = uuid.uuid4().hex[:12]
+    who = f"{hello.kind} {hello.label!r}, pid {hello.pid}"
+    # These come every second, to look and to go; what they do is said by itself.
+    level = logging.DEBUG if hello.kind in ("server", "cli") else logging.INFO
     sender, outbox = create_memory_object_stream[p.Message](UNSENT)
     writing = CancelScope(shield=True)
     async with sender, outbox, anyio.create_task_group() as tasks:
@@ -130,13 +147,13 @@ async def _converse(stream: SocketStream, lines: BufferedByteReceiveStream, engi
         else:
             engine.connect(client, send, nested=hello.kind == "replica")
             engine.post(events.ClientConnected(client, hello.label, hello.kind, hello.pid))
-        log.info("client %s: %s %s, pid %d", client, hello.kind, hello.label, hello.pid)
+        log.log(level, "client %s: %s", client, who)
         try:
             tasks.start_soon(_write, stream, outbox, writing)
-            await _Reader(lines, engine, client, send, behind, tasks).read()
+            await _Reader(lines, engine, client, who, send, behind, tasks).read()
         finally:
             engine.disconnect(client)
-            log.info("client %s is gone", client)
+            log.log(level, "client %s is gone", client)
             # What was said last, a Goodbye perhaps, is still written, if it reads.
             sender.close()
             writing.deadline = anyio.current_time() + LAST_WORDS_S
@@ -156,6 +173,7 @@ class _Reader:
     lines: BufferedByteReceiveStream
     engine: Engine
     client: str
+    who: str
     send: p.Send
     behind: Callable[[], bool]
     tasks: anyio.abc.TaskGroup
@@ -181,6 +199,9 @@ class _Reader:
 
     async def _handle(self, message: p.ToBroker) -> None:
         engine, send = self.engine, self.send
+        if isinstance(message, _ACTS):
+            facts = message.model_dump(exclude={"type"}, exclude_defaults=True)
+            log.info("client %s: %s: %s %s", self.client, self.who, message.type, facts)
         if isinstance(message, p.Watch | p.AskTimeline):
             await engine.caught_up()  # with what this client has said before it asked
         match message:
@@ -225,7 +246,6 @@ class _Reader:
             case p.AskTimeline(pool=pool, since=since):
                 send(engine.timeline(pool, since))
             case p.Shutdown():
-                log.info("client %s asked to shut down", self.client)
                 engine.end()
             case p.Hello():
                 send(p.Failed(why="hello was said already"))

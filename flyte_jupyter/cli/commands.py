@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import _version, errors, runtime
 from ..client import text
@@ -56,7 +57,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def add(
-        name: str, command: Callable[[argparse.Namespace], int], help: str, example: str, codes: str
+        name: str,
+        command: Callable[[argparse.Namespace], int],
+        help: str,
+        example: str,
+        codes: str,
+        *shared: argparse.ArgumentParser,
     ) -> argparse.ArgumentParser:
         one = commands.add_parser(
             name,
@@ -64,9 +70,20 @@ def _parser() -> argparse.ArgumentParser:
             description=f"{help[0].upper()}{help[1:]}.",
             epilog=f"example: {example}\nexit codes: {codes}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=shared,
         )
         one.set_defaults(command=command)
         return one
+
+    as_json = _argument(
+        "--json",
+        action="store_true",
+        help="for programs; instants are seconds since 1970, or have an `epoch_offset` beside them",
+    )
+    a_pool = _argument("pool", metavar="POOL", help="by name or key")
+    perhaps_a_pool = _argument("pool", nargs="?", metavar="POOL", help="only this one, by name or key")
+    a_replica = _argument("replica", metavar="POOL|NAME[i]")
+    last_lines = _argument("--tail", type=parse_count(0), default=100, metavar="N", help="the last N lines (100)")
 
     status = add(
         "status",
@@ -74,19 +91,19 @@ def _parser() -> argparse.ArgumentParser:
         "show pools, their replicas and queues, GPUs and clients",
         "flyte-jupyter status gpu --watch",
         "0 also when no broker runs, 1 it does not answer, 2 no such pool",
+        perhaps_a_pool,
+        as_json,
     )
-    status.add_argument("pool", nargs="?", metavar="POOL", help="only this one, by name or key")
     status.add_argument("--watch", action="store_true", help="draw again on every change; Ctrl-C ends")
-    status.add_argument("--json", action="store_true", help="instants are seconds since 1970")
 
-    gpu = add(
+    add(
         "gpu",
         run_gpu,
         "show the GPUs, and who uses their memory: replicas, other notebooks, other processes",
         "flyte-jupyter gpu --json",
         "0 also when there is no GPU, 1 what is used cannot be measured",
+        as_json,
     )
-    gpu.add_argument("--json", action="store_true")
 
     stop = add(
         "stop",
@@ -94,22 +111,22 @@ def _parser() -> argparse.ArgumentParser:
         "stop a pool; without POOL the broker and everything it started",
         "flyte-jupyter stop gpu --force",
         "0 also when nothing ran, 1 it still runs, 2 no such pool",
+        perhaps_a_pool,
+        as_json,
     )
-    stop.add_argument("pool", nargs="?", metavar="POOL", help="only this one, by name or key")
     stop.add_argument("--force", "--now", action="store_true", help="do not wait for running tasks")
     stop.add_argument("--timeout", type=parse_duration, default=30.0, metavar="T", help="wait for a pool's tasks (30s)")
-    stop.add_argument("--json", action="store_true")
 
-    story = add(
+    add(
         "story",
         run_story,
         "print what a pool did in the last ten minutes: calls, waits, starts, and why it scaled",
         "flyte-jupyter story gpu",
         "0 printed, 1 no answer, 2 no such pool",
+        a_pool,
+        last_lines,
+        as_json,
     )
-    story.add_argument("pool", metavar="POOL")
-    story.add_argument("--tail", type=parse_count(0), default=100, metavar="N", help="the last N lines (100)")
-    story.add_argument("--json", action="store_true")
 
     logs = add(
         "logs",
@@ -117,10 +134,10 @@ def _parser() -> argparse.ArgumentParser:
         "print the newest log of a pool, of a replica (also a dead one) or of the broker",
         "flyte-jupyter logs 'gpu[0]' --follow",
         "0 printed, 2 there is no such log",
+        last_lines,
     )
     logs.add_argument("what", nargs="?", metavar="POOL|NAME[i]|ID", help="default: the newest of all replicas")
     logs.add_argument("--broker", action="store_true", help="the broker's own log")
-    logs.add_argument("--tail", type=parse_count(0), default=100, metavar="N", help="the last N lines (100)")
     logs.add_argument("--follow", "-f", action="store_true", help="go on as it grows; Ctrl-C ends")
 
     attach = add(
@@ -129,8 +146,8 @@ def _parser() -> argparse.ArgumentParser:
         "open a console on a warm kernel, which stays as warm as it was",
         "flyte-jupyter attach 'gpu[1]'",
         "0 detached, 1 the kernel ended, 2 no such pool or replica",
+        a_replica,
     )
-    attach.add_argument("replica", metavar="POOL|NAME[i]")
     attach.add_argument("--shared", action="store_true", help="tasks may still run there meanwhile")
     attach.add_argument(
         "--existing-file",
@@ -145,13 +162,13 @@ def _parser() -> argparse.ArgumentParser:
         "show what a replica does now, and values in it, without disturbing it",
         "flyte-jupyter peek 'gpu[1]' step 'loss.shape'",
         "0 shown, 1 it does not answer, 2 no such pool or replica",
+        a_replica,
+        as_json,
     )
-    peek.add_argument("replica", metavar="POOL|NAME[i]")
     peek.add_argument("expressions", nargs="*", metavar="EXPR", help="with the names of the code that runs")
     peek.add_argument("--stack", action="store_true", help="where it is; also shown when nothing else is asked for")
     peek.add_argument("--gpu", action="store_true", help="the GPU memory that its torch holds")
     peek.add_argument("--timeout", type=parse_duration, default=2.0, metavar="T", help="wait this long (2s)")
-    peek.add_argument("--json", action="store_true")
 
     scale = add(
         "scale",
@@ -159,10 +176,10 @@ def _parser() -> argparse.ArgumentParser:
         "set how few and how many replicas a pool has; running tasks are not disturbed",
         "flyte-jupyter scale gpu 1:4",
         "0 done, 1 no answer, 2 no such pool",
+        a_pool,
+        as_json,
     )
-    scale.add_argument("pool", metavar="POOL")
     scale.add_argument("replicas", type=parse_replicas, metavar="MIN[:MAX]")
-    scale.add_argument("--json", action="store_true")
 
     warm = add(
         "warm",
@@ -170,12 +187,12 @@ def _parser() -> argparse.ArgumentParser:
         "start replicas now, and wait until they are ready; also after a failed preload",
         "flyte-jupyter warm gpu 2",
         "0 ready, 1 they failed or are not ready in time, 2 no such pool, or more than its maximum",
+        a_pool,
+        as_json,
     )
-    warm.add_argument("pool", metavar="POOL")
     warm.add_argument("replicas", nargs="?", type=parse_count(1), metavar="N", help="default: the pool's minimum, or 1")
     warm.add_argument("--no-wait", action="store_true", help="return once the first one is starting")
     warm.add_argument("--timeout", type=parse_duration, default=600.0, metavar="T", help="wait this long (10m)")
-    warm.add_argument("--json", action="store_true")
 
     keep = add(
         "keep",
@@ -183,10 +200,10 @@ def _parser() -> argparse.ArgumentParser:
         "let no replica of a pool go for being idle, for a while",
         "flyte-jupyter keep gpu 2h",
         "0 done, 1 no answer, 2 no such pool",
+        a_pool,
+        as_json,
     )
-    keep.add_argument("pool", metavar="POOL")
     keep.add_argument("duration", type=parse_duration, metavar="DURATION", help="30m, 2h, 1h30m; 0 ends it")
-    keep.add_argument("--json", action="store_true")
 
     restart = add(
         "restart",
@@ -194,10 +211,10 @@ def _parser() -> argparse.ArgumentParser:
         "replace a pool's replicas one by one while the old ones answer, or one replica after its running task",
         "flyte-jupyter restart 'gpu[0]'",
         "0 begun, 1 no answer, 2 no such pool or replica",
+        as_json,
     )
     restart.add_argument("what", metavar="POOL|NAME[i]")
     restart.add_argument("--force", "--now", action="store_true", help="one replica: do not wait for its running task")
-    restart.add_argument("--json", action="store_true")
 
     interrupt = add(
         "interrupt",
@@ -205,9 +222,9 @@ def _parser() -> argparse.ArgumentParser:
         "stop what runs on a replica; it stays, with what it has loaded",
         "flyte-jupyter interrupt 'gpu[0]'",
         "0 told, 1 no answer, 2 no such pool or replica",
+        as_json,
     )
     interrupt.add_argument("what", metavar="NAME[i]")
-    interrupt.add_argument("--json", action="store_true")
 
     doctor = add(
         "doctor",
@@ -215,7 +232,14 @@ def _parser() -> argparse.ArgumentParser:
         "check versions, the runtime folder, the broker, GPUs and processes, and say what to do",
         "flyte-jupyter doctor --call",
         "0 nothing failed (warnings may be there), 1 something failed",
+        as_json,
     )
     doctor.add_argument("--call", action="store_true", help="also start a kernel and run a task in it")
-    doctor.add_argument("--json", action="store_true")
+    return parser
+
+
+def _argument(*names: str, **options: Any) -> argparse.ArgumentParser:
+    """An argument that several commands have."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(*names, **options)
     return parser

@@ -32,7 +32,7 @@ from .drivers import ChannelLost, Conversation, drive
 from .handle import PoolHandle
 from .identity import describe_client
 from .leases import Channel, Lease, LeaseGroup
-from .target import Outgoing, Target, find_here, home_module, locate
+from .target import Outgoing, Target, find_here, home_module, locate, ran_on
 
 if TYPE_CHECKING:
     from ..core import protocol as p
@@ -188,7 +188,7 @@ class CellTarget(Target):
         described: failure.Failure = pickle.loads(frame.body)
         if self._closure is not None:
             locate(described, self._closure.definitions)
-        raise failure.rebuild(described, find_here)  # as a local cell's: the footer names the replica
+        raise ran_on(failure.rebuild(described, find_here), lease)  # as a local cell's: the footer names the replica
 
 
 class _Noted(Outgoing):

@@ -20,6 +20,7 @@ from . import outputs, runs
 from .environment import Task
 from .executor import Line, LineCall, background, plain
 from .pipeline import ahead
+from .remote import without_our_frames
 from .target import Target, target_of
 
 WINDOW: Final = 4
@@ -119,7 +120,7 @@ class TaskMap:
             count = len(line.outstanding)
             calls = "1 call" if count == 1 else f"{count} calls"
             outputs.note(f"Interrupted: {calls} of {self.task.name} {'is' if count == 1 else 'are'} stopped.")
-            raise interrupt.with_traceback(None)  # noqa: B904 - it is the same one, without the frames of our waiting
+            raise without_our_frames(interrupt)  # noqa: B904 - it is the same one
         finally:
             self._exhausted = True
             line.abort()

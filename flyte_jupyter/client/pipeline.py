@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
 from ..core.frames import OUTCOME, Buffer, Frame, Kind, join_small
-from . import broker, stopping
+from . import broker, gpu_memory, stopping
 from .attempts import Attempts, Limits
 from .drivers import Conversation
 from .leases import Lease, LeaseGroup, Waiter, line_up
@@ -165,12 +165,16 @@ class Call:
         if self.over:
             return
         delay = self._tries().delay(error) if isinstance(error, Exception) else None
-        if delay is None:
-            self.error = error
-            self._finish()
-            self.ended()
-        else:
+        if delay is not None:
             self._again(delay)
+            return
+        self.error = error
+        self._finish()
+        if gpu_memory.ran_out(error):
+            asking = self.loop.run_in_executor(None, gpu_memory.name_holders, error, self.target.name)
+            asking.add_done_callback(lambda _: self.ended())
+        else:
+            self.ended()
 
     def never_began(self) -> None:
         """Its replica went away before its turn came: not an attempt, it is sent elsewhere."""

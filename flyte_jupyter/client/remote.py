@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..core import context, failure
-from . import runs
+from . import gpu_memory, runs
 from .attempts import Attempts, Limits
 from .drivers import ChannelLost, Conversation, drive, interruptible
 from .leases import Lease, Waiter
@@ -43,7 +45,7 @@ def call(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     try:
         return blocking(target_of(task), task, args, kwargs)
     except _PLAIN as error:
-        raise _without_our_frames(error)  # noqa: B904 - it is the same error
+        raise without_our_frames(error)  # noqa: B904 - it is the same error
 
 
 async def acall(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -55,19 +57,35 @@ async def acall(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     try:
         return await awaiting(target_of(task), task, args, kwargs)
     except _PLAIN as error:
-        raise _without_our_frames(error)  # noqa: B904 - it is the same error
+        raise without_our_frames(error)  # noqa: B904 - it is the same error
 
 
 _PLAIN = (errors.BaseRuntimeError, KeyboardInterrupt, asyncio.CancelledError)
 """Exceptions that say all there is to say; any other is a fault of ours, whose frames are needed."""
 
 
-def _without_our_frames(error: BaseException) -> BaseException:
-    """What a user shall see: the line that called, then the lines of the task. IPython hides even this frame."""
-    __tracebackhide__ = True
+def without_our_frames(error: BaseException) -> BaseException:
+    """What a user shall see: the line that called, then the lines of the task."""
     if isinstance(error, errors.BaseRuntimeError):
         failure.catchable(error)
+    elif context.current.get() is None:
+        _show_as_ours(error)
     return error.with_traceback(failure.remote_frames(error))
+
+
+def _show_as_ours(error: BaseException) -> None:
+    """Let IPython show an interrupt or a cancellation in the same way; our own errors have the method it asks for."""
+    found: Callable[[], BaseException | None]
+    try:
+        found = weakref.ref(error)  # else a cancelled call would be kept, with its arguments, until the collector comes
+    except TypeError:  # a KeyboardInterrupt; but those are few
+        found = lambda: error  # noqa: E731
+
+    def lines() -> list[str]:
+        there = found()
+        return [] if there is None else errors.lines_shown(there)
+
+    error._render_traceback_ = lines  # type: ignore[attr-defined]
 
 
 def _loop_is_running() -> bool:
@@ -110,6 +128,8 @@ def _blocking(target: Target, task: Task[..., Any] | None, args: tuple[Any, ...]
             attempts = attempts or Attempts(task)
             delay = attempts.delay(error)
             if delay is None:
+                if gpu_memory.ran_out(error):
+                    gpu_memory.name_holders(error, target.name)
                 raise
             time.sleep(delay if limits is None else limits.pause(delay))
             if limits is not None and limits.over():

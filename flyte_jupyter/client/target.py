@@ -158,7 +158,13 @@ class Target:
         described: failure.Failure = pickle.loads(frame.body)
         if self._closure is not None:
             locate(described, self._closure.definitions)
-        raise failure.rebuild(described, find_here, where=f"{self.name} raised this on {lease.name}.")
+        raise ran_on(failure.rebuild(described, find_here, where=f"{self.name} raised this on {lease.name}."), lease)
+
+
+def ran_on(error: BaseException, lease: Lease) -> BaseException:
+    """The error, which knows its replica from now on."""
+    error._flyte_jupyter_replica = lease.name  # type: ignore[attr-defined]
+    return error
 
 
 def target_of(task: Task[..., Any]) -> Target:

@@ -201,9 +201,6 @@ class CallChannel:
         with self._begin:
             first = max(first, self._begun + 1)
             self._withdrawn.update(range(first, last + 1))
-        self._say_withdrawn(first, last)
-
-    def _say_withdrawn(self, first: int, last: int) -> None:
         self.send(encode(Kind.WITHDRAWN, first, flags=max(0, last + 1 - first)))
         self._loop.call_soon_threadsafe(self._forget_undefined)
 
@@ -214,14 +211,22 @@ class CallChannel:
             self._undefined = None
             self._advance()
 
-    def cancel(self, number: int) -> RunningCall | None:
-        """That call, if it has begun; if not, it never will, and its client hears so. On the control thread."""
+    def cancel(self, number: int, *, by_client: bool) -> RunningCall | None:
+        """That call, if it has begun; if not, it never will, and its client hears so. On the control thread.
+
+        Its client hears that it is withdrawn, which it may be before its turn comes. What somebody else cancels has
+        an outcome; that is only done to the call whose turn it is.
+        """
         with self._begin:
             if number <= self._begun:
                 call = self.running
                 return call if call is not None and call.number == number else None
             self._withdrawn.add(number)
-        self._say_withdrawn(number, number)
+        if by_client:
+            self.send(encode(Kind.WITHDRAWN, number, flags=1))
+        else:
+            self.send(encode(Kind.OUTCOME, number, flags=Status.CANCELLED))
+        self._loop.call_soon_threadsafe(self._forget_undefined)
         return None
 
     def _dismissed(self, number: int) -> bool:
@@ -624,7 +629,7 @@ class Replica:
         self._channels: dict[str, CallChannel] = {}
         self._by_fd: dict[int, CallChannel] = {}
         self._left: set[CallChannel] = set()  # by their client, and something still runs there
-        self._early_cancels: dict[str, set[int]] = {}
+        self._early_cancels: dict[str, dict[int, bool]] = {}  # lease -> calls, and whether their client cancels them
         self._listener: Listener | None = None
         self.front_end_interrupted: Callable[[str], None] = lambda session: None
         self.front_end_left: Callable[[str], None] = lambda session: None
@@ -695,18 +700,19 @@ class Replica:
         with self._lock:
             self._channels[hello.lease] = channel
             self._by_fd[connection.fileno()] = channel
-            early = self._early_cancels.pop(hello.lease, ())
-        for number in early:
-            channel.cancel(number)
+            early = self._early_cancels.pop(hello.lease, {})
+        for number, by_client in early.items():
+            channel.cancel(number, by_client=by_client)
         self.runner.loop.call_soon_threadsafe(self.attach, channel)
 
-    def cancel(self, lease: str, number: int) -> None:
+    def cancel(self, lease: str, number: int, *, by_client: bool = True) -> None:
         with self._lock:
             channel = self._channels.get(lease)
             if channel is None:
-                self._early_cancels.setdefault(lease, set()).add(number)
+                early = self._early_cancels.setdefault(lease, {})
+                early[number] = by_client or early.get(number, False)
                 return
-        call = channel.cancel(number)
+        call = channel.cancel(number, by_client=by_client)
         if call is not None:
             self.runner.cancel(call)
 
@@ -714,13 +720,13 @@ class Replica:
         """Stop the call, or an attached front end's cell, that runs in this lease; in all of them if none is named."""
         with self._lock:
             channels = [each for each in self._channels.values() if lease in ("", each.hello.lease)]
-            calls = [each.running for each in channels]
-        for call in calls:
-            if call is not None:
+        calls = [(each, each.running) for each in channels]
+        for channel, call in calls:
+            if call is not None and channel.cancel(call.number, by_client=False) is call:
                 self.runner.cancel(call)
-        if lease and not any(calls):
+        if lease and not any(call for _, call in calls):
             # It was granted a moment ago, and its call is still to come; a later one is not what somebody has seen.
-            self.cancel(lease, FIRST_CALL)
+            self.cancel(lease, FIRST_CALL, by_client=False)
         for channel in channels:
             if channel.hello.session:
                 self.front_end_interrupted(channel.hello.session)

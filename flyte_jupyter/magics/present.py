@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 import sys
 import threading
 import traceback
@@ -36,7 +35,7 @@ def tidy(shell: Any) -> Iterator[None]:
 
 def presentable(shell: Any, error: BaseException, tb: TracebackType | None) -> BaseException:
     """The error to raise, so that IPython shows it with the frames of `tb` that are not ours, and no others."""
-    tb = _without_ours(tb)
+    tb = errors.users_frames(tb)
     if isinstance(error, SyntaxError):
         # IPython shows one together with the frames that raised it here, whatever else is said: so it gets another.
         frames = [tuple(frame) for frame in _extract(tb)]
@@ -60,17 +59,6 @@ _NO_ERRORS: Final = ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "Cancel
 
 def _formatted(error: BaseException, tb: TracebackType | None) -> list[str]:
     return ["".join(traceback.format_exception(type(error), error, tb))]
-
-
-def _without_ours(tb: TracebackType | None) -> TracebackType | None:
-    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-        tb = tb.tb_next
-    if tb is not None:
-        tb.tb_next = _without_ours(tb.tb_next)
-    return tb
-
-
-_PACKAGE: Final = os.path.dirname(os.path.abspath(errors.__file__)) + os.sep
 
 
 def stand_in(name: str, message: str, *notes: str) -> errors.RuntimeUserError:

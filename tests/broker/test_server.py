@@ -336,6 +336,45 @@ def test_who_hangs_up_while_it_is_written_to_disturbs_nobody(play: Play, caplog:
     assert caplog.records == []
 
 
+def test_who_only_looks_leaves_no_line_in_the_log(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+    async def conversation(broker: Broker) -> None:
+        for kind in ("server", "cli"):
+            talk = await broker.client(kind=kind)
+            await talk.say(p.Watch(once=True), p.AskTimeline(pool="none"), p.Watch())
+            for expected in (p.Snapped, p.ToldTimeline, p.Snapped):
+                await talk.hear(expected)
+            await talk.stream.aclose()
+
+    with caplog.at_level(logging.INFO, server.__name__):
+        play(conversation)
+    assert [record.getMessage() for record in caplog.records if record.name == server.__name__] == []
+
+
+@pytest.mark.parametrize(
+    ("act", "said"),
+    [
+        (p.Cancel(lease="l1"), "cancel {'lease': 'l1'}"),
+        (p.StopPool(pool="gpu", force=True), "stop-pool {'pool': 'gpu', 'force': True}"),
+        (p.RestartReplica(replica="r1"), "restart-replica {'replica': 'r1'}"),
+        (p.Interrupt(replica="r1\nr2"), r"interrupt {'replica': 'r1\nr2'}"),
+        (p.Revoke(lease="l1", why="it ignores"), "revoke {'lease': 'l1', 'why': 'it ignores'}"),
+    ],
+    ids=lambda value: value.type if isinstance(value, p.Message) else "",
+)
+def test_who_acts_is_logged_once_with_what_is_done(
+    play: Play, caplog: pytest.LogCaptureFixture, act: Any, said: str
+) -> None:
+    async def conversation(broker: Broker) -> None:
+        talk = await broker.client(kind="server", label="Jupyter\nserver", pid=42)
+        await talk.say(act, p.Watch(once=True))
+        await talk.hear(p.Snapped)
+
+    with caplog.at_level(logging.INFO, server.__name__):
+        play(conversation)
+    [line] = [record.getMessage() for record in caplog.records if record.name == server.__name__]
+    assert line.endswith(rf": server 'Jupyter\nserver', pid 42: {said}")
+
+
 def test_a_client_that_never_reads_is_disconnected(
     play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -506,7 +506,7 @@ def test_without_the_real_package_nothing_is_changed() -> None:
     error = errors.OOMError("C", "m")
     assert type(failure.catchable(error)) is errors.OOMError
     assert functools.reduce(getattr, ["errors"], sys.modules["flyte_jupyter"]) is errors
-    assert Path(errors.__file__).name == "errors.py"
+    assert Path(errors.__file__).parent.name == "errors"
 
 
 def test_ipython_marks_the_line_that_raised_and_not_the_def() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from standin import CARD
 from standin import Driver as StandIn
@@ -115,6 +116,96 @@ def test_who_does_not_ask_for_it_has_nothing_measured(own: OwnBroker, standin: S
             connection.snapshot()
     assert (standin.calls("init"), standin.calls("read")) == (1, 0)
     go(own, "100")
+
+
+PATIENT = "from flyte_jupyter.client import gpu_memory\ngpu_memory.WAIT_S = 60  # the machine may be slow"
+FULL = """
+pool = flyte.TaskEnvironment("gpu", resources=flyte.Resources(gpu=1), reusable=flyte.ReusePolicy(replicas=1))
+
+class OutOfMemoryError(RuntimeError):
+    pass
+
+@pool.task
+def pid() -> int:
+    return os.getpid()
+
+@pool.task
+def fills(what: str) -> None:
+    if what == "torch":
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    raise RuntimeError("CUDA error: out of memory" if what == "cuda" else "the disk is out of memory cards")
+
+def notes(call):
+    try:
+        call()
+    except Exception as error:
+        say(json.dumps([type(error).__name__, *error.__notes__]))
+"""
+
+
+def test_a_task_that_runs_out_of_gpu_memory_names_who_holds_it(own: OwnBroker, standin: StandIn) -> None:
+    script = f"""
+import asyncio, json
+{PATIENT}
+{FULL}
+say(pid())
+wait_said("go")
+notes(lambda: fills("torch"))
+notes(lambda: asyncio.run(fills.aio("torch")))
+notes(lambda: list(flyte.map(fills, ["cuda"], return_exceptions=False)))
+notes(lambda: fills("disk"))
+"""
+    own.start(script, name="holder")
+    [pid] = own.wait_said("holder")
+    standin.say({**CARD, "used": 23 * GIB, "compute": f"1:{4 * GIB},{pid}:{18 * GIB}"})
+    go(own, "")
+    *full, other = [json.loads(line) for line in own.wait_said("holder", 6)[2:]]
+    user, name = psutil.Process(1).username(), psutil.Process(1).name()
+    for cls, *notes in full:
+        assert cls in ("OutOfMemoryError", "RuntimeError")
+        assert notes[1] == "FJ501 Task gpu.fills ran out of GPU memory on gpu[0]: 1.0 of 24.0 GiB free on GPU 0."
+        assert notes[2] == f'Held by: gpu[0] 18.0, another process "{name}" of user {user} 4.0.'
+        assert notes[3].startswith("Use a smaller batch, or free what is held: ")
+    assert [cls for cls, *_ in full] == ["OutOfMemoryError", "OutOfMemoryError", "RuntimeError"]
+    assert other == ["RuntimeError", "gpu.fills raised this on gpu[0]."]
+
+
+def test_a_preload_that_runs_out_of_gpu_memory_names_who_holds_it(own: OwnBroker, standin: StandIn) -> None:
+    standin.say({**CARD, "used": 23 * GIB, "compute": f"1:{20 * GIB}"})
+    script = f"""
+import asyncio, json
+{PATIENT}
+{FULL}
+@flyte.pool(pool).preload
+def model():
+    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+notes(pid)
+notes(lambda: asyncio.run(pid.aio()))
+"""
+    for line in own.run(script):
+        cls, *notes = json.loads(line)
+        assert cls == "PoolFailed"
+        [what] = [note for note in notes if note.startswith("FJ501")]
+        assert what == "FJ501 The preload ran out of GPU memory: 1.0 of 24.0 GiB free on GPU 0."
+        assert any(note.startswith("Held by: another process ") and note.endswith(" 20.0.") for note in notes)
+
+
+def test_a_driver_that_hangs_does_not_keep_an_error_back_for_long(own: OwnBroker, standin: StandIn) -> None:
+    own.start(
+        f"""
+import json
+{FULL}
+say(pid())
+wait_said("go")
+notes(lambda: fills("torch"))
+""",
+        name="holder",
+    )
+    own.wait_said("holder")
+    standin.say(CARD, hang=1)
+    go(own, "")
+    [said] = own.wait_said("holder", 3)[2:]
+    assert json.loads(said) == ["OutOfMemoryError", "gpu.fills raised this on gpu[0]."]
 
 
 def test_a_broker_ends_although_the_driver_hangs(own: OwnBroker, standin: StandIn) -> None:

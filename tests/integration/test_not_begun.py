@@ -12,10 +12,12 @@ import pytest
 from support import START_S, Counter, assert_quiet, mark, pids, view_of, wait_until
 
 import flyte_jupyter as flyte
+from flyte_jupyter.client import broker
 from flyte_jupyter.client.drivers import Conversation, drive
 from flyte_jupyter.client.leases import Lease
 from flyte_jupyter.client.target import target_of
-from flyte_jupyter.core.frames import OK, Frame, Kind
+from flyte_jupyter.core import protocol as p
+from flyte_jupyter.core.frames import OK, Frame, Kind, Status
 
 pytestmark = pytest.mark.kernel
 
@@ -130,25 +132,45 @@ def test_a_blocked_loop_does_not_hold_up_a_cancel(lines: Callable[[], Line], con
     assert ran.lines()[connected:] == ["first", "third"]
 
 
+def one_of_two_begins(lines: Callable[[], Line], ran: Counter, gate: Path) -> tuple[Line, Line]:
+    """Two calls that the loop has taken in the same turn: the one that blocks it, and the one that is behind."""
+    first = gate.with_name("first")
+    busy, *both = lines(), lines(), lines()
+    for line in both:  # with the code there and the connections made, one turn of the loop takes both calls
+        line.send(ran.path, str(gate.parent), "warm")
+        assert line.end().flags == OK
+    busy.send(ran.path, str(first), "busy")
+    ran.wait(3)
+    for number, line in enumerate(both):
+        line.send(ran.path, str(gate), str(number))
+    first.touch()
+    assert busy.end().flags == OK
+    begun = int(ran.wait(4)[3])
+    return both[begun], both[1 - begun]
+
+
 def test_a_call_that_the_loop_knows_and_has_not_begun_is_cancelled_at_once(
     lines: Callable[[], Line], tmp_path: Path
 ) -> None:
-    ran, gate, other = Counter(tmp_path / "ran"), tmp_path / "gate", tmp_path / "other"
-    busy, *both = lines(), lines(), lines()
-    for line in both:  # with the code there and the connections made, one turn of the loop takes both calls
-        line.send(ran.path, str(tmp_path), "warm")
-        assert line.end().flags == OK
-    busy.send(ran.path, str(gate), "busy")
-    ran.wait(3)
-    for number, line in enumerate(both):
-        line.send(ran.path, str(other), str(number))
+    ran, gate = Counter(tmp_path / "ran"), tmp_path / "gate"
+    begun, behind = one_of_two_begins(lines, ran, gate)
+    assert behind.cancel().kind == Kind.WITHDRAWN
     gate.touch()
-    assert busy.end().flags == OK
-    begun = int(ran.wait(4)[3])
-    assert both[1 - begun].cancel().kind == Kind.WITHDRAWN
-    other.touch()
-    assert both[begun].end().flags == OK
+    assert begun.end().flags == OK
     assert len(ran) == 4, "at most once, and here not once"
+
+
+def test_a_call_that_somebody_else_cancels_before_it_begins_has_its_outcome_at_once(
+    lines: Callable[[], Line], tmp_path: Path
+) -> None:
+    ran, gate = Counter(tmp_path / "ran"), tmp_path / "gate"
+    begun, behind = one_of_two_begins(lines, ran, gate)
+    broker.connect().send(p.Cancel(lease=behind.lease.id))
+    outcome = behind.end()
+    assert (outcome.kind, outcome.flags) == (Kind.OUTCOME, Status.CANCELLED)
+    gate.touch()
+    assert begun.end().flags == OK
+    assert len(ran) == 4
 
 
 def test_a_cancel_that_comes_before_the_connection_is_answered_too(lines: Callable[[], Line], tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from jupyter_client.manager import KernelManager
 from support import START_S, TIME_SCALE, Counter, wait_until, within
 
 from flyte_jupyter.client import broker
+from flyte_jupyter.core import protocol as p
 
 pytestmark = pytest.mark.kernel
 
@@ -337,7 +338,11 @@ def assert_points_to_the_users_lines(cell: Cell, call: str) -> None:
     marked = [line.partition("> ")[2].split(maxsplit=1)[1] for line in cell.traceback.splitlines() if "--> " in line]
     assert (marked[0], marked[-2:]) == (call, ["return average(3, count)", "share = total / count"]), cell.traceback
     assert len(re.findall(r"^Cell In\[\d+\], line \d+", cell.traceback, re.MULTILINE)) == 3
-    assert len(re.findall(r"flyte_jupyter/\w+/", cell.traceback)) <= 1
+    assert_no_frame_of_ours(cell)
+
+
+def assert_no_frame_of_ours(cell: Cell) -> None:
+    assert not re.search(r"flyte_jupyter/\w+|skipping hidden", cell.traceback), cell.traceback
 
 
 def test_an_error_of_a_cell_that_has_changed_since_still_shows_its_lines(notebook: Notebook) -> None:
@@ -346,6 +351,43 @@ def test_an_error_of_a_cell_that_has_changed_since_still_shows_its_lines(noteboo
     notebook.run("fails(1)")
     notebook.restart(cell)
     assert_points_to_the_users_lines(notebook.run("fails(0)"), "fails(0)")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "sleeps()",
+        "await sleeps_async()",
+        "await asyncio.gather(sleeps.aio(), where.aio())",
+        "flyte.run(sleeps)",
+        "list(flyte.map(nap, [60.0], return_exceptions=False))",
+    ],
+)
+def test_a_call_that_somebody_else_cancels_shows_its_own_line_and_no_other(call: str, notebook: Notebook) -> None:
+    asked = notebook.start(f"answer = 42\n{call}")
+    [pid] = notebook.began.wait()
+    connection = broker.connect()
+    pools = connection.snapshot().snapshot.pools
+    [replica] = [each.id for pool in pools for each in pool.replicas if each.pid == int(pid)]
+    connection.send(p.Interrupt(replica=replica))
+    cell = notebook.wait(asked)
+    assert cell.error == "TaskCancelled"
+    assert_shows_only(cell, call)
+
+
+def test_an_error_about_a_pool_shows_the_users_line_and_no_other(notebook: Notebook) -> None:
+    wants = "flyte.TaskEnvironment('nowhere', resources=flyte.Resources(gpu=1), reusable=flyte.ReusePolicy((0, 1)))"
+    cell = notebook.run(f"nowhere = {wants}\nflyte.pool(nowhere).warm(1)")
+    assert cell.error == "NoUsableGPU"
+    assert_shows_only(cell, "flyte.pool(nowhere).warm(1)")
+    assert notebook.run("flyte.pool(nowhere).stop()").error == ""
+
+
+def assert_shows_only(cell: Cell, line: str) -> None:
+    assert_no_frame_of_ours(cell)
+    marked = [each.partition("> ")[2].split(maxsplit=1)[1] for each in cell.traceback.splitlines() if "--> " in each]
+    assert marked == [line], cell.traceback
+    assert "  File " not in cell.traceback
 
 
 def test_a_wrong_call_is_explained_where_it_was_made(notebook: Notebook) -> None:
@@ -403,7 +445,7 @@ def test_interrupt_stops_the_work_and_keeps_the_replica_with_its_model(
     cell = notebook.interrupt(asked)
     assert cell.error == error
     assert re.fullmatch(says, cell.text("stderr"))
-    assert len(re.findall(r"flyte_jupyter/\w+/", cell.traceback)) <= 1
+    assert_no_frame_of_ours(cell)
     with within(BACK_S):
         assert notebook.where() == before
     assert len(notebook.loads) == loaded

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from flyte_jupyter import errors, runtime
 from flyte_jupyter.client import broker
 from flyte_jupyter.core import protocol as p
 from flyte_jupyter.core.spec import EnvironmentSpec, Scaling
+from flyte_jupyter.server import link
 from flyte_jupyter.server.feed import Feed, State
 
 pytestmark = pytest.mark.kernel
@@ -218,8 +220,9 @@ async def test_of_a_failure_the_state_has_one_line_and_the_rest_is_asked_for(ask
 # --- the stream
 
 
-async def test_two_sockets_hear_of_a_change_at_once_over_one_connection(jp_ws_fetch: Any, ask: Ask) -> None:
-    before = servers_seen()
+async def test_two_sockets_hear_of_a_change_at_once_over_one_connection(
+    jp_ws_fetch: Any, ask: Ask, connections: Connections
+) -> None:
     sockets = [await jp_ws_fetch("flyte-jupyter", "stream") for _ in range(2)]
     first = [await next_state(socket) for socket in sockets]
     assert first[0]["tag"] == first[1]["tag"]
@@ -230,13 +233,13 @@ async def test_two_sockets_hear_of_a_change_at_once_over_one_connection(jp_ws_fe
             pass
         assert time.monotonic() - changed <= PUSH_S * TIME_SCALE
         assert abs(pool_of(state)["kept_until"] + state["epoch_offset"] - time.time() - 30) < 5
-    assert servers_seen() == before + 1
+    assert connections.seen == 1
     while (await ask("pools")).body["tag"] != state["tag"]:
         state = await next_state(sockets[-1])  # it was told of just then
-    assert servers_seen() == before + 1
+    assert connections.seen == 1
     for socket in sockets:
         socket.close()
-    await until(lambda: servers_there() == 0)
+    await until(lambda: connections.there == 0)
     await asyncio.to_thread(POOL.keep, 0)
 
 
@@ -260,22 +263,37 @@ async def test_who_reads_slowly_gets_the_newest_state() -> None:
     await asyncio.to_thread(POOL.keep, 0)
 
 
-async def test_nothing_is_done_while_nobody_watches(jp_ws_fetch: Any) -> None:
-    await until(lambda: servers_there() == 0)
-    before = servers_seen()
+async def test_nothing_is_done_while_nobody_watches(jp_ws_fetch: Any, connections: Connections) -> None:
     await asyncio.sleep(0.7)
-    assert (servers_seen(), servers_there()) == (before, 0)
+    assert connections == Connections(seen=0, there=0)
     assert [client for client in broker.connect().snapshot().snapshot.clients if client.kind == "server"] == []
 
 
-def servers_seen() -> int:
-    return runtime.broker_log(runtime.runtime_folder()).read_text().count(": server Jupyter server, pid")
+@dataclass
+class Connections:
+    """Of this server to the broker."""
+
+    seen: int = 0
+    there: int = 0
 
 
-def servers_there() -> int:
-    log = runtime.broker_log(runtime.runtime_folder()).read_text().splitlines()
-    came = {line.split("client ")[1].split(":")[0] for line in log if ": server Jupyter server" in line}
-    return sum(f"client {client} is gone" not in "\n".join(log) for client in came)
+@pytest.fixture
+def connections(monkeypatch: pytest.MonkeyPatch) -> Connections:
+    counted = Connections()
+    connect = link._stream
+
+    @asynccontextmanager
+    async def counting(path: Path) -> AsyncIterator[Any]:
+        async with connect(path) as streams:
+            counted.seen += 1
+            counted.there += 1
+            try:
+                yield streams
+            finally:
+                counted.there -= 1
+
+    monkeypatch.setattr(link, "_stream", counting)
+    return counted
 
 
 # --- verbs
