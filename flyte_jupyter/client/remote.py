@@ -19,7 +19,7 @@ from .drivers import ChannelLost, Conversation, drive, interruptible
 from .leases import Lease, Waiter
 from .pipeline import AwaitedCall
 from .stopping import stop_interrupted, stop_late
-from .target import Outgoing, Target, target_of
+from .target import Outgoing, Target, stalled_cell, target_of
 
 if TYPE_CHECKING:
     from .environment import Task
@@ -100,10 +100,9 @@ def _loop_is_running() -> bool:
 
 
 def blocking(target: Target, task: Task[..., Any] | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    cell = context.stalled_cell()
-    if cell is None:
+    if not context.cell.get():
         return _blocking(target, task, args, kwargs)
-    token = context.stalls.set(cell)
+    token = context.stalls.set(stalled_cell())
     try:
         return _blocking(target, task, args, kwargs)
     finally:

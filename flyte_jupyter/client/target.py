@@ -167,6 +167,12 @@ def ran_on(error: BaseException, lease: Lease) -> BaseException:
     return error
 
 
+def stalled_cell() -> str | None:
+    """The lease of the cell that makes its replica stand still if the thread that asks waits now."""
+    lease = context.cell.get()
+    return lease if lease and threading.current_thread() is threading.main_thread() else None
+
+
 def target_of(task: Task[..., Any]) -> Target:
     target: Target | None = task.__dict__.get("_target")
     if target is None:

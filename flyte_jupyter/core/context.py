@@ -8,7 +8,6 @@ Beside it, of cells that a person runs in a replica by hand: whose cell it is, a
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -60,9 +59,3 @@ cell: Final[ContextVar[str]] = ContextVar("flyte_jupyter_cell", default="")
 
 stalls: Final[ContextVar[str | None]] = ContextVar("flyte_jupyter_stalls", default=None)
 """The lease of the cell that stands still, and its replica with it, until the calls made here have been served."""
-
-
-def stalled_cell() -> str | None:
-    """The lease of the cell that makes its replica stand still if the thread that asks waits now."""
-    lease = cell.get()
-    return lease if lease and threading.current_thread() is threading.main_thread() else None
