@@ -70,6 +70,11 @@ class Request:
     def id(self) -> str:
         return str(self.header.get("msg_id", ""))
 
+    @property
+    def silent(self) -> bool:
+        """Whether nobody sees this execution."""
+        return bool(json.loads(self.parts[3]).get("silent"))
+
 
 @dataclass
 class Side:
@@ -335,10 +340,11 @@ class Proxy:
                 f"{self._attachment.replica.name} will end when this kernel leaves it: {self._attachment.why()}. "
                 "Restart this kernel to attach to another."
             )
-            for request in self._running.values():
-                self._write(f"{warning}\n", request.header, "stderr")
-            if not self._running:
-                self._warning = warning  # for the next cell
+            cells = [request for request in self._running.values() if not request.silent]
+            for cell in cells:
+                self._write(f"{warning}\n", cell.header, "stderr")
+            if not cells:
+                self._warning = warning  # for the next one
 
     # --- from the front end
 
@@ -383,7 +389,7 @@ class Proxy:
     def _forward(self, request: Request) -> None:
         assert self._back is not None
         if request.type == "execute_request":
-            if not json.loads(request.parts[3]).get("silent"):
+            if not request.silent:
                 self._say_news(request)
             if request.channel == "shell" and not request.header.get("subshell_id"):
                 self._running[request.id] = request

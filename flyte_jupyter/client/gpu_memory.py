@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from .. import errors
+from ..core import failure
 from ..core.snapshot import DeviceView
 from ..core.usage import DeviceUsage, OwnerView, Usage
 from . import broker
@@ -26,9 +27,11 @@ _SAYS_SO: Final = re.compile(r"OutOfMemoryError|CUDA\b.*\bout of memory", re.IGN
 
 def ran_out(error: BaseException) -> bool:
     """Whether a task, or a preload, found too little memory on its GPU."""
-    cause = error.traceback or error.cause if isinstance(error, errors.PoolFailed) else str(error)
-    names = (type(error).__name__, str(getattr(error, "code", "")))
-    return bool(_SAYS_SO.search(f"{' '.join(names)}: {cause}"))
+    if isinstance(error, errors.PoolFailed):
+        return bool(_SAYS_SO.search(error.traceback or error.cause))
+    # What its replica has said of it: the error itself is a user's, and may raise when it is asked for its text.
+    described: failure.Failure | None = getattr(error, "_flyte_jupyter_failure", None)
+    return described is not None and bool(_SAYS_SO.search(f"{described.code} {described.name}: {described.message}"))
 
 
 def name_holders(error: BaseException, task: str) -> None:

@@ -372,6 +372,18 @@ class Pool:
             share.recallable.pop(lease.id, None)
             self.rank(share)
 
+    def note_stall(self, replica: Replica) -> None:
+        """A cell there may have begun to stand still, or go on: until then none of its slots can come free."""
+        if replica.stalled:
+            self.spare_leases(replica)
+        elif replica.state == "ready":
+            for lease in replica.leases.values():
+                if not lease.recalled:
+                    share = self.shares[lease.client]
+                    share.recallable[lease.id] = lease
+                    self.rank(share)
+        self.place(replica)
+
     def place(self, replica: Replica) -> None:
         """Rank a replica anew: its state, leases, guests or generation changed, or the pool's concurrency."""
         leases = len(replica.leases)
@@ -474,7 +486,7 @@ class Pool:
             parent.pool.waiting_parents += not parent.children
             parent.children[lease.id] = lease
             if parent.opens is not None:
-                parent.pool.place(parent.opens)
+                parent.pool.note_stall(parent.opens)
             self.queued_children += 1
         share = self.share_of(lease.client)
         share.waiting[lease.id] = lease
@@ -527,7 +539,7 @@ class Pool:
         self.waiting_parents -= bool(guest.children)
         if all(each.replica for each in replica.guests.values()):
             self.wanted.pop(replica.id, None)
-        self.place(replica)
+        self.note_stall(replica)
 
     def free_lease(self, lease: Lease, replica: Replica) -> None:
         lease.replica = None
@@ -548,7 +560,7 @@ class Pool:
             del parent.children[lease.id]
             parent.pool.waiting_parents -= parent.replica is not None and not parent.children
             if parent.opens is not None:
-                parent.pool.place(parent.opens)
+                parent.pool.note_stall(parent.opens)
 
     def claim(self, lease: Lease, share: Share) -> None:
         """This lease is being recalled on behalf of that client."""

@@ -228,6 +228,8 @@ class Scheduler:
         if parent and parent.replica:
             lease.parent = parent
             self._nested[pool.key] = pool
+            if parent.opens is not None:
+                self._touch(parent.pool)  # its cell stands still from now on
         pool.enqueue(lease)
         pool.active = True
         pool.used_at = now

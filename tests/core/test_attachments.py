@@ -441,6 +441,40 @@ def test_while_it_waits_for_another_pool_its_replica_serves_nobody() -> None:
     assert granted(machine.release("c")) == [("a", "p-1")]
 
 
+def recalled(commands: list[Command]) -> list[str]:
+    return [command.lease for command in commands if isinstance(command, Recall)]
+
+
+def test_a_slot_behind_it_is_not_recalled_for_the_sake_of_others() -> None:
+    """That slot cannot come free before the call is served, so who holds another one has to give that one back."""
+    machine = with_a_cell_inside(2, 2, shared=True)
+    machine.ready("p-2")
+    assert granted(machine.ask("a", "b", client="bob")) == [("a", "p-1"), ("b", "p-2")]
+    assert recalled(call(machine, "c")) == ["b"]
+    assert granted(machine.release("b")) == [("c", "p-2")]
+
+
+def test_nor_is_it_waited_for_if_it_was_recalled_before() -> None:
+    machine = with_a_cell_inside(2, 2, shared=True)
+    machine.ready("p-2")
+    machine.ask("a", "b", client="bob")
+    assert recalled(machine.ask("d")) == ["a"]
+    machine.declare("q", scaling(1, 1))
+    machine.ready(*started(machine.do(PoolWarmed("q"))))
+    assert recalled(call(machine, "c", "q")) == ["b"]
+
+
+def test_a_slot_is_recalled_again_once_the_cell_goes_on() -> None:
+    for end in (LeaseReleased("c"), LeaseReleased("x"), ClientGone("cyd")):
+        machine = with_a_cell_inside(1, 1, concurrency=2, shared=True)
+        machine.ask("a", "b", client="bob")
+        machine.declare("q", scaling(1, 1))
+        machine.ready(*started(machine.do(PoolWarmed("q"))))
+        call(machine, "c", "q")
+        assert recalled(machine.ask("d")) == []
+        assert recalled(machine.do(end)) == ["a"]
+
+
 def test_a_call_that_comes_back_to_it_through_another_pool_starves() -> None:
     machine = with_a_cell_inside(1, 1, concurrency=2, shared=True)
     machine.declare("q", scaling(1, 1))

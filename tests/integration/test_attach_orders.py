@@ -136,6 +136,25 @@ def test_a_cell_that_runs_is_told_of_it_and_the_next_one_not_again(tmp_path: Pat
         assert front_end.run("mine").text == ""
 
 
+def test_what_a_front_end_runs_unseen_is_not_told_of_it_and_the_next_cell_is(tmp_path: Path) -> None:
+    began, go = tmp_path / "began", tmp_path / "go"
+    with console() as front_end:
+        unseen = front_end.client.execute(
+            f"import pathlib, time; pathlib.Path({str(began)!r}).touch()\n"
+            f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)",
+            silent=True,
+        )
+        try:
+            wait_until(began.exists, START_S)
+            send(p.RestartReplica(replica=replica_id()))
+            wait_until(lambda: view_of(pool).replicas[0].state == "draining")
+            front_end.client.kernel_info(reply=True, timeout=ANSWER_S)  # its command answers, and has heard of it
+        finally:
+            go.touch()
+        assert front_end.reply(unseen)["status"] == "ok"
+        wait_until(lambda: "will end when" in front_end.run("mine").text, START_S)
+
+
 def test_a_restart_of_the_pool_replaces_it_while_calls_go_on() -> None:
     with console() as front_end:
         before = pids(pool)

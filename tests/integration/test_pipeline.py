@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter as Count
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -59,6 +59,19 @@ def waits_at(path: str, x: int, where: int) -> int:
         Counter(path).wait(MANY)
     mark(path, f"end {x}")
     return x
+
+
+class Unreadable(errors.RuntimeUserError):
+    def __init__(self) -> None:
+        super().__init__("Unreadable", "text")
+
+    def __str__(self) -> str:
+        raise KeyError("no text")
+
+
+@two.task
+def raises_what_has_no_text(_: int = 0) -> None:
+    raise Unreadable
 
 
 @two.task
@@ -242,6 +255,20 @@ def test_a_loop_of_short_calls_lets_other_threads_have_their_turn(tmp_path: Path
 def test_output_of_calls_sent_ahead_stays_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(flyte.map(says, range(500))) == list(range(500))
     assert capsys.readouterr().out.splitlines() == [f"line {x}" for x in range(500)]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        raises_what_has_no_text,
+        lambda: asyncio.run(asyncio.wait_for(raises_what_has_no_text.aio(), START_S)),
+        lambda: list(flyte.map(raises_what_has_no_text, [0], return_exceptions=False)),
+    ],
+    ids=["call", "await", "map"],
+)
+def test_an_error_that_has_no_text_arrives_as_itself(call: Callable[[], object]) -> None:
+    with pytest.raises(Unreadable):
+        call()
 
 
 def test_a_generator_without_end_is_read_as_needed() -> None:
