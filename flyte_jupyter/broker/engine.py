@@ -180,7 +180,7 @@ class Engine:
             yield self.snapped()
             await anyio.sleep(WATCH_FIRST_S if quick >= 1 else WATCH_INTERVAL_S)
 
-    def snapped(self) -> Snapped:
+    def snapped(self, question: int | None = None) -> Snapped:
         now = current_time()
         return Snapped(
             epoch_offset=time.time() - now,
@@ -190,12 +190,13 @@ class Engine:
             usage=self.sampler.usage,
             recent=self._timeline.recent(),
             snapshot=self.scheduler.snapshot(),
+            question=question,
         )
 
-    async def measured(self) -> Snapped:
+    async def measured(self, question: int | None = None) -> Snapped:
         """A snapshot with what is used just now, if that can be said quickly."""
         await self.sampler.fresh()
-        return self.snapped()
+        return self.snapped(question)
 
     def timeline(self, pool: str, since: str | None) -> ToldTimeline:
         now = current_time()

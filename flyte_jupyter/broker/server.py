@@ -231,11 +231,11 @@ class _Reader:
                 engine.post(events.ReplicaInterrupted(replica))
             case p.Cancel(lease=lease):
                 engine.post(events.LeaseCancelled(lease))
-            case p.Watch(once=True, usage=True):
-                self.tasks.start_soon(self._measure)
-            case p.Watch(once=once, usage=usage):
+            case p.Watch(once=True, usage=True, question=question):
+                self.tasks.start_soon(self._measure, question)
+            case p.Watch(once=once, usage=usage, question=question):
                 if once or self.watching is not None:
-                    send(engine.snapped())
+                    send(engine.snapped(question))
                 else:
                     self.watching = anyio.CancelScope()
                     self.tasks.start_soon(self._watch, self.watching, usage)
@@ -250,8 +250,8 @@ class _Reader:
             case p.Hello():
                 send(p.Failed(why="hello was said already"))
 
-    async def _measure(self) -> None:
-        self.send(await self.engine.measured())
+    async def _measure(self, question: int | None) -> None:
+        self.send(await self.engine.measured(question))
 
     async def _watch(self, scope: anyio.CancelScope, usage: bool) -> None:
         with scope, self.engine.sampler.watching() if usage else nullcontext():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import heapq
+import itertools
 import os
 import select
 import socket
@@ -61,6 +62,7 @@ class Connection:
         self._watchers: list[Callable[[p.Snapped | None], None]] = []
         self._watch_lock = threading.Lock()
         self._watching = 0
+        self._questions = itertools.count()
         self._ask_lock = threading.Lock()
         self._timelines: deque[Future[p.ToldTimeline | None]] = deque()  # asked for, in order
         self._goodbye: str | None = None
@@ -140,15 +142,16 @@ class Connection:
     def snapshot(self, *, usage: bool = False) -> p.Snapped:
         """The broker's state now; with `usage` it measures what is used, if that is quick."""
         answer: Future[p.Snapped | None] = Future()
+        question = next(self._questions)
 
         def take(snapped: p.Snapped | None) -> None:
-            if not answer.done():
+            if (snapped is None or snapped.question == question) and not answer.done():
                 answer.set_result(snapped)
 
         with self._lock:
             self._watchers.append(take)
         try:
-            self.send(p.Watch(once=True, usage=usage))
+            self.send(p.Watch(once=True, usage=usage, question=question))
             return self._answer(answer)
         finally:
             with self._lock:

@@ -155,12 +155,14 @@ class Cancel(Frozen):
 class Watch(Frozen):
     """Send a snapshot now and after every change (at most ten a second); `once` ends after the first.
 
-    `usage` has it measured what is used: every two seconds, or for that one answer.
+    `usage` has it measured what is used: every two seconds, or for that one answer. That one repeats the `question`,
+    so that a client which is also told of changes knows it from those.
     """
 
     type: Literal["watch"] = "watch"
     once: bool = False
     usage: bool = False
+    question: int | None = None
 
 
 class Unwatch(Frozen):
@@ -277,6 +279,7 @@ class Snapped(Frozen):
     usage: Usage = Usage()
     recent: tuple[RecentView, ...] = ()  # the calls of all pools that ended last, the newest first
     snapshot: Snapshot
+    question: int | None = None  # that of the `Watch` which it answers
 
 
 class ToldTimeline(Frozen):

@@ -39,7 +39,7 @@ class State:
 
     @classmethod
     def of(cls, link: Link, snapped: p.Snapped) -> State:
-        fields = snapped.model_dump(mode="json", exclude={"type", "log_dir"})
+        fields = snapped.model_dump(mode="json", exclude={"type", "log_dir", "question"})
         for pool in fields["snapshot"]["pools"]:
             if failure := pool["failure"]:  # the whole traceback shows code
                 failure["cause"] = last_line(failure["cause"])

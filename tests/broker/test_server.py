@@ -499,7 +499,7 @@ def test_a_fault_in_one_conversation_is_logged_and_the_others_go_on(
     async def conversation(broker: Broker) -> None:
         first, second = await broker.client(), await broker.client()
 
-        def broken() -> p.Snapped:
+        def broken(question: int | None = None) -> p.Snapped:
             raise RuntimeError("a bug")
 
         with monkeypatch.context() as patch:

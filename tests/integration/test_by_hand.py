@@ -175,6 +175,16 @@ def test_a_granted_call_that_has_not_begun_never_runs(tmp_path: Path, thread: Th
     flyte.pool(side).stop()
 
 
+def test_a_client_that_watches_gets_the_answer_to_its_own_question() -> None:
+    """And not what it was told of a change before."""
+    connection = broker.connect()
+    with connection.watching(lambda snapped: None):
+        for maximum in range(2, 60):
+            POOL.scale(1, maximum)
+            assert view_of(hand).scaling.max_replicas == maximum
+    POOL.scale(1, 2)
+
+
 def test_a_replica_that_is_not_there_is_named() -> None:
     with pytest.raises(LookupError, match="pool 'hand' has no replica 7; there is: "):
         POOL.interrupt(7)

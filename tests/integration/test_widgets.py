@@ -324,7 +324,7 @@ def test_nothing_is_sent_while_nothing_changes(front: Front) -> None:
 
 
 def test_what_happens_in_another_pool_is_not_sent(front: Front) -> None:
-    front.run("pool.keep(0).scale(1, 3); echo(1)")
+    front.run("pool.stop(force=True); pool.keep(0).scale(1, 3); echo(1)")
     front.until(ready(1))
     front.run("pool.stop(force=True)")
     front.until(lambda pool: not pool["replicas"])
