@@ -187,15 +187,10 @@ class Card {
   #listen = async () => {
     if (this.#listening) return;
     this.#listening = true;
-    try {
-      let loading = this.#loading();
-      while (loading.length) {
-        await this.#replicas.hear(loading);
-        await new Promise((done) => setTimeout(done, LISTEN_MS));
-        loading = this.#loading();
-      }
-    } catch {
-      // One may not read logs, or it has just gone: its state says enough. The next state has it asked again.
+    for (let loading = this.#loading(); loading.length; loading = this.#loading()) {
+      // One may not read logs, or it has just gone: its state says enough.
+      await this.#replicas.hear(loading).catch(() => null);
+      await new Promise((done) => setTimeout(done, LISTEN_MS));
     }
     this.#listening = false;
   };

@@ -91,7 +91,11 @@ class PoolCard(anywidget.AnyWidget):
             self._send_state(self._state(snapped))
 
     def shows(self, pool: PoolHandle) -> bool:
-        return self._pool() is pool
+        return self._handle() is pool
+
+    def _handle(self) -> PoolHandle | None:
+        """Of our pool; another one than before if it was given up and then declared again as it was."""
+        return self._pool() or handle_with(self.key)
 
     def _turn(self, snapshot: Snapshot) -> None:
         """Turn to the pool that this notebook has declared in place of ours."""
@@ -144,7 +148,7 @@ class PoolCard(anywidget.AnyWidget):
     def _answer(self, content: dict[str, Any]) -> None:
         number, verb, body = content.get("number"), str(content.get("verb")), content.get("body") or {}
         try:
-            pool = self._pool()
+            pool = self._handle()
             if pool is None:
                 raise LookupError(f"pool {self.name!r} was declared anew here: run the cell again for its card")
             if content.get("replica") is None:

@@ -455,7 +455,8 @@ export function Calls({ replica }: { replica: IReplica }): JSX.Element | null {
 export function PreloadLine(props: { replica: IReplica; none?: string }): JSX.Element {
   const { manager, trans } = useView();
   const { id, state } = props.replica;
-  const asks = useContext(Seen) && state === 'loading';
+  const refused = useRefusal('logs');
+  const asks = useContext(Seen) && state === 'loading' && !refused;
   const [line, setLine] = useState('');
   useEffect(() => {
     if (!asks) {
@@ -464,7 +465,7 @@ export function PreloadLine(props: { replica: IReplica; none?: string }): JSX.El
     const poll = new Poll({
       name: 'flyte-jupyter:preload',
       factory: async () => {
-        const said = newestLine(await manager.log(id, 5)); // one may not read logs: nothing is shown
+        const said = newestLine(await manager.log(id, 5)); // none to be had: nothing is shown
         if (!poll.isDisposed) {
           setLine(said);
         }

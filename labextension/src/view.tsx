@@ -341,7 +341,8 @@ function Pool({ pool }: { pool: IPool }): JSX.Element {
       <div id={details} hidden={!open}>
         {memory && <p className="fj-Counts">{memory}</p>}
         <Notes pool={pool} />
-        {pool.replicas.length > 0 && (
+        {/* Folded up, they would ask for what nobody sees. */}
+        {open && pool.replicas.length > 0 && (
           <ul className="fj-Replicas" aria-label={trans.__('Replicas of %1', name)}>
             {pool.replicas.map(replica => (
               <Replica key={replica.id} replica={replica} pool={pool} />

@@ -263,7 +263,8 @@ SHOW = """async ([state, timeline]) => {
         send: question => {
             if (question.verb === 'clock') said.clock = { now: Date.now() / 1000 + window.ahead };
             else (question.replica === '00000002' ? window.heard : window.sent).push(question); // it loads
-            const answer = { number: question.number, answer: said[question.verb] ?? {} };
+            const told = said[question.verb] ?? {};
+            const answer = { number: question.number, ...(told.error ? told : { answer: told }) };
             const give = () => listeners['msg:custom'].forEach(each => each(answer));
             question.verb === 'scale' ? window.held.push(give) : queueMicrotask(give);
         }
@@ -304,6 +305,17 @@ def elsewhere(page: Any) -> Any:
     page.goto("http://elsewhere.test/")
     page.evaluate("() => localStorage.clear()")
     return page
+
+
+def hide(elsewhere: Any) -> None:
+    """Until the card knows: its own observer was there before, and is told before."""
+    elsewhere.evaluate(
+        """() => new Promise(told => {
+            const host = document.getElementById('host');
+            host.style.display = 'none';
+            new IntersectionObserver(seen => seen.at(-1).isIntersecting || told()).observe(host);
+        })"""
+    )
 
 
 def made_up(lanes: int, spans: int) -> dict[str, Any]:
@@ -446,11 +458,7 @@ def test_a_card_out_of_sight_asks_for_nothing(elsewhere: Any, until: Until) -> N
     elsewhere.locator(".flyte-card").get_by_text("Timeline", exact=True).click()
     sent = "() => window.sent.length"
     until(lambda: elsewhere.evaluate(sent) == 1, 5)
-    elsewhere.evaluate("() => { document.getElementById('host').style.display = 'none'; }")
-    elsewhere.evaluate(  # the card's own observer was there before, and is told before
-        """() => new Promise(told => new IntersectionObserver(
-            seen => seen.at(-1).isIntersecting || told()).observe(document.getElementById('host')))"""
-    )
+    hide(elsewhere)
     for calls in range(3):
         elsewhere.evaluate("state => window.change(state)", {**shown, "pool": {**shown["pool"], "calls": calls}})
         elsewhere.wait_for_timeout(600)
@@ -496,8 +504,7 @@ def test_a_row_says_what_the_preload_says_while_it_can_be_seen(elsewhere: Any, u
     assert elsewhere.evaluate("() => window.hacked") is None
     asked = "() => window.heard.length"
     assert elsewhere.evaluate("() => [window.sent.length, new Set(window.heard.map(each => each.verb)).size]") == [0, 1]
-    elsewhere.evaluate("() => { document.getElementById('host').style.display = 'none'; }")
-    elsewhere.wait_for_timeout(1500)  # what was under way
+    hide(elsewhere)
     seen = elsewhere.evaluate(asked)
     elsewhere.wait_for_timeout(5000)
     assert elsewhere.evaluate(asked) == seen
@@ -506,6 +513,29 @@ def test_a_row_says_what_the_preload_says_while_it_can_be_seen(elsewhere: Any, u
     pool["replicas"][2]["state"] = "ready"
     elsewhere.evaluate("state => window.change(state)", shown)
     row.get_by_text("xxx").wait_for(state="detached")
+
+
+def test_a_log_that_cannot_be_had_is_not_asked_for_with_each_state(elsewhere: Any, until: Until) -> None:
+    state = states.rich()
+    pool = state["snapshot"]["pools"][0]
+    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
+    shown |= {"usage": state["usage"], "pool": pool}
+    elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
+    until(lambda: elsewhere.evaluate("() => window.heard.length"), 5)
+    elsewhere.evaluate("() => { window.said.log = { error: 'no' }; }")
+    paused_ms = elsewhere.evaluate(
+        """async state => {
+            const [before, asked] = [window.heard.length, []];
+            for (let calls = 0; asked.length < 2; calls++) {
+                window.change({ ...state, pool: { ...state.pool, calls } });
+                await new Promise(done => setTimeout(done, 20));
+                if (window.heard.length > before + asked.length) asked.push(performance.now());
+            }
+            return asked[1] - asked[0];
+        }""",
+        shown,
+    )
+    assert paused_ms > 1000
 
 
 def test_a_card_that_turns_to_another_pool_has_its_timeline(elsewhere: Any, until: Until) -> None:

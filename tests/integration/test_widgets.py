@@ -195,6 +195,17 @@ def test_the_card_of_a_pool_that_was_declared_anew_says_so(front: Front) -> None
             gc.collect();
         """)
         assert "run the cell again for its card" in front.ask("warm")["error"]
+        front.run("""
+            brief = flyte.TaskEnvironment("brief", reusable=flyte.ReusePolicy(replicas=1))
+            flyte.pool(brief);
+        """)
+        assert "answer" in front.ask("warm"), "it is the pool of this card again"
+        model = front.model
+        with front.looking_at(front.run("brief")):
+            assert front.model == model
+        front.until(ready(1))
+        front.ask("stop", force=True)
+        front.until(lambda pool: not pool["replicas"])
 
 
 def test_a_card_follows_the_name_of_its_pool_to_the_one_that_is_declared_anew(front: Front) -> None:
@@ -317,6 +328,8 @@ def test_what_happens_in_another_pool_is_not_sent(front: Front) -> None:
     front.until(ready(1))
     front.run("pool.stop(force=True)")
     front.until(lambda pool: not pool["replicas"])
+    while front.state["usage"]["replicas"]:  # measured some time after
+        front.next()
     before = front.updates[front.model]
     front.run("""
         beside = flyte.TaskEnvironment("beside", reusable=flyte.ReusePolicy(replicas=1))

@@ -82,11 +82,24 @@ it('says what a preload has said last, as text, while it runs and can be seen', 
   expect(said()).toEqual([]);
 });
 
-it('shows nothing of a preload where one may not read logs', async () => {
+it('shows nothing of a preload whose log cannot be had', async () => {
   const container = show(contract);
   manager.log.mockRejectedValue(new Error('no'));
   await act(() => vi.advanceTimersByTimeAsync(10_000));
   expect(container.querySelector('.fj-Said')).toBeNull();
+});
+
+it('asks for no log where one may not read it', async () => {
+  show({ ...contract, refused: { logs: 'You may not read logs.' } });
+  await act(() => vi.advanceTimersByTimeAsync(10_000));
+  expect(manager.log).not.toHaveBeenCalled();
+});
+
+it('asks for no log of a pool that is folded up', async () => {
+  show(contract);
+  act(() => screen.getByRole('button', { name: 'Replicas of gpu' }).click());
+  await act(() => vi.advanceTimersByTimeAsync(10_000));
+  expect(manager.log).not.toHaveBeenCalled();
 });
 
 it('says how long a call is likely to wait, and when that was not true', () => {
