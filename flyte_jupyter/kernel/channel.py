@@ -724,12 +724,12 @@ class Replica:
         for channel, call in calls:
             if call is not None and channel.cancel(call.number, by_client=False) is call:
                 self.runner.cancel(call)
-        if lease and not any(call for _, call in calls):
+        guests = [each.hello.session for each in channels if each.hello.session]
+        if lease and not guests and not any(call for _, call in calls):
             # It was granted a moment ago, and its call is still to come; a later one is not what somebody has seen.
             self.cancel(lease, FIRST_CALL, by_client=False)
-        for channel in channels:
-            if channel.hello.session:
-                self.front_end_interrupted(channel.hello.session)
+        for session in guests:
+            self.front_end_interrupted(session)
 
     def withdraw(self, lease: str, first: int, last: int) -> None:
         with self._lock:
