@@ -318,6 +318,12 @@ def hide(elsewhere: Any) -> None:
     )
 
 
+def told(state: dict[str, Any], **others: Any) -> dict[str, Any]:
+    """What a kernel tells a card of the first pool of such a state, but for these."""
+    shown = {"now": time.time(), "broker": True, "spawned": None, "devices": [], "pool": state["snapshot"]["pools"][0]}
+    return {**shown, "epoch_offset": state["epoch_offset"], "usage": state["usage"], **others}
+
+
 def made_up(lanes: int, spans: int) -> dict[str, Any]:
     """The last ten minutes of a pool whose replicas had so many short calls, of which some went wrong."""
     now, each = 5000.0, 560 * lanes / spans
@@ -392,10 +398,7 @@ def test_it_can_be_read_and_used_without_jupyterlab(elsewhere: Any, scheme: str)
     state = states.rich()
     pool = state["snapshot"]["pools"][0]
     pool["failure"] = {"cause": f"Traceback\nValueError: {EVIL}", "replica": "gpu[1]", "attempts": 2, "retry_at": None}
-    shown = {
-        **{"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None},
-        **{"pool": pool, "devices": state["snapshot"]["devices"], "usage": state["usage"]},
-    }
+    shown = told(state, pool=pool, devices=state["snapshot"]["devices"])
     elsewhere.evaluate(SHOW, [shown, made_up(3, 300)])
     card = elsewhere.locator(".flyte-card")
     card.get_by_text("Timeline", exact=True).click()
@@ -421,8 +424,7 @@ def test_a_wait_is_foretold_and_what_takes_longer_is_said(elsewhere: Any, until:
     pool = state["snapshot"]["pools"][0]
     mine, foreign = {"client": "eval.ipynb", "expected_at": 1080.0}, {"lease": "l9", "expected_at": None}
     pool["queue"] = [pool["queue"][0] | mine, pool["queue"][0] | foreign | {"client": "b.ipynb", "position": 1}]
-    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
-    shown |= {"usage": state["usage"], "pool": pool | {"waiting": 2}}
+    shown = told(state, pool=pool | {"waiting": 2})
     elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
     queue = elsewhere.locator(".flyte-queue")
     head, first, second = queue.inner_text().split("\n")
@@ -441,8 +443,7 @@ def test_a_wait_is_foretold_and_what_takes_longer_is_said(elsewhere: Any, until:
 def test_a_view_that_is_made_late_counts_on_the_kernels_clock(elsewhere: Any) -> None:
     state = states.rich()
     pool = state["snapshot"]["pools"][0] | {"idle_stops_at": 1600.0}
-    shown = {"now": time.time() - 300, "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None}
-    shown |= {"devices": [], "usage": state["usage"], "pool": pool}
+    shown = told(state, pool=pool, now=time.time() - 300)
     elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
     timer = elsewhere.get_by_role("timer")
     assert re.search(r"idle off in (10:00|9:5\d)", timer.inner_text())
@@ -451,9 +452,7 @@ def test_a_view_that_is_made_late_counts_on_the_kernels_clock(elsewhere: Any) ->
 
 
 def test_a_card_out_of_sight_asks_for_nothing(elsewhere: Any, until: Until) -> None:
-    state = states.rich()
-    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
-    shown |= {"usage": state["usage"], "pool": state["snapshot"]["pools"][0]}
+    shown = told(states.rich())
     elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
     elsewhere.locator(".flyte-card").get_by_text("Timeline", exact=True).click()
     sent = "() => window.sent.length"
@@ -468,9 +467,7 @@ def test_a_card_out_of_sight_asks_for_nothing(elsewhere: Any, until: Until) -> N
 
 
 def test_two_clicks_before_the_next_state_count_twice(elsewhere: Any, until: Until) -> None:
-    state = states.rich()
-    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
-    shown |= {"usage": state["usage"], "pool": state["snapshot"]["pools"][0]}
+    shown = told(states.rich())
     elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
     card = elsewhere.locator(".flyte-card")
     card.get_by_role("button", name="Raise the maximum to 4").dblclick()
@@ -489,10 +486,8 @@ def test_two_clicks_before_the_next_state_count_twice(elsewhere: Any, until: Unt
 
 
 def test_a_row_says_what_the_preload_says_while_it_can_be_seen(elsewhere: Any, until: Until) -> None:
-    state = states.rich()
-    pool = state["snapshot"]["pools"][0]
-    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
-    shown |= {"usage": state["usage"], "pool": pool}
+    shown = told(states.rich())
+    pool = shown["pool"]
     elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
     log = "first\nshard 1/4\rshard 2/4 \x1b[31m<img src=x onerror='window.hacked=1'>\n\n"
     elsewhere.evaluate("text => { window.said.log.text = text; }", log)
@@ -516,10 +511,7 @@ def test_a_row_says_what_the_preload_says_while_it_can_be_seen(elsewhere: Any, u
 
 
 def test_a_log_that_cannot_be_had_is_not_asked_for_with_each_state(elsewhere: Any, until: Until) -> None:
-    state = states.rich()
-    pool = state["snapshot"]["pools"][0]
-    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
-    shown |= {"usage": state["usage"], "pool": pool}
+    shown = told(states.rich())
     elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
     until(lambda: elsewhere.evaluate("() => window.heard.length"), 5)
     elsewhere.evaluate("() => { window.said.log = { error: 'no' }; }")
@@ -539,9 +531,7 @@ def test_a_log_that_cannot_be_had_is_not_asked_for_with_each_state(elsewhere: An
 
 
 def test_a_card_that_turns_to_another_pool_has_its_timeline(elsewhere: Any, until: Until) -> None:
-    state = states.rich()
-    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
-    shown |= {"usage": state["usage"], "pool": state["snapshot"]["pools"][0]}
+    shown = told(states.rich())
     elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
     elsewhere.locator(".flyte-card").get_by_text("Timeline", exact=True).click()
     sent = "() => window.sent.map(each => each.body.since)"
@@ -570,11 +560,9 @@ def test_numbers_are_written_as_people_read_them(elsewhere: Any) -> None:
 
 
 def test_a_button_keeps_its_focus_and_a_click_when_the_state_changes(elsewhere: Any) -> None:
-    state = states.rich()
-    pool = state["snapshot"]["pools"][0]
-    shown = {"now": time.time(), "broker": True, "epoch_offset": state["epoch_offset"], "spawned": None, "devices": []}
-    shown["usage"] = state["usage"]
-    elsewhere.evaluate(SHOW, [{**shown, "pool": pool}, made_up(1, 4)])
+    shown = told(states.rich())
+    pool = shown["pool"]
+    elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
     button = elsewhere.get_by_role("button", name="Drain")
     button.hover()
     elsewhere.mouse.down()
