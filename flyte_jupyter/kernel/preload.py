@@ -11,6 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ..core.definitions import Closure
+from ..errors import users_frames
 from ..loader import PreloadFunction
 from .runner import enter
 
@@ -69,12 +70,7 @@ def _after(replica: Replica, task: asyncio.Task[Any], loaders: deque[PreloadFunc
 
 
 def _report_failure(replica: Replica, error: BaseException) -> None:
-    tb = error.__traceback__
-    while tb is not None and tb.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-        tb = tb.tb_next
-    text = "".join(traceback.format_exception(type(error), error, tb or error.__traceback__))
+    tb = users_frames(error.__traceback__) or error.__traceback__
+    text = "".join(traceback.format_exception(type(error), error, tb))
     replica.log(f"preload failed\n{text}")
     replica.report("failed", cause=text)
-
-
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
