@@ -103,3 +103,11 @@ def peer_uid(stream: socket.socket) -> int:
         return int(struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1])
     local_peercred, xucred_bytes = 0x001, 76  # macOS: struct xucred begins with a version and the uid
     return int(struct.unpack_from("=II", stream.getsockopt(0, local_peercred, xucred_bytes))[1])
+
+
+def peer_pid(stream: socket.socket) -> int:
+    """The process at the other end of a Unix socket, as the operating system knows it; 0 if it cannot be seen here."""
+    if hasattr(socket, "SO_PEERCRED"):
+        return int(struct.unpack("3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+    local_peerpid = 0x002  # macOS
+    return int(struct.unpack("=i", stream.getsockopt(0, local_peerpid, 4))[0])

@@ -15,7 +15,7 @@ from ..core.snapshot import PoolView, ReplicaView, Snapshot
 from . import text
 from .arguments import parse_replica
 from .broker import Connection
-from .identity import describe_client
+from .identity import describe_client, process_token
 from .leases import Channel, explain_refusal
 
 SOON_S: Final = 0.3
@@ -163,6 +163,8 @@ class Attachment:
                 "role": "calls",
                 "lease": self._lease,
                 "notebook": describe_client().notebook,
+                "process": process_token(),
+                "pid": 0,
                 "cwd": "",
                 "sys_path": [],
                 "run": "local",

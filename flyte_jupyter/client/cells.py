@@ -32,7 +32,7 @@ from .drivers import ChannelLost, Conversation, drive
 from .handle import PoolHandle
 from .identity import describe_client
 from .leases import Channel, Lease, LeaseGroup
-from .target import Outgoing, Target, find_here, home_module, locate, ran_on
+from .target import Outgoing, Target, locate, ran_on
 
 if TYPE_CHECKING:
     from ..core import protocol as p
@@ -131,11 +131,10 @@ class CellTarget(Target):
         if self._checked is not None:
             checked, self._checked = self._checked, None
             return checked
-        home = home_module()
         meta = runs.call_meta()
         sent = ((self._request,), {}) if meta is None else ((self._request,), {}, meta)
         try:
-            pickled = payload.dump_arguments(sent, home)
+            pickled = payload.dump_arguments(sent)
         except Exception as problem:
             raise self._not_serializable((), dict(self._request.push), problem) from None
         closures = []
@@ -164,19 +163,18 @@ class CellTarget(Target):
         """What is sent besides the code: how, and how many bytes. Raises as `check`."""
         self.check()
         found = {}
-        home = home_module()
         for name, value in self.cell.push.items():
             if name not in self._defined:
-                pickled = payload.dump_arguments(value, home)
+                pickled = payload.dump_arguments(value)
                 found[name] = "a copy", sum(memoryview(part).nbytes for part in (pickled.data, *pickled.buffers))
         for definition in self._captured.closure().definitions if self._defined else ():
             match definition:
                 case ImportDefinition():
                     found[definition.name] = "an import", len(definition.module)
-                case SourceDefinition():
-                    found[definition.name] = "its source", len(definition.lines)
-                case ValueDefinition():
-                    found[definition.name] = "a copy", len(definition.pickled)
+                case SourceDefinition(text=text):
+                    found[definition.name] = "its source", len(text.lines)
+                case ValueDefinition(pickled=data, texts=texts):
+                    found[definition.name] = "its code" if texts else "a copy", len(data)
         return found
 
     def result(self, frame: Frame, lease: Lease) -> Any:
@@ -188,7 +186,9 @@ class CellTarget(Target):
         described: failure.Failure = pickle.loads(frame.body)
         if self._closure is not None:
             locate(described, self._closure.definitions)
-        raise ran_on(failure.rebuild(described, find_here), lease)  # as a local cell's: the footer names the replica
+        raise ran_on(
+            failure.rebuild(described, payload.plain_find), lease
+        )  # as a local cell's: the footer names the replica
 
 
 class _Noted(Outgoing):
@@ -215,7 +215,7 @@ def _no_function() -> None:
 
 
 def _main() -> dict[str, Any]:
-    return vars(sys.modules[home_module()])
+    return vars(sys.modules["__main__"])
 
 
 def is_definition(value: object) -> bool:
@@ -521,7 +521,7 @@ def _ask_names(pool: PoolHandle, key: tuple[str, str, str]) -> None:
                 return
         answered = False
         try:
-            pickled = payload.dump_arguments(((key[1], key[2]), {}), home_module())
+            pickled = payload.dump_arguments(((key[1], key[2]), {}))
             number, pieces = Outgoing(b'[[], "names", "names"]', (), pickled, 0).on(lease.channel())
             frame = drive(lease.channel(), Conversation(number, ()), pieces, deadline)
             answered = True
@@ -531,7 +531,7 @@ def _ask_names(pool: PoolHandle, key: tuple[str, str, str]) -> None:
             else:
                 group.drop(lease)
         if frame.flags == Status.OK:
-            _names[key] = (time.monotonic(), list(payload.load(frame.body, frame.buffers, find_here, b"notebook_")))
+            _names[key] = (time.monotonic(), list(payload.load(frame.body, frame.buffers)))
 
 
 def _is_free(replica: Any) -> bool:

@@ -15,9 +15,11 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from ..core.definitions import Closure
+from .. import errors
+from ..core.definitions import Closure, Mark
 from ..core.frames import OUTCOME, WITHDRAWN, Buffer, Frame, Kind, encode
 from . import outputs
+from .capture import Captured
 from .leases import Channel
 
 TICK_S: Final = 0.1
@@ -57,10 +59,21 @@ class Conversation:
             text, nobody = outputs.answer(frame.body)
             return encode(Kind.ANSWER, self._number, text, flags=nobody)
         elif frame.kind == Kind.NEED:
-            digests: dict[str, str] = pickle.loads(frame.body)
-            missing = [closure.beyond(digests) for closure in self._closures]
+            has: dict[str, Mark | None] = pickle.loads(frame.body)
+            missing = [closure.beyond(has) for closure in self._closures]
             return encode(Kind.DEFINE, self._number, pickle.dumps(missing, 5))
+        elif frame.kind == Kind.WANT:
+            return encode(Kind.GIVE, self._number, _given(*pickle.loads(frame.body)))
         return None
+
+
+def _given(name: str, has: dict[str, Mark | None]) -> bytes:
+    """The definitions of a name that a task looks for; empty if the notebook has no such name, or cannot send it."""
+    try:
+        closure = Captured.of_names([name], vars(sys.modules["__main__"])).closure()
+    except (NameError, errors.ArgumentNotSerializable):
+        return b""
+    return pickle.dumps(closure.beyond(has), 5)
 
 
 class Conversations(Conversation):

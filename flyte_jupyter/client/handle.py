@@ -25,8 +25,8 @@ from ..core.spec import EnvironmentSpec, Scaling
 from ..loader import PreloadFunction
 from . import broker, text
 from .capture import Captured
-from .leases import LeaseGroup, folder
-from .preimports import imported_modules
+from .capture.preimports import imported_modules
+from .leases import LeaseGroup, absolute_path, folder
 
 if TYPE_CHECKING:
     from .environment import Task, TaskEnvironment
@@ -185,7 +185,7 @@ class PoolHandle:
             names=tuple(self._loaders),
             payload=base64.b64encode(
                 # With the place where they were written: a loader imports what lies beside its notebook.
-                pickle.dumps((folder(), [os.path.abspath(entry) for entry in sys.path], loaders), 5)
+                pickle.dumps((folder(), absolute_path(), loaders), 5)
             ),
         )
 
@@ -421,7 +421,7 @@ class PoolHandle:
 def _loader_closure(made: PreloadFunction) -> Closure:
     """The loader under its own name, as a task that calls it will capture it: so both are one object."""
     scope = getattr(made.__wrapped__, "__globals__", {})
-    return Captured.of_names([made.__name__], {**scope, made.__name__: made}).closure()
+    return Captured.of_names([made.__name__], scope, made={made.__name__: made}).closure()
 
 
 _handles: weakref.WeakValueDictionary[str, PoolHandle] = weakref.WeakValueDictionary()

@@ -18,6 +18,18 @@ class Client:
 
 
 _unnamed = uuid.uuid4().hex
+_token = (0, "")
+
+
+def process_token() -> str:
+    """This process, among all that there are and were; a forked child is another one."""
+    global _token  # noqa: PLW0603
+    pid, token = _token
+    if pid != os.getpid():
+        _token = pid, token = os.getpid(), uuid.uuid4().hex
+    return token
+
+
 _presented: Client | None = None
 
 

@@ -27,7 +27,7 @@ from ..core.frames import FIRST_CALL, Buffer, FrameReader, Kind, encode
 from ..memory import Exchange, exchange_pair
 from ..runtime import peer_uid
 from .broker import Connection
-from .identity import describe_client
+from .identity import describe_client, process_token
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -43,10 +43,11 @@ LOST_S: Final = 2.0
 class Channel:
     """The client's end of a lease's connection. `drivers` and the `pipeline` move the bytes."""
 
-    __slots__ = ("address", "calls", "cut", "files", "reader", "socket")
+    __slots__ = ("_folder", "_path", "address", "calls", "cut", "files", "reader", "socket")
 
     def __init__(self, address: str, hello: bytes) -> None:
         self.address = address
+        self._folder, self._path = folder(), list(sys.path)
         self.files: Exchange | None = None
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -60,6 +61,14 @@ class Channel:
         self.reader = FrameReader(None if self.files is None else self.files.map)
         self.calls = FIRST_CALL - 1  # the number of the last one
         self.cut = False  # in the middle of a frame: what followed would not be understood
+
+    def moved(self) -> list[Buffer]:
+        """What the replica must hear before the next call, if this process has another folder or import path by now."""
+        here = folder()
+        if sys.path == self._path and here == self._folder:
+            return []
+        self._folder, self._path = here, list(sys.path)
+        return encode(Kind.PLACE, 0, json.dumps([here, absolute_path()]).encode())
 
     def send(self, pieces: list[Buffer]) -> None:
         """All of it; an interrupt may come in between."""
@@ -246,8 +255,10 @@ class LeaseGroup:
                 "label": client.label,
                 # A task that calls a task speaks for its notebook: both share the names there.
                 "notebook": client.notebook if task is None else task.notebook,
+                "process": process_token() if task is None else task.process[0],
+                "pid": 0 if task is None else task.process[1],  # 0 is this one
                 "cwd": folder(),
-                "sys_path": [os.path.abspath(entry) for entry in sys.path],
+                "sys_path": absolute_path(),
                 "run": self.run,
                 "replica": lease.name,
             }
@@ -468,6 +479,11 @@ def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
                 concurrency=int(detail["concurrency"]),
                 cell=detail.get("cell", ""),
             )
+
+
+def absolute_path() -> list[str]:
+    """The import path, as it means the same in another folder."""
+    return [os.path.abspath(entry) for entry in sys.path]
 
 
 def folder() -> str:

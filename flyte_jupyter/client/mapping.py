@@ -226,6 +226,6 @@ class TaskMap:
 def _shared_buffers(arguments: tuple[Any, ...]) -> memory.Shared:
     """The big buffers of what all calls of a map send; they are written once."""
     try:
-        return memory.Shared(payload.dump_arguments(arguments, __name__).buffers)
+        return memory.Shared(payload.dump_arguments(arguments).buffers)
     except Exception:  # each call will say what cannot be sent
         return memory.Shared(())

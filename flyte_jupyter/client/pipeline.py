@@ -152,7 +152,7 @@ class Call:
 
     def outcome(self, frame: Frame, lease: Lease) -> None:
         try:
-            self.value = self.target.result(frame, lease)
+            self.value = self.context.run(self.target.result, frame, lease)
         except BaseException as error:  # a task may well raise KeyboardInterrupt
             self.failed(error)
         else:

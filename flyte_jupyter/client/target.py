@@ -8,14 +8,15 @@ import pickle
 import signal as signals
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .. import errors
 from ..core import context, failure, payload
 from ..core.commands import POOL_STOPPED
-from ..core.definitions import Closure, Definition, SourceDefinition, module_at_client, notebook_module_name
-from ..core.frames import CALL, OK, Buffer, Frame, Status, encode
+from ..core.definitions import Closure, Definition, Text, texts_of
+from ..core.frames import CALL, OK, Buffer, Frame, Status, encode, join_small
 from . import broker, runs
 from .capture import Captured
 from .handle import PoolHandle, handle_of
@@ -47,10 +48,10 @@ class Target:
         self.pool = pool
         self.limited = limited  # it has a time limit of some kind
         self.pace: float | None = None  # about how long a call takes, in seconds; None before the first one
-        self._captured = Captured(function)
+        self._captured = captured_of(function)
         self._closure: Closure | None = None
         self._reference = b""
-        self._extra: dict[frozenset[str], Captured] = {}
+        self._extra: dict[tuple[int, frozenset[str]], Captured] = {}
         self._groups: dict[str | None, LeaseGroup] = {}
 
     # --- what is sent
@@ -62,10 +63,9 @@ class Target:
             self._closure = closure
             self._reference = json.dumps([[closure.digest], self.shown]).encode()
         try:
-            home = home_module()
             meta = runs.call_meta()
             sent = (args, kwargs) if meta is None else (args, kwargs, meta)
-            pickled = payload.dump_arguments(sent, home)
+            pickled = payload.dump_arguments(sent)
         except errors.BaseRuntimeError:
             raise
         except Exception as problem:
@@ -73,9 +73,10 @@ class Target:
         if not pickled.names:
             return Outgoing(self._reference, (closure,), pickled, attempt)
         # Classes of the notebook that only the arguments use.
-        captured = self._extra.get(pickled.names)
+        home = vars(sys.modules["__main__"])
+        captured = self._extra.get((id(home), pickled.names))
         if captured is None:
-            captured = self._extra[pickled.names] = Captured.of_names(pickled.names, vars(sys.modules[home]))
+            captured = self._extra[id(home), pickled.names] = Captured.of_names(pickled.names, home)
         extra = captured.closure()
         reference = json.dumps([[extra.digest, closure.digest], self.shown]).encode()
         return Outgoing(reference, (extra, closure), pickled, attempt)
@@ -86,7 +87,7 @@ class Target:
         named = {**{f"argument {index + 1}": value for index, value in enumerate(args)}, **kwargs}
         for name, value in named.items():
             try:
-                payload.dump_arguments(value, home_module())
+                payload.dump_arguments(value)
             except Exception as inner:
                 path, part = payload.find_unpicklable(value, name)
                 return errors.ArgumentNotSerializable.for_value(
@@ -150,7 +151,7 @@ class Target:
             # A big pickle is in a memory file, too: then the body is empty, and it is the first buffer.
             data, *buffers = (frame.body, *frame.buffers) if frame.body else frame.buffers
             try:
-                return payload.load(data, buffers, find_here, _NOTEBOOK)
+                return payload.load(data, buffers)
             except Exception as problem:
                 raise _result_unknown_here(problem) from problem
         if frame.flags == Status.CANCELLED:
@@ -158,7 +159,9 @@ class Target:
         described: failure.Failure = pickle.loads(frame.body)
         if self._closure is not None:
             locate(described, self._closure.definitions)
-        raise ran_on(failure.rebuild(described, find_here, where=f"{self.name} raised this on {lease.name}."), lease)
+        raise ran_on(
+            failure.rebuild(described, payload.plain_find, where=f"{self.name} raised this on {lease.name}."), lease
+        )
 
 
 def ran_on(error: BaseException, lease: Lease) -> BaseException:
@@ -205,32 +208,31 @@ class Outgoing:
     def on(self, channel: Channel) -> tuple[int, list[Buffer]]:
         channel.calls += 1
         pieces = self._pieces if channel.files is None else channel.files.lend(self._pieces)
-        return channel.calls, encode(CALL, channel.calls, self._reference, pieces, flags=self._attempt)
+        call = encode(CALL, channel.calls, self._reference, pieces, flags=self._attempt)
+        moved = channel.moved()
+        return channel.calls, join_small([*moved, *call]) if moved else call
 
 
-_NOTEBOOK: Final = b"notebook_"
+_captured: Final[weakref.WeakValueDictionary[int, Captured]] = weakref.WeakValueDictionary()
 
 
-def home_module() -> str:
-    """Where the notebook's names live in this process: a task that calls a task is in a replica."""
-    task = context.current.get()
-    return "__main__" if task is None else notebook_module_name(task.notebook)
+def captured_of(function: Callable[..., Any]) -> Captured:
+    """One for each function: a task and its overrides are the same function on a replica."""
+    found = _captured.get(id(function))
+    if found is None or found.function is not function:
+        found = Captured(function)
+        _captured[id(function)] = found
+    return found
 
 
-def find_here(module: str, name: str) -> Any:
-    """`find_class` for outcomes: what replicas call `notebook_...` is `__main__` in the notebook itself."""
-    # A replica has such a module itself, when a task there calls a task.
-    return payload.plain_find(module if module in sys.modules else module_at_client(module), name)
-
-
-def locate(described: failure.Failure, definitions: Iterable[Definition]) -> None:
+def locate(described: failure.Failure, definitions: Sequence[Definition]) -> None:
     """Let the frames of an error point to where the code stands here.
 
     A replica keeps what has not changed under the name that its cell had then, which ends with the kernel of that
     cell. Where the code is found nowhere here, its lines are shown under the old name.
     """
     gone = {name: text.split("\n") for name, text in described.sources.items() if not linecache.getlines(name)}
-    sources = [each for each in definitions if isinstance(each, SourceDefinition)]
+    sources = [text for each in definitions for text in texts_of(each)]
     for index, (filename, function, first, line) in enumerate(described.frames):
         if filename in gone:
             moved = _moved(gone[filename], line, sources)
@@ -241,10 +243,10 @@ def locate(described: failure.Failure, definitions: Iterable[Definition]) -> Non
                 here, by = moved
                 described.frames[index] = (here, function, first + by, line + by)
     if described.cause is not None:
-        locate(described.cause, sources)
+        locate(described.cause, definitions)
 
 
-def _moved(there: list[str], line: int, sources: list[SourceDefinition]) -> tuple[str, int] | None:
+def _moved(there: list[str], line: int, sources: list[Text]) -> tuple[str, int] | None:
     """The file here of the definition that has this line of that file, and how many lines further down it stands."""
     for source in sources:
         lines = source.lines.removesuffix("\n").split("\n")

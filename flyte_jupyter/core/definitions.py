@@ -1,50 +1,194 @@
 """What a task needs from its notebook, piece by piece: made by the client, applied by a replica.
 
-Each definition has a digest of all that it means, so that a replica applies only what it has not got.
+A definition is an object, by value: a replica makes it from what the object *is*, and does not run again what once made
+it. Each is marked, so that a replica applies only what it has not got.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
 
-PRELOAD_MODULE = "flyte_preload"
-NOTEBOOK_ID = "__flyte_notebook__"
-"""The global in a replica's notebook module that holds the notebook's id: a task that calls another task
-sends it on, so that both share one module."""
-
-
-def notebook_module_name(notebook_id: str) -> str:
-    """The module that holds a notebook's names on every replica; the same everywhere, so pickles agree."""
-    return f"notebook_{hashlib.blake2b(notebook_id.encode(), digest_size=4).hexdigest()}"
+PRELOAD_MODULE: Final = "flyte_preload"
+ORIGIN: Final = "__flyte_notebook__"
+"""The global in a replica's notebook module that holds the module's `Origin`."""
 
 
-def is_notebook_module(module: str) -> bool:
-    """Whether a replica made this module from a notebook's names: no other process can import it."""
-    prefix, _, digits = module.partition("_")
-    return module == PRELOAD_MODULE or (
-        prefix == "notebook" and len(digits) == 8 and all(digit in "0123456789abcdef" for digit in digits)
-    )
+class Mark(NamedTuple):
+    """What tells a definition from another of the same name.
 
-
-def module_at_client(module: str) -> str:
-    """What a replica's module is called in the notebook itself, where such names live in `__main__`."""
-    return "__main__" if is_notebook_module(module) else module
-
-
-def notebook_attribute(path: str) -> Any:
-    """Stands in a pickle for `path` ("Config", "Outer.Inner") of the notebook, whichever module that is.
-
-    Never called: a replica's unpickler puts its own in its place (`NotebookModule.find_class`).
+    Attributes:
+        content: Digest of all that it means: equal in every process and wherever the code stands. "" says that the
+            notebook has no such name.
+        epoch: Digest of which mutable objects these are, in which process: an equal list that was made anew, or by
+            another process, starts anew on a replica, too; so does a number that a cell has bound again. "" for an
+            import, and for a preload's.
+        deep: Of what holds a cache: digest of the content of all that it uses. A new cache may only take over what an
+            older one holds if both would compute the same.
     """
-    raise LookupError(f"{path!r} belongs to a notebook and can only be unpickled by a replica that knows it")
+
+    content: str
+    epoch: str = ""
+    deep: str = ""
+
+    def covers(self, wanted: Mark) -> bool:
+        """Whether a replica that has this one needs nothing for the other. What a preload made has no epoch."""
+        return self.content == wanted.content and self.epoch in (wanted.epoch, "")
 
 
-def notebook_globals() -> dict[str, Any]:
-    """Stands in a pickle for the notebook's globals; see `notebook_attribute`."""
-    raise LookupError("a notebook's function can only be unpickled by a replica that knows the notebook")
+ABSENT: Final = Mark("")
+
+
+class Text(NamedTuple):
+    """Lines of the user's for tracebacks: those from `first_line` on of `filename`."""
+
+    filename: str
+    first_line: int
+    lines: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImportDefinition:
+    """`import module as name`, or `from module import attribute as name`; `attribute` may be dotted.
+
+    A dotted `name` binds nothing: it is a submodule that must have been imported (`import xml.dom`).
+    """
+
+    name: str
+    mark: Mark
+    module: str
+    attribute: str | None = None
+    early: frozenset[str] = frozenset()
+    first: frozenset[str] = frozenset()
+    shaping: frozenset[str] = frozenset()
+    linked: frozenset[str] = frozenset()
+    uses: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class ValueDefinition:
+    """Anything by value: a list, a function, a class.
+
+    Attributes:
+        identity: Which object of which process it is: as long as that is the same, a class stays one class on a
+            replica, whatever is set on it. "" where that does not matter.
+        pickled: Made by `client.capture.values`, loaded by `kernel.rebuilding`.
+        places: Of each code object inside: its file and first line. Not part of the mark, so that moving a function
+            keeps its caches.
+        kept: Of each function, class and the like inside: which object of which process it is, so that it stays one
+            object on a replica; and cloudpickle's id of a class, by which an instance finds back to it.
+        texts: The user's lines, for tracebacks and `inspect`.
+        early: Names that must be defined before it is loaded; `first` ones before that even begins.
+        shaping: Those of them whose object it holds: when a replica gets another object of that name, this one is
+            made again.
+        linked: Names of whose object it holds parts: when that is made again, so is this one.
+        uses: All names that it mentions.
+        part_of: The other definition, and the position in its pickle, that makes the object; then that is all.
+        root: The position of the object itself among those that the pickle numbers; -1 if it has none.
+    """
+
+    name: str
+    mark: Mark
+    pickled: bytes
+    type_name: str
+    identity: str = ""
+    places: tuple[tuple[str, int], ...] = ()
+    kept: tuple[tuple[str, str], ...] = ()
+    texts: tuple[Text, ...] = ()
+    early: frozenset[str] = frozenset()
+    first: frozenset[str] = frozenset()
+    shaping: frozenset[str] = frozenset()
+    linked: frozenset[str] = frozenset()
+    uses: frozenset[str] = frozenset()
+    part_of: tuple[str, int] | None = None
+    root: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class SourceDefinition:
+    """A function or class as the user wrote it, for what cannot go by value: it is executed on the replica.
+
+    `text` keeps its indentation; neither its file nor its first line is part of the mark. `defines` is the name in
+    the text, `name` what it is bound to. `flags` are compiler flags (`from __future__ import annotations`).
+    `wrap`, if any, is a pickled callable that gets the new object and returns what the name shall be bound to.
+    `state` is what the notebook has set on the object since, or evaluated then: a dict by value. The other attributes
+    are those of `ValueDefinition`.
+    """
+
+    name: str
+    mark: Mark
+    text: Text
+    defines: str
+    flags: int = 0
+    wrap: bytes | None = None
+    state: ValueDefinition | None = None
+    identity: str = ""
+    early: frozenset[str] = frozenset()
+    first: frozenset[str] = frozenset()
+    shaping: frozenset[str] = frozenset()
+    linked: frozenset[str] = frozenset()
+    uses: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class AbsentDefinition:
+    """The notebook has no such name (any more): a replica that had it from a definition lets go of it."""
+
+    name: str
+    mark: Mark = ABSENT
+    early: frozenset[str] = frozenset()
+    first: frozenset[str] = frozenset()
+    shaping: frozenset[str] = frozenset()
+    linked: frozenset[str] = frozenset()
+    uses: frozenset[str] = frozenset()
+
+
+Definition = ImportDefinition | ValueDefinition | SourceDefinition | AbsentDefinition
+
+
+def texts_of(definition: Definition) -> tuple[Text, ...]:
+    """The user's lines that a definition comes from."""
+    match definition:
+        case ValueDefinition(texts=texts):
+            return texts
+        case SourceDefinition(text=text, state=state):
+            return (text, *(() if state is None else state.texts))
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Closure:
+    """`entry` and everything it refers to, in an order in which they can be defined one after the other.
+
+    `entry` is "" if it is only a set of names. `manifest` marks every definition, also those that `beyond` left out;
+    `digest` covers the manifest: an equal digest means that nothing has to be sent.
+    """
+
+    entry: str
+    digest: str
+    definitions: tuple[Definition, ...]
+    manifest: Mapping[str, Mark] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, entry: str, definitions: Iterable[Definition]) -> Closure:
+        definitions = tuple(definitions)
+        manifest = {definition.name: definition.mark for definition in definitions}
+        parts = (part for name in sorted(manifest) for part in (name, *manifest[name]))
+        return cls(entry, digest_of(entry, *parts), definitions, manifest)
+
+    def beyond(self, has: Mapping[str, Mark | None]) -> Closure:
+        """The same closure, less what a replica has; see `NotebookModule.marks`.
+
+        A name that it has with no mark is the preload's, and stays; but the entry is always the notebook's own.
+        """
+        wanted = [d for d in self.definitions if d.name == self.entry or has.get(d.name, ABSENT) is not None]
+        sent = {d.name for d in wanted if not (has.get(d.name) or ABSENT).covers(d.mark)}
+        # What holds an object of another definition goes along with it: it may be given another one.
+        while more := {d.name for d in wanted if d.name not in sent and not sent.isdisjoint(d.shaping | d.linked)}:
+            sent |= more
+        return replace(self, definitions=tuple(d for d in self.definitions if d.name in sent))
 
 
 def digest_of(*parts: str | bytes | int | None) -> str:
@@ -57,80 +201,14 @@ def digest_of(*parts: str | bytes | int | None) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class SourceDefinition:
-    """A function or class, as the user wrote it.
+def make(kind: str, *arguments: Any) -> Any:
+    """Stands in the pickle of a definition for a part that a replica makes: `kernel.rebuilding` puts its own in place.
 
-    `lines` start at line `first_line` of `filename` and keep their indentation, so that tracebacks show the
-    user's own lines; neither place is part of the digest: moving a function within its cell keeps its caches.
-    `defines` is the name in the source, `name` what it is bound to. `flags` are compiler flags
-    (`from __future__ import annotations`). `wrap`, if any, is a pickled callable that gets the new object and
-    returns what the name shall be bound to.
+    Raises: LookupError wherever else it is loaded.
     """
-
-    name: str
-    digest: str
-    lines: str
-    filename: str
-    first_line: int
-    defines: str
-    flags: int = 0
-    wrap: bytes | None = None
+    raise LookupError(f"a part of a notebook ({kind}) can only be loaded by a replica that knows the notebook")
 
 
-@dataclass(frozen=True, slots=True)
-class ImportDefinition:
-    """`import module as name`, or `from module import attribute as name`; `attribute` may be dotted.
-
-    A dotted `name` binds nothing: it is a submodule that must have been imported (`import xml.dom`).
-    """
-
-    name: str
-    digest: str
-    module: str
-    attribute: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ValueDefinition:
-    """A value, or code that has no source, pickled by cloudpickle; `wrap` as in `SourceDefinition`."""
-
-    name: str
-    digest: str
-    pickled: bytes
-    type_name: str
-    wrap: bytes | None = None
-
-
-Definition = SourceDefinition | ImportDefinition | ValueDefinition
-
-
-@dataclass(frozen=True, slots=True)
-class Closure:
-    """`entry` and everything it refers to, in an order in which they can be defined one after the other.
-
-    `entry` is "" if it is only a set of names. `manifest` names every definition with its digest, also those
-    that `only` left out; `digest` covers the manifest: an equal digest means that nothing has to be sent.
-    """
-
-    entry: str
-    digest: str
-    definitions: tuple[Definition, ...]
-    manifest: tuple[tuple[str, str], ...]
-
-    @classmethod
-    def of(cls, entry: str, definitions: Iterable[Definition]) -> Closure:
-        definitions = tuple(definitions)
-        manifest = tuple(sorted((definition.name, definition.digest) for definition in definitions))
-        digest = digest_of(entry, *(part for pair in manifest for part in pair))
-        return cls(entry, digest, definitions, manifest)
-
-    def only(self, names: Collection[str]) -> Closure:
-        """The same closure, carrying just these definitions: what a replica said it is missing."""
-        return replace(self, definitions=tuple(d for d in self.definitions if d.name in names))
-
-    def beyond(self, digests: Mapping[str, str]) -> Closure:
-        """The same closure, less what a replica has: `NotebookModule.digests`, where "" is never replaced."""
-        has = {name for name, digest in self.manifest if digests.get(name) == digest}
-        has |= {name for name, digest in digests.items() if digest == "" and name != self.entry}
-        return self.only({name for name, _ in self.manifest} - has)
+def fill(made: Any, state: Any) -> None:
+    """Stands for what gives such a part its state; see `make`."""
+    raise LookupError("a part of a notebook can only be loaded by a replica that knows the notebook")

@@ -6,7 +6,6 @@ every frame shows the user's own line.
 
 from __future__ import annotations
 
-import io
 import linecache
 import pickle
 import sys
@@ -366,7 +365,7 @@ def _load_exception(failure: Failure, find: Find) -> BaseException | None:
     if failure.pickled is None:
         return None
     try:
-        loaded = Finder(io.BytesIO(failure.pickled), buffers=(), find=find).load()
+        loaded = Finder(failure.pickled, find).load()
         if isinstance(loaded, tuple):
             own, args, outside, attributes = loaded
             loaded = _fill(own, args, outside, attributes)

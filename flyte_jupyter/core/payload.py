@@ -1,7 +1,7 @@
 """A call's arguments and its outcome as bytes and out-of-band buffers; an exception is `failure`'s part.
 
 Both sides use plain pickle protocol 5 where it will do, which is a microsecond, and cloudpickle where it will
-not. Names of a notebook (`__main__` at the client) live in a module of their own on a replica: `find` translates.
+not. `__main__` is the notebook's module on both sides, so what a notebook defines goes by its name.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import copyreg
 import functools
 import importlib
 import io
+import operator
 import pickle
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Final
@@ -21,7 +22,6 @@ from .frames import LIMIT_BUFFERS, Buffer
 
 OUT_OF_BAND_BYTES: Final = 64 * 1024
 """A buffer of at least this size travels beside the pickle; below it a copy is cheaper than another piece."""
-_SEARCH_BYTES: Final = 256 * 1024
 MAX_DEPTH: Final = 20
 """How far `find_unpicklable` goes down; a list nested a thousand times fails at no part in particular."""
 
@@ -37,11 +37,8 @@ class Pickled:
     """Notebook names inside that the other side must know before it can load this."""
 
 
-def dump_arguments(arguments: object, home: str) -> Pickled:
-    """What a client sends. Classes and functions of the notebook go by name, and are listed in `names`.
-
-    Args:
-        home: The module that holds the notebook's names here: `__main__`, or a replica's own module for it.
+def dump_arguments(arguments: object) -> Pickled:
+    """What a client sends. Classes, functions and tasks of the notebook go by name, and are listed in `names`.
 
     Raises:
         Exception: Whatever the pickling of an object raises; the caller knows which argument it was.
@@ -52,13 +49,9 @@ def dump_arguments(arguments: object, home: str) -> Pickled:
     except Exception:  # a lambda, a local class, a thing that only cloudpickle knows
         pass
     else:
-        if (b"__main__" if home == "__main__" else home.encode()) not in data:
+        if b"__main__" not in data:
             return Pickled(data, keep.views)
-    keep = _BufferSink()
-    file = io.BytesIO()
-    pickler = _notebook_pickler()(file, home, protocol=5, buffer_callback=keep)
-    pickler.dump(arguments)
-    return Pickled(file.getvalue(), keep.views, frozenset(pickler.names))
+    return _dump_by_name(arguments)
 
 
 def dump_result(value: object) -> Pickled:
@@ -67,25 +60,37 @@ def dump_result(value: object) -> Pickled:
     try:
         return Pickled(_dumps(value, keep), keep.views)
     except Exception:
-        keep = _BufferSink()
-        file = io.BytesIO()
-        _value_pickler()(file, protocol=5, buffer_callback=keep).dump(value)
-        return Pickled(file.getvalue(), keep.views)
+        return _dump_by_name(value)
 
 
-def load(data: Buffer, buffers: Sequence[Buffer], find: Find, marker: bytes) -> Any:
-    """The object again. `find` is asked only when `marker` occurs, as it is slow."""
-    if not (_occurs(marker, data) if isinstance(data, memoryview) else marker in data):
-        return pickle.loads(data, buffers=buffers)
-    return Finder(io.BytesIO(data), buffers=buffers, find=find).load()
+def _dump_by_name(value: object) -> Pickled:
+    keep = _BufferSink()
+    file = io.BytesIO()
+    pickler = _notebook_pickler()(file, protocol=5, buffer_callback=keep)
+    pickler.dump(value)
+    return Pickled(file.getvalue(), keep.views, frozenset(pickler.names))
 
 
-def _occurs(marker: bytes, data: memoryview) -> bool:
-    """`in` for a memoryview. Piece by piece: a copy of all of it would cost more than the search."""
-    return any(
-        marker in bytes(data[start : start + _SEARCH_BYTES + len(marker)])
-        for start in range(0, data.nbytes, _SEARCH_BYTES)
-    )
+def load(data: Buffer, buffers: Sequence[Buffer]) -> Any:
+    """The object again."""
+    return pickle.loads(data, buffers=buffers)
+
+
+def follow(names: Mapping[str, Any], path: str) -> object:
+    """The object at a dotted path ("Outer.Inner"), or None."""
+    root, *rest = path.split(".")
+    found = names.get(root)
+    for name in rest:  # "<locals>" is nobody's attribute
+        found = getattr(found, name, None)
+    return found
+
+
+def named(path: str) -> Any:
+    """What the notebook calls `path` ("Config", "Outer.Inner"): a pickle's reference to it.
+
+    Raises: AttributeError if there is no such name.
+    """
+    return operator.attrgetter(path)(sys.modules["__main__"])
 
 
 def _dumps(value: object, keep: _BufferSink) -> bytes:
@@ -150,8 +155,10 @@ class _BufferSink:
 
 
 class Finder(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, *, buffers: Sequence[Buffer], find: Find) -> None:
-        super().__init__(file, buffers=buffers)
+    """An unpickler that asks `find` for what goes by name."""
+
+    def __init__(self, pickled: bytes, find: Find) -> None:
+        super().__init__(io.BytesIO(pickled))
         self._find = find
 
     def find_class(self, module: str, name: str) -> Any:
@@ -159,47 +166,41 @@ class Finder(pickle.Unpickler):
 
 
 @functools.cache
-def _value_pickler() -> Any:
-    """cloudpickle's pickler, except that tensors go as buffers. Made late: the import is slow."""
+def _notebook_pickler() -> Any:
+    """cloudpickle's pickler, except that what the notebook defines goes by name, and tensors as buffers.
+
+    Made late: the import is slow.
+    """
     import cloudpickle
 
-    class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
+    class NotebookPickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def __init__(self, file: io.BytesIO, **kwargs: Any) -> None:
+            super().__init__(file, **kwargs)
+            self.names: set[str] = set()
+            self._names: dict[str, Any] = vars(sys.modules["__main__"])
+
         def reducer_override(self, obj: Any) -> Any:
-            if type(obj) is getattr(sys.modules.get("torch"), "Tensor", None):
+            kind = type(obj)
+            if kind is getattr(sys.modules.get("torch"), "Tensor", None):
                 return _reduce_tensor(obj)
+            if isinstance(obj, _BY_REFERENCE) or hasattr(kind, "__flyte_capture__"):
+                path = self._path(obj)
+                if path is not None:
+                    self.names.add(path.partition(".")[0])
+                    return named, (path,)
             return super().reducer_override(obj)
 
-    return ValuePickler
+        def _path(self, obj: Any) -> str | None:
+            if obj.__module__ != "__main__":
+                return None
+            path: str = obj.__qualname__
+            if follow(self._names, path) is obj:
+                return path
+            return next((name for name, value in list(self._names.items()) if value is obj and name[:1] != "_"), None)
+
+    return NotebookPickler
 
 
-def _notebook_pickler() -> Any:
-    """The same, except that what a notebook defined goes by name."""
-    global _pickler_class  # noqa: PLW0603
-    if _pickler_class is None:
-
-        class NotebookPickler(_value_pickler()):  # type: ignore[misc]
-            def __init__(self, file: io.BytesIO, home: str, **kwargs: Any) -> None:
-                super().__init__(file, **kwargs)
-                self.names: set[str] = set()
-                self._home = home
-                self._names = vars(sys.modules[home])
-
-            def reducer_override(self, obj: Any) -> Any:
-                if isinstance(obj, _BY_REFERENCE) and obj.__module__ == self._home:
-                    root, *rest = obj.__qualname__.split(".")
-                    found = self._names.get(root)
-                    for name in rest:  # "Outer.Inner"; "<locals>" is nobody's attribute
-                        found = getattr(found, name, None)
-                    if found is obj:
-                        self.names.add(root)
-                        return NotImplemented  # the default: by reference
-                return super().reducer_override(obj)
-
-        _pickler_class = NotebookPickler
-    return _pickler_class
-
-
-_pickler_class: Any = None
 _BY_REFERENCE: Final = (FunctionType, type, type(functools.lru_cache(len)))
 
 

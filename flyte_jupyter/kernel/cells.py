@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import CodeType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult
@@ -39,9 +39,10 @@ COMPILED_CELLS: Final = 512
 class Finished:
     """A cell that has run, until its reply is on its way: pickling needs the cell's names."""
 
-    def __init__(self, reply: CellReply, layer: Layer) -> None:
+    def __init__(self, reply: CellReply, layer: Layer, notebook: NotebookModule) -> None:
         self._reply = reply
         self._layer = layer
+        self._notebook = notebook
 
     def dump(self) -> payload.Pickled:
         """The reply as bytes.
@@ -50,11 +51,11 @@ class Finished:
             ResultNotSerializable: A value that is wanted back cannot be pickled, or is of a class of the cell's own.
         """
         try:
-            return _dump(self._reply)
+            return _dump(self._reply, self._notebook)
         except Exception as problem:
             for name, value in self._reply.pulled.items():
                 try:
-                    _dump(value)
+                    _dump(value, self._notebook)
                 except _Homeless as homeless:
                     raise errors.ResultNotSerializable(homeless.args[0], name) from None
                 except Exception as cause:
@@ -102,19 +103,21 @@ class Cells:
             self._drop(request, layer)
             raise
         if compiled.awaits:
-            return Begun(self._run_async(compiled, request, layer))
+            return Begun(self._run_async(compiled, request, layer, notebook))
         with self._around(request, layer):
             for code in compiled.parts:
                 exec(code, layer.names)
-        return _finished(request, layer)
+        return _finished(request, layer, notebook)
 
-    async def _run_async(self, compiled: _Compiled, request: CellRequest, layer: Layer) -> Finished:
+    async def _run_async(
+        self, compiled: _Compiled, request: CellRequest, layer: Layer, notebook: NotebookModule
+    ) -> Finished:
         with self._around(request, layer):
             for code in compiled.parts:
                 made = eval(code, layer.names)
                 if code.co_flags & inspect.CO_COROUTINE:
                     await made
-        return _finished(request, layer)
+        return _finished(request, layer, notebook)
 
     def names(self, notebook: NotebookModule, scope: Scope, session: str) -> list[str]:
         """What a cell would find, for completion."""
@@ -133,7 +136,7 @@ class Cells:
         if scope == "fresh":
             return self._new_layer()
         # A session with a name is for all notebooks that know it: a second one, or the same one opened again.
-        key = ("", session) if session else (notebook.name, "")
+        key = ("", session) if session else (notebook.notebook_id, "")
         found = self._sessions.get(key)
         if found is None:
             found = self._sessions[key] = self._new_layer()
@@ -261,17 +264,17 @@ def _show_lines(filename: str, first_line: int, text: str) -> None:
     linecache.cache[filename] = (sum(map(len, lines)), None, lines, filename)
 
 
-def _finished(request: CellRequest, layer: Layer) -> Finished:
+def _finished(request: CellRequest, layer: Layer, notebook: NotebookModule) -> Finished:
     names = layer.names
     pulled = {name: names[name] for name in request.pull if name in names}
-    return Finished(CellReply(pulled, tuple(name for name in request.pull if name not in names)), layer)
+    return Finished(CellReply(pulled, tuple(name for name in request.pull if name not in names)), layer, notebook)
 
 
 class _Homeless(Exception):
     """A class that only this replica knows."""
 
 
-def _dump(value: object) -> payload.Pickled:
+def _dump(value: object, notebook: NotebookModule) -> payload.Pickled:
     keep = payload._BufferSink()
     with suppress(Exception):
         data = pickle.dumps(value, 5, buffer_callback=keep)
@@ -279,7 +282,7 @@ def _dump(value: object) -> payload.Pickled:
             return payload.Pickled(data, keep.views)
     keep = payload._BufferSink()
     file = io.BytesIO()
-    _pickler()(file, protocol=5, buffer_callback=keep).dump(value)
+    _pickler()(file, notebook, protocol=5, buffer_callback=keep).dump(value)
     return payload.Pickled(file.getvalue(), keep.views)
 
 
@@ -289,10 +292,17 @@ def _pickler() -> Any:
     import cloudpickle
 
     class ReplyPickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def __init__(self, file: io.BytesIO, notebook: NotebookModule, **kwargs: Any) -> None:
+            super().__init__(file, **kwargs)
+            self._notebook = notebook
+
         def reducer_override(self, obj: Any) -> Any:
-            # It could take classes along, too; but instances of such a copy are of no class that the notebook has.
-            if isinstance(obj, type) and obj.__module__ == "__main__":
-                raise _Homeless(obj.__qualname__)
+            if isinstance(obj, type | FunctionType) and obj.__module__ == "__main__":
+                if payload.follow(self._notebook.names, obj.__qualname__) is obj:
+                    return payload.named, (obj.__qualname__,)
+                # It could take classes along, too; but instances of such a copy are of no class that the notebook has.
+                if isinstance(obj, type):
+                    raise _Homeless(obj.__qualname__)
             return super().reducer_override(obj)
 
     return ReplyPickler

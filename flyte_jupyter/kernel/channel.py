@@ -17,22 +17,23 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from IPython.core.error import StdinNotImplementedError
 
-from ..core.definitions import Closure
+from ..core.definitions import ORIGIN, Closure, Mark
 from ..core.frames import CALL, FIRST_CALL, Answer, Buffer, Frame, FrameReader, Kind, Status, encode
 from ..errors import ProtocolError
 from ..memory import Exchange, receive_with_fds
-from ..runtime import peer_uid
+from ..runtime import peer_pid, peer_uid
 from . import descriptors
 from .cells import Cells
 from .comms import Comms
-from .namespace import Namespaces, NotebookModule
+from .namespace import Namespaces, NotebookModule, NotSent
 from .outputs import NOBODY_TO_ASK, OutputSink
 from .recorder import Recorder, Span
 from .runner import Runner, RunningCall, dump_failure, enter, make_context
@@ -43,6 +44,10 @@ STALLED_MS: Final = 5000
 """How long a peer on a control connection may read nothing of what it is sent."""
 READ_AHEAD: Final = 64
 """Calls of one lease that may wait in this process; the rest wait in the socket."""
+WANTED_S: Final = 10.0
+"""How long something may wait for a name that the notebook has not sent."""
+MOST_ASKED: Final = 10
+"""How often one call may ask for its definitions, while other calls of its process bring other ones."""
 BACKLOG_BYTES: Final = 8 * 1024 * 1024
 """Output that a client has not taken yet; a task that writes more waits."""
 
@@ -55,6 +60,8 @@ class CallerHello:
     label: str
     """For people: "train.ipynb"."""
     notebook: str
+    process: tuple[str, int]
+    """Whose names these are: its token and its pid."""
     cwd: str
     sys_path: tuple[str, ...]
     run: str
@@ -81,7 +88,6 @@ class CallChannel:
     """
 
     module: NotebookModule
-    find: Callable[[str, str], Any]
 
     def __init__(self, connection: socket.socket, reader: FrameReader, hello: CallerHello, replica: Replica) -> None:
         self.connection = connection
@@ -97,6 +103,9 @@ class CallChannel:
         self._frames: deque[Frame] = deque()
         self._undefined: Frame | None = None  # a call that waits for its definitions
         self._answers: deque[Frame] = deque()
+        self._folder = hello.cwd
+        self._asked = 0  # for definitions of the present call
+        self._defining: NotebookModule  # where those will be
         self._lock = threading.Lock()
         self._backlog: deque[memoryview] = deque()
         self._backlog_bytes = 0
@@ -106,14 +115,12 @@ class CallChannel:
 
     def open(self) -> None:
         """Begin with what came along with the greeting. Cancels and withdrawals can reach it before."""
-        namespaces = self.replica.namespaces
-        self.module = namespaces.notebook(self.hello.notebook)
-        self.find = namespaces.find_class(self.module)
+        self.module = self.replica.namespaces.notebook(self.hello.notebook, *self.hello.process)
         self._loop.add_reader(self.connection, self._on_readable)
         self._take_frames()
 
     def enter_folder(self) -> None:
-        enter(self.hello.cwd)
+        enter(self._folder)
 
     # --- in
 
@@ -139,7 +146,7 @@ class CallChannel:
         while (frame := self._reader.next_frame()) is not None:
             if frame.kind == CALL:
                 self._frames.append(frame)
-            elif frame.kind == Kind.ANSWER:
+            elif frame.kind in (Kind.ANSWER, Kind.GIVE):
                 self._answers.append(frame)
             elif frame.kind == Kind.COMM:
                 self.replica.comms.receive(frame, OutputSink(frame.call, self.send_output, self.replica.later))
@@ -157,6 +164,9 @@ class CallChannel:
             elif frame.kind == Kind.DEFINE and self._undefined is not None:
                 waiting, self._undefined = self._undefined, None
                 self._on_define(frame, waiting)
+            elif frame.kind == Kind.PLACE:
+                self._folder, path = json.loads(frame.body)
+                self.replica.extend_path(path)
             else:
                 self.replica.log(f"lease {self.hello.lease}: unexpected {frame!r}")
         wanted = len(self._frames) < READ_AHEAD // 2 or self._undefined is not None  # definitions come last
@@ -165,23 +175,47 @@ class CallChannel:
             self._loop.add_reader(self.connection, self._on_readable)
 
     def _ask(self, number: int, prompt: str, password: bool) -> str:
-        """Wait for the user's answer, on the main thread. A cancel interrupts it as it interrupts anything there."""
+        """Wait for the user's answer, on the main thread."""
+        question = pickle.dumps({"prompt": prompt, "password": password}, 5)
+        answer = self._answer(encode(Kind.INPUT, number, question), number, Kind.ANSWER, None)
+        if answer is None:
+            raise EOFError("the client that could be asked is gone")
+        if answer.flags == Answer.NOBODY:
+            raise StdinNotImplementedError(NOBODY_TO_ASK)
+        return str(answer.body, "utf-8")
+
+    def _want(self, number: int, name: str) -> None:
+        """Have the client send what its notebook calls `name`, if there is such a name. On the main thread only."""
+        call = self.running
+        if threading.current_thread() is not threading.main_thread() or call is None or call.number != number:
+            return
+        module: NotebookModule = getattr(call.context.main, ORIGIN)
+        question = pickle.dumps((name, module.marks()), 5)
+        given = self._answer(encode(Kind.WANT, number, question), number, Kind.GIVE, WANTED_S)
+        if given is not None and given.body:
+            module.define(pickle.loads(given.body))
+
+    def _answer(self, question: list[Buffer], number: int, kind: Kind, patience: float | None) -> Frame | None:
+        """Ask the client and wait, on the main thread. A cancel interrupts it as it interrupts anything there.
+
+        None if the client is gone, or has not answered within `patience` seconds.
+        """
         self._answers.clear()
-        self.send(encode(Kind.INPUT, number, pickle.dumps({"prompt": prompt, "password": password}, 5)))
+        self.send(question)
+        until = None if patience is None else time.monotonic() + patience
         poller = select.poll()
         while not self.closed:
             # The loop stands still meanwhile: what it would read and write is done here.
             poller.register(self.connection, select.POLLIN | (0 if self._drain() else select.POLLOUT))
-            poller.poll()
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if not poller.poll(None if left is None else left * 1000) and left == 0.0:
+                return None
             self._on_readable()
             while self._answers:
                 answer = self._answers.popleft()
-                if answer.call != number:
-                    continue  # to a question that nobody asks any more
-                if answer.flags == Answer.NOBODY:
-                    raise StdinNotImplementedError(NOBODY_TO_ASK)
-                return str(answer.body, "utf-8")
-        raise EOFError("the client that could be asked is gone")
+                if answer.call == number and answer.kind == kind:  # else to a question that nobody asks any more
+                    return answer
+        return None
 
     def _next(self) -> Frame | None:
         # No call begins before the outcomes of those before it are in the client's socket: should this process die,
@@ -244,29 +278,66 @@ class CallChannel:
         for digest in digests:  # the function last; what only its arguments need first
             function = self.module.lookup(digest)
             if function is None:
-                self._undefined = frame
-                self.send(encode(Kind.NEED, frame.call, pickle.dumps(self.module.digests(), 5)))
+                self._asked = 0
+                self._need(frame, self.module)
                 return
+        self._run(frame, name, verb, function, self.module, digests)
+
+    def _need(self, frame: Frame, module: NotebookModule) -> None:
+        self._undefined = frame
+        self._defining = module
+        self._asked += 1
+        self.send(encode(Kind.NEED, frame.call, pickle.dumps(module.marks(), 5)))
+
+    def _run(
+        self, frame: Frame, name: str, verb: str | None, function: Any, module: NotebookModule, digests: tuple[str, ...]
+    ) -> None:
         if verb is not None:
-            function = self.replica.cells.function(verb, self.module)
-        self._start(frame, name, function, verb is None or verb != "names")
+            function = self.replica.cells.function(verb, module)
+        self._start(frame, name, function, verb is None or verb != "names", module, digests)
 
     def _on_define(self, frame: Frame, waiting: Frame) -> None:
+        if self._dismissed(waiting.call):
+            return
+        digests, name, verb = _reference(bytes(waiting.body))
+        module = self._defining
         try:
             closures: list[Closure] = pickle.loads(frame.body)
+            if module is self.module:
+                # What runs here at the same time goes on with the names that it began with.
+                module = module.beside(closures, self.replica.manifests_in_use(module))
+                if module is not self.module:
+                    self._need(waiting, module)
+                    return
+            function: Any = None
             for closure in closures:
-                if self.module.lookup(closure.digest) is None:
-                    self.module.define(closure)
+                function = module.lookup(closure.digest) or module.define(closure)
+        except NotSent as problem:
+            # Another call of the same process has come between question and answer.
+            if self._asked < MOST_ASKED:
+                self._need(waiting, module)
+            else:
+                failed = LookupError(str(problem))
+                self.send(encode(Kind.OUTCOME, waiting.call, dump_failure(failed), flags=Status.ERROR))
         except BaseException as error:
             self.send(encode(Kind.OUTCOME, waiting.call, dump_failure(error), flags=Status.ERROR))
-            return
-        self._on_call(waiting)
+        else:
+            self._run(waiting, name, verb, function, module, digests)
 
-    def _start(self, frame: Frame, name: str, function: Any, recorded: bool) -> None:
+    def _start(
+        self,
+        frame: Frame,
+        name: str,
+        function: Any,
+        recorded: bool,
+        module: NotebookModule,
+        digests: tuple[str, ...],
+    ) -> None:
         ask = functools.partial(self._ask, frame.call)
+        want = functools.partial(self._want, frame.call)
         sink = OutputSink(frame.call, self.send_output, self.replica.later, ask)
-        context = make_context(frame.call, name, self, frame.flags, sink)
-        self.running = RunningCall(self, frame.call, name, function, frame.buffers, context, sink, recorded)
+        context = make_context(frame.call, name, self, frame.flags, sink, module.module, want)
+        self.running = RunningCall(self, frame.call, name, function, frame.buffers, context, sink, recorded, digests)
         self.replica.runner.start(self.running)
 
     def begin(self, call: RunningCall) -> bool:
@@ -452,6 +523,7 @@ class Listener:
                 lease=hello["lease"],
                 label=hello.get("label", ""),
                 notebook=hello["notebook"],
+                process=(hello["process"], hello["pid"] or peer_pid(connection)),
                 cwd=hello["cwd"],
                 sys_path=tuple(hello["sys_path"]),
                 run=hello["run"],
@@ -657,15 +729,25 @@ class Replica:
     # --- on the main thread
 
     def attach(self, channel: CallChannel) -> None:
-        for folder in channel.hello.sys_path:
-            if folder not in sys.path:
-                sys.path.append(folder)
+        self.extend_path(channel.hello.sys_path)
         if _hung_up(channel.connection):  # while this thread was busy: its calls must not begin any more
             channel.close()
             return
         if self._listener is not None:
             self._listener.watch_hangup(channel.connection)
         channel.open()
+
+    def extend_path(self, folders: Iterable[str]) -> None:
+        """Import from these folders, too."""
+        sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+
+    def manifests_in_use(self, module: NotebookModule) -> list[Mapping[str, Mark]]:
+        """What the calls that run now take from that module, or from one beside it."""
+        with self._lock:
+            calls = [each.running for each in (*self._channels.values(), *self._left)]
+        mains = [(call, getattr(call.context.main, ORIGIN)) for call in calls if call is not None]
+        found = (main.manifests.get(d) for call, main in mains if module in (main, main.aside_of) for d in call.digests)
+        return [manifest for manifest in found if manifest is not None]
 
     def forget(self, channel: CallChannel) -> None:
         if self._listener is not None:

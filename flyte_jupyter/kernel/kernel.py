@@ -33,7 +33,7 @@ from traitlets.config import Config
 
 from ..core.cells import PEEK
 from ..core.context import cell, current
-from . import comms, descriptors, logs, outputs, shell
+from . import comms, descriptors, logs, outputs, shell, workers
 from .cells import Cells
 from .channel import Replica
 from .namespace import Namespaces
@@ -188,13 +188,16 @@ class ReplicaApp(IPKernelApp):
         outputs.install(own, router, descriptors.LogStream())
         sys.modules["__main__"] = shell.route_main(sys.modules["__main__"])
         builtins.input, getpass.getpass = self.kernel.raw_input, self.kernel.getpass
+        builtins.get_ipython = own.get_ipython  # type: ignore[attr-defined] # `!` and `%` in a function call it
         logs.install()
+        workers.install()
         self.runner = Runner(loop, router)
         control: asyncio.AbstractEventLoop = self.kernel.control_thread.io_loop.asyncio_loop
         namespaces = Namespaces()
         replica = self.replica = Replica(
             self.runner, namespaces, Cells(own, namespaces, loop), comms.install(router), control
         )
+        namespaces.in_use = lambda module: bool(replica.manifests_in_use(module))
         signal.signal(signal.SIGTERM, lambda *_: self.leave())
         self.kernel.lease_of = replica.lease_of
         replica.front_end_interrupted = self.kernel.front_end_interrupted

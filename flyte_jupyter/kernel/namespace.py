@@ -1,4 +1,4 @@
-"""What has been defined on this replica: a module for the preload and one for each notebook, by digest.
+"""What has been defined on this replica: a module for the preload and one for each process that makes calls.
 
 The runner asks for a call's function by the digest of its closure; only if that is unknown are definitions
 sent and applied, and of those only the ones that differ from what the module has. Not thread-safe: code is
@@ -7,67 +7,96 @@ defined on the main thread, where a cell would run.
 
 from __future__ import annotations
 
-import functools
+import builtins
 import importlib
-import io
+import inspect
 import linecache
 import operator
-import pickle
-import sys
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from contextlib import suppress
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, Final
 
+from ..core.context import current
 from ..core.definitions import (
-    NOTEBOOK_ID,
-    PRELOAD_MODULE,
+    ABSENT,
+    ORIGIN,
+    AbsentDefinition,
     Closure,
     Definition,
     ImportDefinition,
+    Mark,
     SourceDefinition,
+    Text,
     ValueDefinition,
-    notebook_attribute,
-    notebook_globals,
-    notebook_module_name,
+    texts_of,
 )
+from ..core.payload import Finder, plain_find
+from .process import NOBODY, Process
+from .rebuilding import Bound, Rebuilder
+
+
+class NotSent(LookupError):
+    """Definitions are missing that the replica seemed to have: another call has replaced them meanwhile."""
 
 
 class NotebookModule:
-    """One notebook's names on this replica, layered over those of the preload.
+    """One process's names on this replica, layered over those of the preload.
 
-    The module is in `sys.modules`, so that instances of the notebook's classes are pickled by reference.
+    For what runs there it is `__main__`, as in the notebook. `scope` is for the capture, when a task calls a task.
     """
 
-    def __init__(self, name: str, notebook_id: str, preload: NotebookModule | None = None) -> None:
-        self.name = name
-        self.module = ModuleType(name, f"The names of notebook {notebook_id!r} on this replica.")
+    def __init__(self, notebook_id: str, process: Process = NOBODY, preload: NotebookModule | None = None) -> None:
+        self.notebook_id = notebook_id
+        self.process = process
+        self.module = ModuleType("__main__")
         self.names: dict[str, Any] = vars(self.module)
-        self._digests: dict[str, str] = {}
+        self.scope: Any = None
+        self.aside_of: NotebookModule | None = None
+        """The module whose objects this one shares, but for those that a running call still needs as they are there."""
+        self._preload = preload
+        self._former: dict[str, Bound] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self.names.clear()
+        self.names.update(vars(ModuleType("__main__", f"The names of {self.notebook_id!r} on this replica.")))
+        self.names.update({"__builtins__": builtins, ORIGIN: self})
+        self._bound: dict[str, Bound] = {}
         self._private: dict[str, Any] = {}  # what has a name that no variable can have
-        self._closures: dict[str, tuple[Any, dict[str, str]]] = {}
+        self._closures: dict[str, tuple[Any, Mapping[str, Mark]]] = {}
+        self.manifests: dict[str, Mapping[str, Mark]] = {}
+        """By digest, what each closure that was ever defined here takes."""
         self._preloaded: set[str] = set()
-        self._bound: dict[str, Any] = {}  # of the preload only: what its definitions made
-        if preload is not None:
-            self._layer_over(preload)
-        self.names[NOTEBOOK_ID] = notebook_id
-        sys.modules[name] = self.module
+        self._pending: dict[str, Definition] = {}
+        self._loading: dict[str, Rebuilder] = {}
+        self._parts: dict[str, tuple[str, int]] = {}  # being made: of what else they are parts
+        self._steps = 0
+        self.objects: MutableMapping[str, Any] = weakref.WeakValueDictionary()
+        if self._preload is not None:
+            self._layer_over(self._preload)
+
+    def take_over(self, process: Process) -> None:
+        """Begin anew for another process, after that one has ended: its values go, its caches may be used again."""
+        self._former = {name: bound for name, bound in self._bound.items() if not bound.preloaded}
+        self.process = process
+        self._begin()
 
     def lookup(self, closure_digest: str) -> Any:
         """The entry of a closure that is wholly defined; None if it is not, or no longer."""
         found = self._closures.get(closure_digest)
         return None if found is None else found[0]
 
-    def digests(self) -> dict[str, str]:
-        """What is defined, for `Closure.beyond`; "" for a name that the preload made: it stays."""
-        return self._digests | dict.fromkeys(self._preloaded, "")
+    def marks(self) -> dict[str, Mark | None]:
+        """What is defined, for `Closure.beyond`; None for a name that the preload made: it stays."""
+        found: dict[str, Mark | None] = {name: bound.mark for name, bound in self._bound.items()}
+        return found | dict.fromkeys(self._preloaded)
 
-    def missing(self, manifest: Iterable[tuple[str, str]], entry: str = "") -> list[str]:
-        """Those names, of a closure's manifest, whose definitions must be sent."""
-        return [
-            name
-            for name, digest in manifest
-            if not self._has(name, digest) or (name == entry and name in self._preloaded)
-        ]
+    def received(self, name: str, obj: object) -> tuple[Mark, str] | None:
+        """The mark and the identity with which this object came, if it came as a definition of that name."""
+        bound = self._bound.get(name)
+        return None if bound is None or bound.value is not obj else (bound.mark, bound.identity)
 
     def define(self, closure: Closure) -> Any:
         """Apply what differs, and return the entry; the module itself for a closure without one.
@@ -75,42 +104,283 @@ class NotebookModule:
         What was applied before an error stays, so that a second attempt goes on from there.
 
         Raises:
-            LookupError: A definition that the manifest names was neither sent nor defined before.
+            NotSent: A definition that the manifest names was neither sent nor defined before.
             Exception: Whatever the user's definitions raise: an import that fails, a decorator's error. Its
                 traceback has the user's own file and line; a note tells which name could not be defined.
         """
         self._preloaded.discard(closure.entry)
-        for definition in closure.definitions:
-            if not self._has(definition.name, definition.digest):
-                try:
-                    made = self._make(definition)
-                except Exception as error:
-                    error.add_note(f"{_describe(definition)}, which the task needs, failed on the replica.")
-                    raise
-                self._bind(definition, made)
-        if missing := self.missing(closure.manifest):
-            raise LookupError(f"{self.name} needs definitions that were not sent: {', '.join(missing)}")
+        try:
+            for _ in range(MOST_ROUNDS):  # what was there may have to be made again for what came after it
+                wanted = [each for each in closure.definitions if not self._has(each.name, each.mark)]
+                self._pending = {definition.name: definition for definition in wanted}
+                for definition in wanted:
+                    self._ensure(definition.name)
+        finally:
+            self._pending = {}
+        if missing := [name for name, mark in closure.manifest.items() if not self._has(name, mark)]:
+            raise NotSent(f"{self.notebook_id} needs definitions that were not sent: {', '.join(sorted(missing))}")
+        for name, mark in closure.manifest.items():
+            if mark.deep and (bound := self._bound.get(name)) is not None and bound.deep != mark.deep:
+                bound.mixed = True
         entry = self._entry(closure.entry)
-        self._closures[closure.digest] = (entry, dict(closure.manifest))
+        self._closures[closure.digest] = (entry, closure.manifest)
+        self.manifests[closure.digest] = closure.manifest
+        if len(self.manifests) > MOST_MANIFESTS:  # calls that began long ago may still want one of the latest
+            for digest in [each for each in self.manifests if each not in self._closures][: MOST_MANIFESTS // 2]:
+                del self.manifests[digest]
         return entry
+
+    def beside(self, closures: Iterable[Closure], in_use: Iterable[Mapping[str, Mark]]) -> NotebookModule:
+        """The module to define these closures in: another one if this would change names that are `in_use`.
+
+        It shares with this one all that neither changes nor uses what does.
+        """
+        wanted = {name: mark for closure in closures for name, mark in closure.manifest.items()}
+        changing = {name for name, mark in wanted.items() if not self._has(name, mark)}
+        while shaped := {n for n in wanted if n not in changing and not changing.isdisjoint(self._shaped_by(n))}:
+            changing |= shaped
+        if not any(name in manifest for manifest in in_use for name in changing):
+            return self
+        affected = set(changing)
+        while more := {n for n in wanted if n not in affected and not affected.isdisjoint(self._uses(n))}:
+            affected |= more
+        made = NotebookModule(self.notebook_id, self.process, self._preload)
+        made.aside_of = self
+        for name in wanted.keys() - affected:
+            if name in self._bound:
+                made._share(name, self._bound[name])
+        return made
+
+    def _shaped_by(self, name: str) -> frozenset[str]:
+        bound = self._bound.get(name)
+        return frozenset() if bound is None else bound.shaping | bound.linked
+
+    def _uses(self, name: str) -> frozenset[str]:
+        bound = self._bound.get(name)
+        return frozenset() if bound is None else bound.uses
+
+    def _share(self, name: str, bound: Bound) -> None:
+        self._bound[name] = bound
+        self._preloaded.discard(name)
+        if ":" in name:  # an entry that no variable means
+            self._private[name] = bound.value
+        elif "." not in name:  # a submodule needs no place: its package holds it
+            self.names[name] = bound.value
 
     def attribute(self, path: str) -> Any:
         """The object at a dotted path: `"Config"`, `"Outer.Inner"`.
 
         Raises: AttributeError if the notebook has sent no such name.
         """
-        return operator.attrgetter(path)(self.module)
+        name, _, rest = path.partition(".")
+        if name in self._loading:
+            found = self._loading[name].root()
+        elif name in self._parts:
+            found = self.shared(*self._parts[name])
+        else:
+            self._ensure(name)
+            found = self.names[name] if self.ask(name) else getattr(self.module, name)
+        return operator.attrgetter(rest)(found) if rest else found
+
+    def ask(self, name: str) -> bool:
+        """Whether the name is there; if not, the running call's notebook is asked for it, whatever looks for it."""
+        if name not in self.names and name.isidentifier() and name[:2] != "__" and not self._loading:
+            task = current.get()
+            if task is not None and task.main is self.module and task.want is not None:
+                task.want(name)
+        return name in self.names
+
+    def shared(self, name: str, position: int) -> Any:
+        """A part of what a name stands for, by its position in that definition's pickle."""
+        if name in self._loading:
+            return self._loading[name].part(position)
+        self._ensure(name)
+        return self._bound[name].parts[position]
+
+    def is_used(self, key: str, besides: str) -> bool:
+        """Whether a definition of another name holds that object of the notebook."""
+        pending = (d.kept for d in self._pending.values() if isinstance(d, ValueDefinition) and d.name != besides)
+        bound = (each.kept for name, each in self._bound.items() if name != besides and each.mark is not _STALE)
+        return any(key == kept_key for kept in (*pending, *bound) for kept_key, _ in kept)
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle made by the notebook means by this global. `__main__` there is this module here."""
-        if module in ("__main__", self.name):
-            return self.attribute(name)
-        if module == notebook_attribute.__module__:
-            if name == notebook_attribute.__name__:
-                return self.attribute
-            if name == notebook_globals.__name__:
-                return lambda: self.names
-        return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        """What a pickle made by the notebook means by this global."""
+        return self.attribute(name) if module == "__main__" else plain_find(module, name)
+
+    # --- making
+
+    def _ensure(self, name: str) -> None:
+        definition = self._pending.get(name)
+        if definition is None or (self._has(name, definition.mark) and not self._is_outdated(name)):
+            self._pending.pop(name, None)
+            return
+        # The rest is asked for while it is loaded, and may then ask for this one.
+        for needed in sorted(definition.first):
+            if needed not in self._loading:
+                self._ensure(needed)
+        if isinstance(definition, SourceDefinition):  # what is executed calls what it needs
+            self._ensure_used(definition)
+        if self._pending.pop(name, None) is None:
+            return
+        try:
+            self._apply(definition)
+        except Exception as error:
+            note = f"{_describe(definition)}, which the task needs, failed on the replica."
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+            raise
+
+    def _is_outdated(self, name: str) -> bool:
+        """Whether it holds an object in whose place another is being made."""
+        for needed in self._shaped_by(name) & self._loading.keys():
+            with suppress(KeyError):
+                if self._loading[needed].root() is not self._bound[needed].value:
+                    return True
+        return False
+
+    def _ensure_used(self, definition: SourceDefinition) -> None:
+        reached = {definition.name}
+        queue = sorted(definition.first, reverse=True)
+        while queue:
+            name = queue.pop()
+            if name not in reached:
+                reached.add(name)
+                pending = self._pending.get(name)
+                uses = self._uses(name) if pending is None else pending.uses
+                self._ensure(name)
+                queue += sorted(uses, reverse=True)
+
+    def _has(self, name: str, mark: Mark) -> bool:
+        if name in self._preloaded:
+            return True
+        bound = self._bound.get(name)
+        return (ABSENT if bound is None else bound.mark).covers(mark)
+
+    def _apply(self, definition: Definition) -> None:
+        name = definition.name
+        self._steps += 1
+        began = self._steps
+        old = self._bound.get(name) or self._former.pop(name, None)
+        for text in texts_of(definition):
+            _show(text)
+        match definition:
+            case AbsentDefinition():
+                self._unbind(name)
+                return
+            case ImportDefinition(module=module, attribute=attribute):
+                made = importlib.import_module(module)
+                value = operator.attrgetter(attribute)(made) if attribute else made
+                self._bind(definition, Bound(value, definition.mark), began)
+            case ValueDefinition():
+                self._bind(definition, self._rebuilt(definition, old), began)
+            case SourceDefinition():
+                self._bind(definition, self._executed(definition, old), began)
+
+    def _rebuilt(self, definition: ValueDefinition, old: Bound | None) -> Bound:
+        if definition.part_of is not None:
+            self._parts[definition.name] = definition.part_of
+            try:
+                return Bound(self.shared(*definition.part_of), definition.mark, definition.identity)
+            finally:
+                del self._parts[definition.name]
+        rebuilder = self._loading[definition.name] = Rebuilder(self, definition, old)
+        try:
+            value = rebuilder.renewed(rebuilder.load())
+        finally:
+            del self._loading[definition.name]
+        return Bound(
+            value,
+            definition.mark,
+            definition.identity,
+            shaping=definition.shaping,
+            deep=definition.mark.deep,
+            mixed=_is_still_mixed(definition, old),
+            made=rebuilder.made,
+            kept=definition.kept,
+            parts=rebuilder.parts(),
+        )
+
+    def _executed(self, definition: SourceDefinition, old: Bound | None) -> Bound:
+        made: Any
+        if old is not None and (_is_again(definition, old) or _is_edited(definition, old)):
+            made = old.value
+        else:
+            text = definition.text
+            # Blank lines put the text where the user wrote it. What is indented stood inside an `if` or `with`,
+            # which began on an earlier line: the `if` put there keeps the columns right, too.
+            indented = text.lines[:1] in " \t"
+            code = "\n" * (text.first_line - 1 - indented) + "if 1:\n" * indented + text.lines
+            # A task's bare function must not take the place of the task of that name.
+            names: dict[str, Any] = {}
+            exec(compile(code, text.filename, "exec", flags=definition.flags, dont_inherit=True), self.names, names)
+            made = names[definition.defines]
+            if definition.wrap is not None:
+                made = Finder(definition.wrap, self.find_class).load()(made)
+        state = set() if definition.state is None else set(self._set(definition, made))
+        return Bound(
+            made,
+            definition.mark,
+            definition.identity,
+            shaping=definition.shaping,
+            deep=definition.mark.deep,
+            mixed=_is_still_mixed(definition, old),
+            made={0: (definition.text.lines, state)},
+        )
+
+    def _set(self, definition: SourceDefinition, made: Any) -> Iterable[str]:
+        """What the notebook has set on it since, or evaluated when it was made; which attributes that were."""
+        assert definition.state is not None, "there is a state to set"
+        previous = self.names.get(definition.name, _NOTHING)
+        self.names[definition.name] = made  # which its functions may refer to
+        try:
+            state = Rebuilder(self, definition.state).load()
+        finally:
+            if previous is _NOTHING:
+                del self.names[definition.name]
+            else:
+                self.names[definition.name] = previous
+        if isinstance(made, type):
+            for name, value in state["attributes"].items():
+                type.__setattr__(made, name, value)
+            return list(state["attributes"])
+        function = inspect.unwrap(getattr(made, "func", made))
+        if isinstance(function, FunctionType):
+            function.__defaults__ = state["defaults"]
+            function.__kwdefaults__ = state["keywords"]
+        return ()
+
+    # --- binding
+
+    def _bind(self, definition: Definition, bound: Bound, began: int) -> None:
+        name = definition.name
+        bound.step = self._steps
+        bound.uses, bound.linked = definition.uses, definition.linked
+        before = self._bound.get(name)
+        self._share(name, bound)
+        self._changed(name, before is not None and before.value is bound.value, began)
+
+    def _unbind(self, name: str) -> None:
+        if self._bound.pop(name, None) is not None:
+            self.names.pop(name, None)
+            self._private.pop(name, None)
+            self._changed(name, False, self._steps)
+
+    def _changed(self, name: str, is_same_object: bool, began: int) -> None:
+        """Forget what no longer holds: closures with another such definition, and what has taken in the old object.
+
+        What was made since `began` has met the new one already.
+        """
+        stale = {name}
+        for other, bound in self._bound.items():
+            holds = name in bound.linked or (name in bound.shaping and not is_same_object)
+            if holds and other != name and other not in self._loading and bound.step < began:
+                bound.mark = _STALE
+                stale.add(other)
+        self._closures = {
+            digest: (entry, manifest)
+            for digest, (entry, manifest) in self._closures.items()
+            if all(each not in manifest or self._has(each, manifest[each]) for each in stale)
+        }
 
     def _layer_over(self, preload: NotebookModule) -> None:
         for name, value in preload.names.items():
@@ -118,56 +388,21 @@ class NotebookModule:
                 continue
             self.names[name] = value
             # A name that running the preload made, or made anew, wins over a definition of that name.
-            if preload._bound.get(name, _NOTHING) is value:
-                self._digests[name] = preload._digests[name]
+            bound = preload._bound.get(name)
+            if bound is not None and bound.value is value:
+                self._bound[name] = Bound(
+                    value,
+                    bound.mark,
+                    bound.identity,
+                    shaping=bound.shaping,
+                    linked=bound.linked,
+                    deep=bound.deep,
+                    parts=bound.parts,
+                    preloaded=True,
+                    uses=bound.uses,
+                )
             else:
                 self._preloaded.add(name)
-
-    def _has(self, name: str, digest: str) -> bool:
-        return self._digests.get(name) == digest or name in self._preloaded
-
-    def _make(self, definition: Definition) -> Any:
-        match definition:
-            case SourceDefinition():
-                made = self._execute(definition)
-            case ImportDefinition(module=module, attribute=attribute):
-                made = importlib.import_module(module)
-                return operator.attrgetter(attribute)(made) if attribute else made
-            case ValueDefinition(pickled=pickled):
-                made = self._load(pickled)
-                if isinstance(made, type | FunctionType) and made.__module__ == "__main__":
-                    made.__module__ = self.name  # else its instances would not find it again
-        return made if definition.wrap is None else self._load(definition.wrap)(made)
-
-    def _execute(self, definition: SourceDefinition) -> Any:
-        _show_lines(definition)
-        # Blank lines put the text where the user wrote it. What is indented stood inside an `if` or `with`,
-        # which began on an earlier line: the `if` put there keeps the columns right, too.
-        indented = definition.lines[:1] in " \t"
-        text = "\n" * (definition.first_line - 1 - indented) + "if 1:\n" * indented + definition.lines
-        code = compile(text, definition.filename, "exec", flags=definition.flags, dont_inherit=True)
-        # A task's bare function must not take the place of the task of that name.
-        made: dict[str, Any] = {}
-        exec(code, self.names, made)
-        return made[definition.defines]
-
-    def _load(self, pickled: bytes) -> Any:
-        return _Unpickler(io.BytesIO(pickled), self.find_class).load()
-
-    def _bind(self, definition: Definition, made: Any) -> None:
-        name, digest = definition.name, definition.digest
-        self._digests[name] = digest
-        if name.isidentifier():
-            self.names[name] = made
-            if self.name == PRELOAD_MODULE:
-                self._bound[name] = made
-        elif not (isinstance(definition, ImportDefinition) and isinstance(made, ModuleType)):
-            self._private[name] = made  # a submodule needs no place: its package holds it
-        self._closures = {
-            known: (entry, manifest)
-            for known, (entry, manifest) in self._closures.items()
-            if manifest.get(name, digest) == digest
-        }
 
     def _entry(self, name: str) -> Any:
         if not name:
@@ -179,45 +414,77 @@ class NotebookModule:
 
 
 class Namespaces:
-    """Every module of notebook names on this replica."""
+    """Every module of names on this replica."""
 
     def __init__(self) -> None:
-        self.preload = NotebookModule(PRELOAD_MODULE, "")
-        self._notebooks: dict[str, NotebookModule] = {}
+        self.preload = NotebookModule("preload")
+        self._notebooks: dict[tuple[str, str], NotebookModule] = {}
+        self.in_use: Callable[[NotebookModule], bool] = lambda module: False
+        """Whether something runs in that module."""
 
     def define_preload(self, closure: Closure) -> Any:
         """Define the preload; running what this returns is the caller's part, before any notebook comes."""
         return self.preload.define(closure)
 
-    def notebook(self, notebook_id: str) -> NotebookModule:
-        """The module of this notebook; a new one starts with the names that the preload has made."""
-        found = self._notebooks.get(notebook_id)
-        if found is None:
-            name = notebook_module_name(notebook_id)
-            found = self._notebooks[notebook_id] = NotebookModule(name, notebook_id, self.preload)
-        return found
+    def notebook(self, notebook_id: str, token: str = "", pid: int = 0) -> NotebookModule:
+        """The module of this process; a new one starts with the names that the preload has made.
 
-    def find_class(self, notebook: NotebookModule) -> Callable[[str, str], Any]:
-        """`find_class` for an unpickler of what this notebook sends."""
-        return notebook.find_class
+        A process that has ended leaves its caches to the next one of its notebook.
+        """
+        found = self._notebooks.get((notebook_id, token))
+        if found is not None:
+            return found
+        process = Process.of(token, pid)
+        ended = [
+            key
+            for key, module in self._notebooks.items()
+            if key[0] == notebook_id and module.process.has_ended() and not self.in_use(module)
+        ]
+        if ended:
+            found = self._notebooks[ended[-1]]
+            for key in ended:
+                del self._notebooks[key]
+            found.take_over(process)
+        else:
+            found = NotebookModule(notebook_id, process, self.preload)
+        self._notebooks[notebook_id, token] = found
+        return found
 
     def forget(self, notebook_id: str) -> None:
         """Let go of all that a notebook defined, so that a cached model of a closed one can be freed."""
-        found = self._notebooks.pop(notebook_id, None)
-        if found is not None and sys.modules.get(found.name) is found.module:
-            del sys.modules[found.name]
+        for key in [key for key in self._notebooks if key[0] == notebook_id]:
+            del self._notebooks[key]
 
 
-_NOTHING: Any = object()
+MOST_MANIFESTS: Final = 1000
+MOST_ROUNDS: Final = 10
+_NOTHING: Final[Any] = object()
+_STALE: Final = Mark("stale")
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, find: Callable[[str, str], Any]) -> None:
-        super().__init__(file)
-        self._find = find
+def _is_again(definition: SourceDefinition, old: Bound) -> bool:
+    """Whether what the same text made before may be kept, with all that it may have cached."""
+    if old.mark.content != definition.mark.content:
+        return False
+    same = bool(definition.identity) and old.identity == definition.identity
+    return same or (not old.mixed and old.deep == definition.mark.deep)
 
-    def find_class(self, module: str, name: str) -> Any:
-        return self._find(module, name)
+
+def _is_edited(definition: SourceDefinition, old: Bound) -> bool:
+    """Whether it is the same class, on which more has been set."""
+    same = bool(definition.identity) and old.identity == definition.identity and isinstance(old.value, type)
+    # Where something was set before, that may have been taken away since.
+    return same and old.made.get(0) == (definition.text.lines, set())
+
+
+def _is_still_mixed(definition: ValueDefinition | SourceDefinition, old: Bound | None) -> bool:
+    """Whether its caches may hold results of what it used before."""
+    return (
+        old is not None
+        and bool(definition.identity)
+        and old.identity == definition.identity
+        and (old.mixed or old.deep != definition.mark.deep)
+    )
 
 
 def _describe(definition: Definition) -> str:
@@ -230,14 +497,14 @@ def _describe(definition: Definition) -> str:
             return f'Defining "{definition.name}"'
 
 
-def _show_lines(definition: SourceDefinition) -> None:
+def _show(text: Text) -> None:
     """Let tracebacks and `inspect` find the text under the name that the notebook gave its cell.
 
     Several definitions of one cell share its name, so each adds its own lines. Without a time of change
     the entry is not checked against a file, which mostly does not exist on this side.
     """
-    filename, first = definition.filename, definition.first_line - 1
-    new = [f"{line}\n" for line in definition.lines.removesuffix("\n").split("\n")]
+    filename, first = text.filename, text.first_line - 1
+    new = [f"{line}\n" for line in text.lines.removesuffix("\n").split("\n")]
     old = linecache.getlines(filename)
     if old[first : first + len(new)] == new:
         return

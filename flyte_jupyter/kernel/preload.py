@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import pickle
 import sys
@@ -14,6 +15,7 @@ from ..core.definitions import Closure
 from ..errors import users_frames
 from ..loader import PreloadFunction
 from .runner import enter
+from .shell import preloading
 
 if TYPE_CHECKING:
     from .channel import Replica
@@ -26,6 +28,7 @@ def run_preload(replica: Replica, payload: bytes) -> None:
         folder, path, wanted = _read(payload)
         enter(folder)
         sys.path += [entry for entry in path if entry not in sys.path]
+        preloading.set(replica.namespaces.preload.module)
         for _, closure in wanted:
             replica.namespaces.define_preload(closure)
         loaders = deque(replica.namespaces.preload.attribute(name) for name, _ in wanted)
@@ -45,14 +48,16 @@ def _next(replica: Replica, loaders: deque[PreloadFunction]) -> None:
         replica.report("ready")
         return
     loader = loaders.popleft()
+    context = contextvars.copy_context()
+    context.run(preloading.set, replica.namespaces.preload.module)
     if loader.is_async:
-        task = replica.runner.loop.create_task(loader())
+        task = replica.runner.loop.create_task(loader(), context=context)
         task.add_done_callback(lambda task: _after(replica, task, loaders))
         return
 
     def work() -> None:
         try:
-            loader()
+            context.run(loader)
         except BaseException as error:
             _report_failure(replica, error)
         else:

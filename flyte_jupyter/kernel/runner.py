@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
@@ -54,6 +54,7 @@ class RunningCall:
         "cancelled",
         "channel",
         "context",
+        "digests",
         "ended",
         "function",
         "name",
@@ -75,6 +76,7 @@ class RunningCall:
         context: TaskContext,
         sink: OutputSink,
         recorded: bool,
+        digests: tuple[str, ...],
     ) -> None:
         self.channel = channel
         self.number = number
@@ -87,6 +89,7 @@ class RunningCall:
         self.ended = False
         self.task: asyncio.Task[None] | None = None
         self.recorded = recorded
+        self.digests = digests  # of the closures that it uses
         self.began = 0.0  # stays so where nobody is told of it
         self.span: Span | None = None  # once it is known to take long
         self.status = OK
@@ -223,7 +226,7 @@ class Runner:
         data, *buffers = call.arguments
         call.arguments = []  # so that the task alone decides how long its arguments live
         call.channel.enter_folder()
-        args, kwargs, *meta = payload.load(data, buffers, call.channel.find, b"__main__")
+        args, kwargs, *meta = payload.load(data, buffers)
         if meta:
             self._take_along(call, meta[0])
         return args, kwargs
@@ -330,7 +333,15 @@ def dump_failure(error: BaseException) -> bytes:
         return pickle.dumps(failure.Failure("builtins", type(error).__name__, failure.text_of(error), text, []), 5)
 
 
-def make_context(number: int, name: str, channel: CallChannel, attempt: int, sink: OutputSink) -> TaskContext:
+def make_context(
+    number: int,
+    name: str,
+    channel: CallChannel,
+    attempt: int,
+    sink: OutputSink,
+    main: ModuleType,
+    want: Callable[[str], None],
+) -> TaskContext:
     """What `flyte_jupyter.ctx()` shows inside the call."""
     return TaskContext(
         action=Action(f"{name}-{number}", channel.hello.run),
@@ -339,7 +350,10 @@ def make_context(number: int, name: str, channel: CallChannel, attempt: int, sin
         lease=channel.hello.lease,
         task=name,
         notebook=channel.hello.notebook,
+        process=channel.hello.process,
+        main=main,
         sink=sink,
+        want=want,
     )
 
 

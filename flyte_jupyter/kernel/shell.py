@@ -17,6 +17,7 @@ from traitlets import Type
 
 from ..core.cells import PARENT
 from ..core.context import current
+from ..core.definitions import ORIGIN
 from ..core.frames import Output
 from .outputs import OutputSink, Router, TaskDisplayHook, TaskDisplayPublisher, formatting_result
 
@@ -54,31 +55,51 @@ _SHOWN: Final = ("_", "__", "___")
 _layer: Final[ContextVar[weakref.ref[Layer] | None]] = ContextVar("flyte_jupyter_layer", default=None)
 
 
+preloading: Final[ContextVar[ModuleType | None]] = ContextVar("flyte_jupyter_preloading", default=None)
+"""The module of the preload, while it runs in this context."""
+
+
 def here() -> Layer | None:
     """The layer of the cell that runs in this context; None elsewhere, and once the cell is over."""
     reference = _layer.get()
     return None if reference is None else reference()
 
 
-def route_main(plain: ModuleType) -> ModuleType:
-    """A `__main__` that is the running cell's own, so that its classes can be pickled; `plain` where none runs."""
+def _main() -> ModuleType | None:
+    """The `__main__` of what runs in this context: a cell's own, a task's notebook, the preload."""
+    layer = here()
+    if layer is not None:
+        return layer.module
+    task = current.get()
+    return preloading.get() if task is None else task.main
 
-    def module() -> ModuleType:
-        layer = here()
-        return plain if layer is None else layer.module
+
+def route_main(plain: ModuleType) -> ModuleType:
+    """A `__main__` that is that of whoever asks, so that classes can be pickled; `plain` where nothing runs.
+
+    What a notebook has not sent, it is asked for: a file may hold objects of any of its classes.
+    """
 
     class MainModule(ModuleType):
         def __getattribute__(self, name: str) -> Any:
-            return getattr(module(), name)
+            module = _main() or plain
+            try:
+                return getattr(module, name)
+            except AttributeError:
+                task = current.get()
+                origin = None if task is None or task.main is None else getattr(task.main, ORIGIN, None)
+                if origin is None or not origin.ask(name):
+                    raise
+                return origin.names[name]
 
         def __setattr__(self, name: str, value: object) -> None:
-            setattr(module(), name, value)
+            setattr(_main() or plain, name, value)
 
         def __delattr__(self, name: str) -> None:
-            delattr(module(), name)
+            delattr(_main() or plain, name)
 
         def __dir__(self) -> list[str]:
-            return dir(module())
+            return dir(_main() or plain)
 
     return MainModule(plain.__name__)
 
@@ -92,8 +113,8 @@ class ReplicaShell(ZMQInteractiveShell):
 
     @property
     def user_ns(self) -> dict[str, Any]:
-        layer = here()
-        return self._user_ns if layer is None else layer.names
+        main = _main()
+        return self._user_ns if main is None else vars(main)
 
     @user_ns.setter
     def user_ns(self, names: dict[str, Any]) -> None:
@@ -101,8 +122,7 @@ class ReplicaShell(ZMQInteractiveShell):
 
     @property
     def user_module(self) -> ModuleType:
-        layer = here()
-        return self._user_module if layer is None else layer.module
+        return _main() or self._user_module
 
     @user_module.setter
     def user_module(self, module: ModuleType) -> None:

@@ -13,7 +13,7 @@ from IPython.core.error import UsageError
 
 from .. import errors
 from ..client import cells, outputs
-from ..client.source import is_ipython
+from ..client.capture.places import is_ipython
 from ..core import failure
 from ..core.cells import CellReply
 from .jobs import Job

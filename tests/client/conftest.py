@@ -10,7 +10,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from flyte_jupyter.core.definitions import Closure, SourceDefinition
+from flyte_jupyter.core.definitions import Closure, texts_of
 from flyte_jupyter.kernel.namespace import Namespaces, NotebookModule
 
 
@@ -47,8 +47,11 @@ def replica() -> Iterator[NotebookModule]:
 
 
 @pytest.fixture
-def sources() -> Callable[[Closure], dict[str, str]]:
+def texts() -> Callable[[Closure], dict[str, str]]:
+    """By name, the user's own lines that travel along."""
+
     def by_name(closure: Closure) -> dict[str, str]:
-        return {d.name: d.lines for d in closure.definitions if isinstance(d, SourceDefinition)}
+        found = {d.name: "".join(text.lines for text in texts_of(d)) for d in closure.definitions}
+        return {name: lines for name, lines in found.items() if lines}
 
     return by_name

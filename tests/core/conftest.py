@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator
 
 import pytest
 
-HOME = "notebook_0badcafe"
-
 
 @pytest.fixture
-def home() -> Iterator[types.ModuleType]:
-    """A module that holds a notebook's names, as `__main__` does in its kernel."""
-    module = types.ModuleType(HOME)
-    sys.modules[HOME] = module
+def home(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The module that holds a notebook's names: `__main__` in its kernel, and for a call on a replica."""
+    module = types.ModuleType("__main__")
     source = """
 import functools
 class Config:
@@ -25,6 +21,8 @@ class Outer:
 def double(x): return 2 * x
 @functools.lru_cache
 def model(): return "loaded"
+def times(n): return lambda x: n * x
+triple = times(3)
 class Mine(Exception):
     def __init__(self, path, line):
         super().__init__(f"{path}:{line}")
@@ -32,5 +30,5 @@ class Mine(Exception):
 class MyTaskError(Exception): pass
 """
     exec(source, vars(module))
-    yield module
-    del sys.modules[HOME]
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    return module

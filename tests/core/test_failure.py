@@ -22,15 +22,6 @@ from flyte_jupyter.core import failure, payload
 from flyte_jupyter.core.failure import describe, rebuild
 from flyte_jupyter.core.payload import plain_find
 
-HOME = "notebook_0badcafe"
-
-
-def arrive(pickled: payload.Pickled, find: payload.Find = plain_find, marker: bytes = HOME.encode()) -> Any:
-    """What the other side makes of it; buffers come as the frames' own memory."""
-    buffers: list[payload.Buffer] = [bytearray(buffer) for buffer in pickled.buffers]
-    return payload.load(pickled.data, buffers, find, marker)
-
-
 # --- exceptions
 
 
@@ -229,7 +220,7 @@ def test_a_class_that_is_unknown_here_is_named_in_a_note(home: types.ModuleType)
     rebuilt = rebuild(failure, plain_find)
     assert type(rebuilt) is errors.RuntimeUserError
     assert (rebuilt.code, str(rebuilt)) == ("Mine", "a.py:3")
-    note = f"{HOME}.Mine could not be loaded here, so `except Mine` misses it."
+    note = "__main__.Mine could not be loaded here, so `except Mine` misses it."
     assert rebuilt.__notes__ == [note]
     assert rebuild(describe(raised(rebuilt)), plain_find).__notes__ == [note]
 
@@ -252,7 +243,7 @@ def test_a_subclass_of_flytes_error_stays_what_it_is(home: types.ModuleType) -> 
             super().__init__("Quota", f"{left} left")
             self.left = left
 
-    Quota.__module__, Quota.__qualname__ = HOME, "Quota"
+    Quota.__module__, Quota.__qualname__ = "__main__", "Quota"
     home.Quota = Quota
     rebuilt = travelled(Quota(3))
     assert type(rebuilt) is Quota
@@ -486,7 +477,7 @@ def test_an_error_of_the_real_package_keeps_its_code(real: Any) -> None:
 
 
 def test_a_users_subclass_of_the_real_packages_error_keeps_its_class(real: Any, home: types.ModuleType) -> None:
-    home.Quota = type("Quota", (real.RuntimeUserError,), {"__module__": HOME})
+    home.Quota = type("Quota", (real.RuntimeUserError,), {"__module__": "__main__"})
     rebuilt = travelled(home.Quota("Q", "m"))
     assert isinstance(rebuilt, home.Quota)
     assert isinstance(rebuilt, errors.RuntimeUserError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import types
 from typing import Any
@@ -12,13 +13,11 @@ import pytest
 from flyte_jupyter.core import payload
 from flyte_jupyter.core.payload import OUT_OF_BAND_BYTES, plain_find
 
-HOME = "notebook_0badcafe"
 
-
-def arrive(pickled: payload.Pickled, find: payload.Find = plain_find, marker: bytes = HOME.encode()) -> Any:
+def arrive(pickled: payload.Pickled) -> Any:
     """What the other side makes of it; buffers come as the frames' own memory."""
     buffers: list[payload.Buffer] = [bytearray(buffer) for buffer in pickled.buffers]
-    return payload.load(pickled.data, buffers, find, marker)
+    return payload.load(pickled.data, buffers)
 
 
 # --- arguments and results
@@ -36,7 +35,7 @@ def arrive(pickled: payload.Pickled, find: payload.Find = plain_find, marker: by
     ],
 )
 def test_large_arrays_travel_beside_the_pickle(array: np.ndarray, beside: int) -> None:
-    for pickled in (payload.dump_result({"a": array}), payload.dump_arguments(((array,), {}), "sys")):
+    for pickled in (payload.dump_result({"a": array}), payload.dump_arguments(((array,), {}))):
         assert len(pickled.buffers) == beside
         loaded = arrive(pickled)
         (found,) = loaded[0] if isinstance(loaded, tuple) else loaded.values()
@@ -61,15 +60,25 @@ def test_more_buffers_than_a_frame_carries_stay_in_the_pickle(monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["Config", "Outer.Inner", "double", "model"])
 def test_what_a_notebook_defined_goes_by_name(home: types.ModuleType, name: str) -> None:
-    sent = plain_find(HOME, name)
-    pickled = payload.dump_arguments(([sent], lambda: 1), HOME)
+    sent = plain_find("__main__", name)
+    pickled = payload.dump_arguments(([sent], lambda: 1))
     assert pickled.names == {name.partition(".")[0]}
     [found], _ = arrive(pickled)
     assert found is sent
 
 
+def test_an_inner_function_goes_by_the_name_that_the_notebook_gave_it(home: types.ModuleType) -> None:
+    pickled = payload.dump_arguments(home.triple)
+    assert pickled.names == {"triple"}
+    assert arrive(pickled) is home.triple
+
+
+def test_a_cached_function_goes_back_by_its_name(home: types.ModuleType) -> None:
+    assert arrive(payload.dump_result([home.model, lambda: 1]))[0] is home.model
+
+
 def test_an_instance_of_a_notebooks_class_names_its_class(home: types.ModuleType) -> None:
-    pickled = payload.dump_arguments(home.Config(0.5), HOME)
+    pickled = payload.dump_arguments(home.Config(0.5))
     assert pickled.names == {"Config"}
     found = arrive(pickled)
     assert type(found) is home.Config
@@ -79,20 +88,36 @@ def test_an_instance_of_a_notebooks_class_names_its_class(home: types.ModuleType
 def test_a_class_that_lost_its_name_goes_by_value(home: types.ModuleType) -> None:
     old = home.Config
     home.Config = None  # the cell was run again with another meaning
-    pickled = payload.dump_arguments(old(1), HOME)
+    pickled = payload.dump_arguments(old(1))
     assert pickled.names == frozenset()
     assert arrive(pickled).rate == 1
 
 
-def test_find_translates_the_notebooks_module_on_the_other_side(home: types.ModuleType) -> None:
-    pickled = payload.dump_arguments(home.Config(1), HOME)
-    there = type("Config", (), {})
+@pytest.mark.parametrize("dump", [payload.dump_arguments, payload.dump_result])
+def test_a_name_means_what_the_other_sides_main_calls_so(
+    home: types.ModuleType, dump: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_plain_pickle, by_cloudpickle = dump(home.Config(1)), dump((home.Config(1), lambda: 1))
+    there = types.ModuleType("__main__")
+    there.Config = type("Config", (), {})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "__main__", there)
+    assert type(arrive(by_plain_pickle)) is there.Config
+    assert type(arrive(by_cloudpickle)[0]) is there.Config
 
-    def find(module: str, name: str) -> Any:
-        return there if (module, name) == (HOME, "Config") else plain_find(module, name)
 
-    assert type(arrive(pickled, find)) is there
-    assert type(payload.load(memoryview(pickled.data), [], find, HOME.encode())) is there
+def test_a_name_that_the_other_side_has_not_is_an_error_that_names_it(
+    home: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pickled = payload.dump_arguments(home.Config(1))
+    monkeypatch.delattr(home, "Config")
+    with pytest.raises(AttributeError, match="Config"):
+        arrive(pickled)
+
+
+def test_text_that_mentions_main_needs_no_names() -> None:
+    pickled = payload.dump_arguments(["__main__", {"module": "__main__.Config"}])
+    assert pickled.names == frozenset()
+    assert arrive(pickled) == ["__main__", {"module": "__main__.Config"}]
 
 
 def test_lambdas_and_local_classes_travel_by_value() -> None:
@@ -100,14 +125,11 @@ def test_lambdas_and_local_classes_travel_by_value() -> None:
         pass
 
     offset = 3
-    pickled = payload.dump_arguments(((lambda x: x + offset, Local()), {}), HOME_OF_THIS)
+    pickled = payload.dump_arguments(((lambda x: x + offset, Local()), {}))
     (function, local), _ = arrive(pickled)
     assert function(4) == 7
     assert type(local).__name__ == "Local"
     assert arrive(payload.dump_result(lambda: offset))() == 3
-
-
-HOME_OF_THIS = __name__
 
 
 class Holder:
@@ -142,14 +164,6 @@ def test_a_value_that_is_too_deep_is_given_up_on() -> None:
     assert path == "result" + "[0]" * payload.MAX_DEPTH
 
 
-@pytest.mark.parametrize("at", [0, 5, payload._SEARCH_BYTES - 4, 2 * payload._SEARCH_BYTES - 1, 600_000])
-def test_a_name_of_the_notebook_is_found_anywhere_in_a_mapped_pickle(at: int) -> None:
-    data = bytearray(600_000 + len(HOME))
-    assert not payload._occurs(HOME.encode(), memoryview(data))
-    data[at : at + len(HOME)] = HOME.encode()
-    assert payload._occurs(HOME.encode(), memoryview(data))
-
-
 # --- tensors
 
 
@@ -157,7 +171,7 @@ def test_plain_tensors_travel_beside_the_pickle_and_can_be_written_to() -> None:
     torch = pytest.importorskip("torch")
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64, torch.bool, torch.complex64):
         tensor = torch.arange(OUT_OF_BAND_BYTES).reshape(2, -1).to(dtype)
-        for pickled in (payload.dump_result(tensor), payload.dump_arguments(tensor, "sys")):
+        for pickled in (payload.dump_result(tensor), payload.dump_arguments(tensor)):
             assert [memoryview(buffer).nbytes for buffer in pickled.buffers] == [tensor.nbytes]
             found = arrive(pickled)
             assert type(found) is torch.Tensor
@@ -189,10 +203,8 @@ def test_tensors_of_every_other_kind_arrive_too() -> None:
 def test_tensors_beside_what_only_cloudpickle_knows() -> None:
     torch = pytest.importorskip("torch")
     tensor = torch.ones(OUT_OF_BAND_BYTES)
-    for pickled in (
-        payload.dump_result((tensor, lambda x: x + 1)),
-        payload.dump_arguments((tensor, lambda x: x + 1), __name__),
-    ):
+    both = (tensor, lambda x: x + 1)
+    for pickled in (payload.dump_result(both), payload.dump_arguments(both)):
         assert len(pickled.buffers) == 1
         found, function = arrive(pickled)
         assert torch.equal(found, tensor)

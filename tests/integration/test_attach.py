@@ -45,11 +45,16 @@ async def works() -> bool:
 
 
 @pool.task
-async def until_told() -> bool:
+async def where_the_model_is() -> int:
     from IPython import get_ipython
 
+    return id(get_ipython().user_ns["model"]())
+
+
+@pool.task
+async def until_told() -> bool:
     print("begun")
-    while not get_ipython().user_ns["go"]:
+    while not sys.flyte_test_go:  # type: ignore[attr-defined]
         await asyncio.sleep(0.01)
     return True
 
@@ -99,8 +104,9 @@ def run(task: Callable[..., Any], *args: Any) -> Any:
 
 
 def test_a_console_reads_what_the_preload_made() -> None:
+    loaded = run(where_the_model_is)
     with within(2), front_end() as console:
-        ran = console.run("import sys; (model(), model() is sys.modules['flyte_preload'].model())")
+        ran = console.run(f"(model(), id(model()) == {loaded})")
         assert ran.text.startswith("attached to attached[0] (pid "), vars(ran)
         assert ran.result == "({'weights': 42}, True)"
 
@@ -332,13 +338,14 @@ def test_a_front_end_whose_server_dies_detaches(tmp_path: Path) -> None:
 
 def test_what_a_subshell_prints_while_a_task_runs_is_not_the_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     with front_end(shared=True) as console, ThreadPoolExecutor(1) as executor:
-        console.run("go = False")
+        console.run("import sys; sys.flyte_test_go = False")
         client = console.client
         client.control_channel.send(client.session.msg("create_subshell_request"))
         subshell = client.get_control_msg(timeout=START_S)["content"]["subshell_id"]
         task = executor.submit(run, until_told)
         wait_until(lambda: "begun" in capsys.readouterr().out)
-        asked = client.session.msg("execute_request", {"code": "print('from beside'); go = True", "silent": False})
+        code = "print('from beside'); sys.flyte_test_go = True"
+        asked = client.session.msg("execute_request", {"code": code, "silent": False})
         asked["header"]["subshell_id"] = subshell
         client.shell_channel.send(asked)
         printed = ""
@@ -347,7 +354,7 @@ def test_what_a_subshell_prints_while_a_task_runs_is_not_the_tasks(capsys: pytes
             if message["parent_header"].get("msg_id") == asked["header"]["msg_id"]:
                 printed += message["content"].get("text", "")
         assert task.result(START_S)
-        console.run("del go")
+        console.run("del sys.flyte_test_go, sys")
     assert "from beside" not in capsys.readouterr().out
 
 

@@ -11,10 +11,12 @@ import pickle
 import re
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,9 +24,10 @@ from support import assert_quiet, within
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
+from flyte_jupyter.client.capture import Captured
 from flyte_jupyter.client.leases import Lease, LeaseGroup
 from flyte_jupyter.core.cells import PARENT, CellReply, CellRequest
-from flyte_jupyter.core.definitions import Closure, SourceDefinition
+from flyte_jupyter.core.definitions import Closure, Definition, Mark, SourceDefinition, Text
 from flyte_jupyter.core.failure import Failure
 from flyte_jupyter.core.frames import Answer, Frame, FrameReader, Kind, Output, Status, encode
 
@@ -36,12 +39,13 @@ FILE = "/nowhere/cell.py"
 
 
 class Cell:
-    """One cell on its way: what it has shown so far, and how it ended."""
+    """One cell on its way: what it has shown and looked for so far, and how it ended."""
 
     def __init__(
         self, slot: Slot, request: CellRequest, answers: tuple[str | None, ...], digests: tuple[str, ...]
     ) -> None:
         self.shown: list[tuple[str, Any]] = []
+        self.wanted: list[str] = []
         self.outcome: Frame | None = None
         self._slot = slot
         self._answers = list(answers)
@@ -53,6 +57,9 @@ class Cell:
             answer = self._answers.pop(0)
             flags = Answer.NOBODY if answer is None else Answer.TEXT
             self._slot.send(Kind.ANSWER, self.number, (answer or "").encode(), flags=flags)
+        elif frame.kind == Kind.WANT:
+            self.wanted.append(pickle.loads(frame.body)[0])
+            self._slot.send(Kind.GIVE, self.number, b"")  # there is no such name
         elif frame.kind == Kind.OUTPUT:
             self.shown.append(output(frame))
         else:
@@ -517,19 +524,45 @@ def test_only_a_cell_that_leaves_a_cycle_is_followed_by_a_collection(slot: Slot)
     assert int(slot.run(count).result()) == before + 1
 
 
-def test_what_is_sent_by_source_is_there_under_its_name(slot: Slot) -> None:
-    lines = "class Batch:\n    def size(self): return 2\n"
-    definition = SourceDefinition("Batch", "digest", lines, "/nowhere/other.py", 1, "Batch", 0)
-    closure = Closure.of("", [definition])
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that stands for the notebook."""
+    module = ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
+    return module
+
+
+BATCH = "class Batch:\n    def size(self): return 2\n"
+
+
+def by_source(main: ModuleType) -> Definition:
+    return SourceDefinition("Batch", Mark("digest"), Text("/nowhere/other.py", 1, BATCH), "Batch")
+
+
+def by_value(main: ModuleType) -> Definition:
+    (definition,) = Captured.of_names(["Batch"], vars(main)).closure().definitions
+    return definition
+
+
+@pytest.mark.parametrize("made", [by_source, by_value])
+def test_what_is_sent_is_there_under_its_name(
+    slot: Slot, main: ModuleType, made: Callable[[ModuleType], Definition]
+) -> None:
+    exec(BATCH, vars(main))
+    closure = Closure.of("", [made(main)])
     cell = slot.start("out = Batch()\nout.size()", definitions=("Batch",), pull=("out",), digests=(closure.digest,))
     need = slot.frame()
     assert need.kind == Kind.NEED
     slot.send(Kind.DEFINE, cell.number, pickle.dumps([closure.beyond(pickle.loads(need.body))]))
-    cell.wait()
+    (out,) = cell.wait().reply().pulled.values()
+    assert type(out) is main.Batch  # the notebook's own class, by its name
     assert [what["data"]["text/plain"] for kind, what in cell.shown if kind == "RESULT"] == ["2"]
-    assert cell.status == Status.OK
-    assert cell.outcome is not None
-    assert b"notebook_" in cell.outcome.body  # the notebook's own class, by its name
+
+
+def test_what_a_cell_looks_for_in_main_is_asked_of_the_notebook(slot: Slot) -> None:
+    cell = slot.run("import pickle\npickle.loads(b'c__main__\\nNowhere\\n.')")
+    assert cell.wanted == ["Nowhere"]
+    assert cell.failure().name == "AttributeError"
 
 
 # --- code

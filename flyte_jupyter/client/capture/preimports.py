@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from functools import cache
 
-from ..core.definitions import Closure, ImportDefinition, SourceDefinition
+from ...core.definitions import Closure, ImportDefinition, texts_of
 
 
 def imported_modules(closure: Closure) -> set[str]:
@@ -17,8 +17,8 @@ def imported_modules(closure: Closure) -> set[str]:
     for definition in closure.definitions:
         if isinstance(definition, ImportDefinition):
             found.add(definition.module)
-        elif isinstance(definition, SourceDefinition):
-            found.update(_inside(definition.lines))
+        for text in texts_of(definition):
+            found.update(_inside(text.lines))
     return {name for name in found if is_installed(name.partition(".")[0])}
 
 

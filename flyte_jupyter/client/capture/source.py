@@ -12,7 +12,6 @@ import ast
 import inspect
 import io
 import linecache
-import re
 import symtable
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ from functools import lru_cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from ..core.definitions import is_notebook_module
+from ...core.definitions import Text
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definable = Function | ast.ClassDef
@@ -48,6 +47,17 @@ class Source:
         """The first line that mentions the global `name`."""
         lines = (n.lineno for n in ast.walk(self.node) if isinstance(n, ast.Name) and n.id == name)
         return min(lines, default=None)
+
+    def constants(self) -> dict[str, object]:
+        """The names that a class body binds to a constant."""
+        found: dict[str, object] = {}
+        for statement in self.node.body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=ast.Constant(value=value)):
+                    found[name] = value
+                case ast.AnnAssign(target=ast.Name(id=name), value=ast.Constant(value=value)):
+                    found[name] = value
+        return found
 
     def without_decorators(
         self, ours: Callable[[object], bool], names: Mapping[str, Any], *, certain: bool = False
@@ -90,63 +100,6 @@ class References:
     shaping: frozenset[str]
     late: frozenset[str]
     modules: frozenset[str] = frozenset()
-
-
-def is_importable(module: str | None) -> bool:
-    """Whether another process that has this one's `sys.path` can be expected to import the module."""
-    if module is None or module in ("__main__", "__mp_main__") or is_notebook_module(module):
-        return False
-    found = sys.modules.get(module)
-    if found is None:
-        return False
-    # If it is not loaded, or another thread is loading it just now, nothing is registered.
-    registry = getattr(sys.modules.get("cloudpickle.cloudpickle"), "list_registry_pickle_by_value", None)
-    if registry is not None:
-        by_value = registry()
-        if any(module == name or module.startswith(f"{name}.") for name in by_value):
-            return False
-    # A module that a program made has none of these; one that a package made (six.moves) has a parent.
-    made_by_import = any(getattr(found, name, None) for name in ("__spec__", "__loader__", "__file__"))
-    return made_by_import or is_importable(module.rpartition(".")[0] or None)
-
-
-def importable_path(obj: object) -> tuple[str, str] | None:
-    """The module and the dotted attribute under which any process finds this very object."""
-    module, path = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(path, str) or not is_importable(module):
-        return None
-    return (module, path) if follow(vars(sys.modules[module]), path) is obj else None
-
-
-_IPYTHON_ONLY = re.compile(r"_{1,3}|_i{1,3}|_i?\d+|_[iod]h|In|Out|get_ipython")
-
-
-def is_ipython(name: str, obj: Any) -> bool:
-    """Names that IPython keeps in every notebook; a replica has its own, and `_` may hold anything."""
-    if _IPYTHON_ONLY.fullmatch(name):
-        return True
-    # IPython puts its own `open` among the names of a notebook; a user's function of that name is theirs.
-    if name in ("exit", "quit", "open"):
-        module = getattr(obj, "__globals__", {}).get("__name__") or type(obj).__module__
-        return str(module).startswith("IPython.")
-    return False
-
-
-def is_dispatcher(obj: object) -> bool:
-    """Whether `functools.singledispatch` made it: what was registered later is not in its source."""
-    code = getattr(obj, "__code__", None)
-    return isinstance(code, CodeType) and code.co_qualname == "singledispatch.<locals>.wrapper"
-
-
-def follow(names: Mapping[str, Any], path: str) -> object:
-    """The object at a dotted path, or None."""
-    root, *attributes = path.split(".")
-    found = names.get(root)
-    for attribute in attributes:
-        found = inspect.getattr_static(found, attribute, None)
-        if isinstance(found, staticmethod | classmethod):
-            return None
-    return found
 
 
 def function_source(function: FunctionType) -> Source | None:
@@ -205,6 +158,19 @@ def decorated_source(name: str, module: str | None) -> Source | None:
     return None
 
 
+def text_of(code: CodeType) -> Text | None:
+    """The statement of a cell or file in which this code stands; None if it has no text."""
+    lines = linecache.getlines(code.co_filename)
+    line = code.co_firstlineno
+    tree = _parse("".join(lines)) if 0 < line <= len(lines) else None
+    around = [node for node in _top_level(tree.body if tree else []) if _first(node) <= line <= (node.end_lineno or 0)]
+    if around:
+        first = _first(around[-1])
+        return Text(code.co_filename, first, "".join(lines[first - 1 : around[-1].end_lineno]))
+    block = _parse_block(lines, line) if lines else None  # one unfinished piece must not hide the others
+    return None if block is None else Text(code.co_filename, line, "".join(lines[line - 1 : block.end_lineno]))
+
+
 def references(source: Source, names: Mapping[str, Any]) -> References:
     """What the source refers to; `names` tells modules from other objects."""
     text = _indentable(source.lines)
@@ -227,15 +193,6 @@ def references(source: Source, names: Mapping[str, Any]) -> References:
         shaping = set(early)
     late |= _in_strings(node)
     return References(frozenset(early), frozenset(shaping), frozenset(late - early), _submodules(node, names))
-
-
-def code_references(code: CodeType) -> frozenset[str]:
-    """The globals that code without source mentions, its inner functions' too."""
-    import dis
-
-    names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    inner = (code_references(const) for const in code.co_consts if isinstance(const, CodeType))
-    return frozenset(names).union(*inner)
 
 
 def _collect(table: symtable.SymbolTable, early: set[str], late: set[str], *, executed: bool) -> None:
@@ -378,6 +335,10 @@ def _start(node: Definable) -> int:
     return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
 
 
+def _first(node: ast.stmt) -> int:
+    return _start(node) if isinstance(node, Definable) else node.lineno
+
+
 def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """The statements that bind names at the top level, also inside `if`, `try`, `with` and loops."""
     for node in body:
@@ -452,6 +413,22 @@ def _bound_by(node: ast.stmt) -> set[str]:
         case ast.With(items=items):
             return _loads(*(i.optional_vars for i in items if i.optional_vars), context=ast.Store)
     return set()
+
+
+def names_bound_by(cell: str) -> set[str]:
+    """The names that a cell binds at its top level, as far as its text says."""
+    shell: Any = _shell()
+    try:
+        tree = _parse(cell if shell is None else shell.transform_cell(cell))
+    except Exception:  # an input transformer of somebody's
+        return set()
+    found: set[str] = set()
+    for node in _top_level(tree.body if tree else []):
+        found |= _bound_by(node)
+        if isinstance(node, ast.Expr | ast.Assign | ast.If | ast.While):
+            walrus = (each.target.id for each in ast.walk(node) if isinstance(each, ast.NamedExpr))
+            found.update(walrus)
+    return found
 
 
 def _future(tree: ast.Module | None) -> int:

@@ -1,0 +1,150 @@
+"""What has been captured of one notebook: a piece for each name, which all of its functions share."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from ...core.context import current
+from ...core.definitions import ORIGIN
+from ..identity import ipython
+from .making import Maker
+from .piece import NOTHING, Names, Piece
+from .source import names_bound_by
+
+if TYPE_CHECKING:
+    from .values import Pickled
+
+
+class Scope:
+    """The globals of a notebook, script or module, and what has been captured of them so far.
+
+    Pieces are shared by all functions that mention a name: on a replica a name is one object.
+    """
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self.lock = threading.RLock()
+        self.pieces: dict[str, Piece] = {}
+        self.generation = 0
+        """Counts pieces that were made, so that a closure knows whether another function has renewed one."""
+        self.bound: dict[str, int] = {}
+        """How often a cell has bound this name: of a number that is bound to the same one again, nothing else tells."""
+        self.warned: set[str] = set()
+        self._renewing: set[str] = set()
+
+    @classmethod
+    def of(cls, names: Names) -> Scope:
+        """The one of these globals."""
+        with _scopes_lock:
+            found = _scopes.get(id(names))
+            if found is None or found.names is not names:
+                found = _scopes[id(names)] = cls(names)
+                # Functions come and go; what is known of their program's objects stays.
+                origin = names.get(ORIGIN)
+                if origin is not None:
+                    origin.scope = found
+                elif names.get("__name__") == "__main__" and current.get() is None:
+                    _main[:] = [found]
+                    found._watch_cells()
+            return found
+
+    def _watch_cells(self) -> None:
+        shell = ipython()
+        if shell is not None and shell.user_ns is self.names:
+            shell.events.register("post_run_cell", self._cell_has_run)
+
+    def _cell_has_run(self, result: Any) -> None:
+        """A name that the cell has bound starts anew on replicas, also where it means the same as before."""
+        with self.lock:
+            for name in names_bound_by(result.info.raw_cell):
+                self.bound[name] = self.bound.get(name, 0) + 1
+                if self.pieces.pop(name, None) is not None:
+                    self.generation += 1
+            self.purge()
+
+    def purge(self) -> None:
+        """Let go of objects that their names no longer mean."""
+        for name, piece in list(self.pieces.items()):
+            if not (piece.members or self.names.get(name, NOTHING) is piece.seen):
+                del self.pieces[name]
+        for piece in list(self.pieces.values()):
+            if piece.members and any(member not in self.pieces for member in piece.members):
+                self.dissolve(piece)
+
+    def piece(self, name: str, obj: Any, symbol: str, user: Piece | None) -> Piece:
+        """What is known of this name's object, captured again if it has changed."""
+        known = self.pieces.get(name)
+        if known is not None:
+            if name in self._renewing:
+                return known
+            self._renewing.add(name)
+            try:
+                for owner in known.owners:
+                    self._renew(owner, symbol)
+            finally:
+                self._renewing.discard(name)
+            if not known.changed(self, obj):
+                return known
+        self._renewing.add(name)
+        try:
+            made = Maker(self, name, obj, symbol, user, known).piece()
+        finally:
+            self._renewing.discard(name)
+        self.pieces[name] = made
+        self.generation += 1
+        return made
+
+    def _renew(self, owner: Piece, symbol: str) -> None:
+        if not owner.members:
+            self.piece(owner.name, self.names.get(owner.name, NOTHING), symbol, None)
+        elif owner.changed(self, owner.seen) and self.pieces.get(owner.name) is owner:
+            self.dissolve(owner)
+
+    def dissolve(self, group: Piece) -> None:
+        """Its members are captured again, each alone as far as that goes."""
+        for name in (group.name, *group.members):
+            self.pieces.pop(name, None)
+        self.generation += 1
+
+    def owners(self, pickled: Pickled, name: str, symbol: str) -> list[Piece]:
+        """The pieces that an object shares parts with, brought up to date."""
+        mine = pickled.found.keys()
+
+        def shared() -> list[Piece]:
+            return [p for p in self.pieces.values() if p.name != name and p.found and not mine.isdisjoint(p.found)]
+
+        for piece in shared():
+            self._renew(piece, symbol)
+        return [piece for piece in shared() if not _depends(piece, name)]
+
+    def has_lost_an_owner(self, piece: Piece) -> bool:
+        """Whether what it refers to has been captured again."""
+        return any(self.pieces.get(owner.name) is not owner for owner in piece.owners)
+
+    def circle(self, name: str, needed: Iterable[str]) -> list[str]:
+        """The names that need this name to be made, and are needed by it; itself included."""
+        reached = self._reached(needed)
+        return sorted({name} | {each for each in reached if name in self._reached([each])})
+
+    def _reached(self, names: Iterable[str]) -> set[str]:
+        reached: set[str] = set()
+        queue = list(names)
+        while queue:
+            name = queue.pop()
+            if name not in reached:
+                reached.add(name)
+                if name in self.pieces:
+                    queue += self.pieces[name].definition.early
+        return reached
+
+
+def _depends(piece: Piece, name: str) -> bool:
+    return any(owner.name == name or _depends(owner, name) for owner in piece.owners)
+
+
+_scopes: weakref.WeakValueDictionary[int, Scope] = weakref.WeakValueDictionary()
+_main: Final[list[Scope]] = []
+_scopes_lock: Final = threading.Lock()
