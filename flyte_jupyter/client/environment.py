@@ -36,6 +36,7 @@ from ..core.policy import (
 from ..core.resources import Resources, cpu_cores, device_request, memory_bytes
 from ..core.spec import EnvironmentSpec, Scaling
 from ..errors import with_notes
+from .functions import check_function
 from .image import Image
 
 logger = logging.getLogger("flyte")
@@ -236,7 +237,8 @@ class TaskEnvironment:
             ValueError: The function takes `*args` or `**kwargs`; it is not `async` although the environment's
                 concurrency is above 1; `pod_template` or `service_account` differ in a reusable environment;
                 retries, timeout or cache are not what they may be.
-            TypeError: An argument is unknown. Resources and the like belong to the environment.
+            TypeError: An argument is unknown: resources and the like belong to the environment. Or it is given no
+                function: a class, an object that can be called, a partial, a task.
 
         Source: flyte.TaskEnvironment.task.
         """
@@ -270,6 +272,9 @@ class TaskEnvironment:
         }
 
         def decorate(function: Callable[..., Any]) -> Task[..., Any]:
+            if isinstance(function, Task):
+                raise _is_a_task(function)
+            check_function(function)
             task: Task[..., Any] = Task(function, self, options)
             for parameter in task.parameters:
                 if parameter.annotation is inspect.Parameter.empty:
@@ -425,6 +430,14 @@ def _unexpected_task_option(name: str) -> TypeError:
             f"Put {name}= into the TaskEnvironment, or use env.clone_with(...) for a second one.",
         )
     return with_notes(error, "The name is always <environment>.<function>." if name == "name" else None)
+
+
+def _is_a_task(task: Task[..., Any]) -> TypeError:
+    name = task.func.__name__
+    return with_notes(
+        TypeError(f"Cannot make a task of {task.name}: it is a task already."),
+        f"Use its function, task({name}.func), for one more environment, or {name}.override(...) for other options.",
+    )
 
 
 def _spec(

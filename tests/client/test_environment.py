@@ -8,6 +8,7 @@ import functools
 import inspect
 import logging
 import pickle
+import re
 import sys
 import threading
 import types
@@ -263,16 +264,85 @@ def test_a_wrong_cache_passes_the_environment_and_fails_at_the_task() -> None:
     assert TaskEnvironment("e", cache="on").task(plain).cache == Cache("auto")
 
 
-def test_what_is_no_plain_function_is_refused() -> None:
+def test_a_function_with_variable_arguments_is_refused() -> None:
     def collects(*args: int) -> None: ...
     def names(**kwargs: int) -> None: ...
 
     for function in (collects, names):
         with pytest.raises(ValueError, match="cannot have variable positional or keyword arguments"):
             warm().task(function)
-    for value in (functools.partial(plain, 1), 5):
-        with pytest.raises(AttributeError):
-            warm().task(value)  # type: ignore[call-overload]
+
+
+class Model:
+    def __init__(self, scale: int = 1) -> None:
+        self.scale = scale
+
+    def __call__(self, x: int) -> int:
+        return x * self.scale
+
+    def apply(self, x: int) -> int:
+        return x * self.scale
+
+    @classmethod
+    def named(cls, x: int) -> str:
+        return cls.__name__ * x
+
+
+NO_FUNCTIONS: list[tuple[Any, str, str]] = [
+    (Model(), "this Model object: it can be called, but it is no function", "makes or receives the object"),
+    (Model, "class Model: a task is a function", "makes the object"),
+    (int, "class int: a task is a function", "makes the object"),
+    (functools.partial(plain, 1), "this partial object", r"calls plain\(\), or give flyte.map a partial"),
+    (functools.partialmethod(Model.apply, 1), "this partialmethod object", "directly above the def"),
+    (classmethod(plain), "this classmethod object: .* cannot be called", "directly above the def"),
+    (property(plain), "this property object: .* cannot be called", "directly above the def"),
+    (yields(1), "this async_generator object: a call has returned it", "without its parentheses"),
+    (iter([1]), "this list_iterator object: .* cannot be called", "above a function; options have names"),
+    ("name", "this str object: .* cannot be called", "above a function; options have names"),
+    (5, "this int object: .* cannot be called", "above a function; options have names"),
+    (min, "min: its parameters are not known", r"def with_min\(\.\.\.\)"),
+    (in_module, "module.in_module: it is a task already", r"task\(in_module\.func\)"),
+]
+
+
+@pytest.mark.parametrize(("given", "why", "do"), NO_FUNCTIONS)
+@pytest.mark.parametrize("options", [None, {"retries": 2}])
+def test_what_is_no_function_is_refused_with_the_reason_and_the_cure(
+    given: Any, why: str, do: str, options: dict[str, Any] | None
+) -> None:
+    env = warm()
+    with pytest.raises(TypeError, match="Cannot make a task of " + why) as caught:
+        env.task(given) if options is None else env.task(**options)(given)
+    assert re.search(do, caught.value.__notes__[0])
+    assert env.tasks == {}
+
+
+def test_the_call_of_a_function_is_no_function() -> None:
+    call = waits(1)
+    with pytest.raises(TypeError, match="this coroutine object: a call has returned it") as caught:
+        warm().task(call)  # type: ignore[call-overload]
+    assert caught.value.__notes__ == ["Give the function itself, without its parentheses: task(waits)."]
+    call.close()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x,
+        yields,
+        len,
+        Model(3).apply,
+        Model.named,
+        Model.apply,
+        functools.cache(plain),
+        functools.singledispatch(plain),
+        functools.update_wrapper(functools.partial(plain, 1), plain),
+    ],
+)
+def test_what_has_a_name_and_parameters_is_a_function(function: Any) -> None:
+    task = warm().task(function)
+    assert task.name == f"warm.{function.__name__}"
+    assert task.func is function
 
 
 def test_a_parameter_without_annotation_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
