@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from types import NoneType
+from types import FrameType, NoneType
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from ..core.policy import (
@@ -36,7 +36,7 @@ from ..core.policy import (
 from ..core.resources import Resources, cpu_cores, device_request, memory_bytes
 from ..core.spec import EnvironmentSpec, Scaling
 from ..errors import with_notes
-from .functions import check_function
+from .functions import first_parameter, no_method, task_function
 from .image import Image
 
 logger = logging.getLogger("flyte")
@@ -238,7 +238,7 @@ class TaskEnvironment:
                 concurrency is above 1; `pod_template` or `service_account` differ in a reusable environment;
                 retries, timeout or cache are not what they may be.
             TypeError: An argument is unknown: resources and the like belong to the environment. Or it is given no
-                function: a class, an object that can be called, a partial, a task.
+                function: a class, an object that can be called, a partial, a task, a method in its class.
 
         Source: flyte.TaskEnvironment.task.
         """
@@ -271,11 +271,10 @@ class TaskEnvironment:
             "reusable": self.reusable or None,
         }
 
-        def decorate(function: Callable[..., Any]) -> Task[..., Any]:
-            if isinstance(function, Task):
-                raise _is_a_task(function)
-            check_function(function)
-            task: Task[..., Any] = Task(function, self, options)
+        def decorate(given: Callable[..., Any], at: FrameType | None = None) -> Task[..., Any]:
+            if isinstance(given, Task):
+                raise _is_a_task(given)
+            task: Task[..., Any] = Task(task_function(given, at or sys._getframe(1)), self, options)
             for parameter in task.parameters:
                 if parameter.annotation is inspect.Parameter.empty:
                     logger.warning(
@@ -287,7 +286,7 @@ class TaskEnvironment:
             self._tasks[task.name] = task
             return task
 
-        return decorate if _func is None else decorate(_func)
+        return decorate if _func is None else decorate(_func, sys._getframe(1))
 
     @property
     def tasks(self) -> dict[str, Task[..., Any]]:
@@ -608,6 +607,14 @@ class Task(Generic[P, R]):
         # How many positional arguments are enough on their own; never, if a keyword-only one is required.
         only_by_keyword = any(each.kind is kinds.KEYWORD_ONLY for each in required)
         self._enough = _NEVER_ENOUGH if only_by_keyword else len(required)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        # The class statement asks this of what stands in its body at the end: a method that became a task without
+        # being seen by `task_function`, as another decorator called `env.task`. 3.11 makes it a RuntimeError's cause.
+        first = first_parameter(self.func)
+        own = f"{owner.__qualname__}.{self.func.__name__}"
+        if first and self.func.__module__ == owner.__module__ and self.func.__qualname__ == own:
+            raise no_method(self.func, first)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run on a replica: a sync task returns the value, an async one a coroutine."""

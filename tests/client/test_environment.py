@@ -22,6 +22,7 @@ from flyte_jupyter import errors
 from flyte_jupyter.client.environment import Task, TaskEnvironment, task_from_declaration
 from flyte_jupyter.client.handle import pool
 from flyte_jupyter.client.image import Image
+from flyte_jupyter.client.runs import trace
 from flyte_jupyter.core.policy import Cache, RetryStrategy, ReusePolicy, Secret, Timeout
 from flyte_jupyter.core.resources import TPU, Resources
 
@@ -343,6 +344,133 @@ def test_what_has_a_name_and_parameters_is_a_function(function: Any) -> None:
     task = warm().task(function)
     assert task.name == f"warm.{function.__name__}"
     assert task.func is function
+
+
+# --- tasks in a class ---
+
+
+def refusal(caught: pytest.ExceptionInfo[BaseException]) -> TypeError:
+    """The TypeError itself: Python 3.11 wraps what a class statement finds when its body is over."""
+    error = caught.value if isinstance(caught.value, TypeError) else caught.value.__cause__
+    assert isinstance(error, TypeError)
+    return error
+
+
+def test_a_method_is_refused_at_the_decorator() -> None:
+    env = warm()
+    with pytest.raises(TypeError, match=r"method .*Trainer\.fit: nothing would give it its self\.") as caught:
+
+        class Trainer:
+            @env.task
+            def fit(self, x: int) -> int:
+                return x
+
+    assert "outside of the class" in caught.value.__notes__[0]
+    assert "@staticmethod above @env.task" in caught.value.__notes__[0]
+    with pytest.raises(TypeError, match=r"method .*Loader\.load: nothing would give it its cls\.") as caught:
+
+        class Loader:
+            @env.task(
+                retries=2,
+            )
+            @trace
+            async def load(cls, x: int) -> int:
+                return x
+
+    assert "@classmethod above @env.task" in caught.value.__notes__[0]
+    assert env.tasks == {}
+
+
+def test_a_method_that_another_decorator_made_a_task_is_refused_by_the_class() -> None:
+    env = warm()
+
+    def gpu(function: Any) -> Any:
+        return env.task(function)
+
+    with pytest.raises((TypeError, RuntimeError)) as caught:
+
+        class Trainer:
+            @gpu
+            def fit(self, x: int) -> int:
+                return x
+
+    assert re.search(r"method .*Trainer\.fit: nothing would give it its self\.", str(refusal(caught)))
+
+    with pytest.raises((TypeError, RuntimeError)) as caught:
+
+        class Later:
+            def fit(self, x: int) -> int:
+                return x
+
+            fit = env.task(fit)  # type: ignore[assignment]
+
+    assert "Later.fit" in str(refusal(caught))
+
+
+def test_a_task_stands_in_a_class_where_something_gives_it_its_arguments() -> None:
+    env = warm()
+
+    class Trainer:
+        @staticmethod
+        @env.task
+        def outside(x: int) -> int:
+            return x
+
+        @env.task
+        @staticmethod
+        def inside(x: int) -> int:
+            return x
+
+        @env.task
+        def bare(x: int) -> int:  # type: ignore[misc]
+            return x
+
+        @classmethod
+        @env.task
+        def named(cls, x: int) -> int:
+            return x
+
+        @property
+        @env.task
+        def shown(self) -> int:
+            return 1
+
+        @functools.cached_property
+        @env.task
+        def kept(self) -> int:
+            return 1
+
+        borrowed = in_module
+        unbound = env.task(Model.apply)
+        later = env.task(lambda x: x)
+
+    for task in (Trainer.outside, Trainer().outside, Trainer.inside, Trainer().inside, Trainer.bare):
+        assert isinstance(task, Task)
+        assert task.forward(2) == 2
+    assert isinstance(Trainer.unbound, Task)
+    assert Trainer.unbound.forward(Model(3), 2) == 6
+    assert len(env.tasks) == 8
+
+
+def test_a_task_may_call_its_first_parameter_self_outside_of_a_class() -> None:
+    @warm().task
+    def apply(self: Model, x: int) -> int:
+        return self.apply(x)
+
+    assert apply.forward(Model(3), 2) == 6
+
+
+def test_the_function_in_a_static_method_is_the_task() -> None:
+    env = warm(reusable=ReusePolicy(2, concurrency=10))
+
+    class Trainer:
+        @env.task
+        @staticmethod
+        async def fit(x: int) -> int:
+            return x
+
+    assert Trainer.fit.is_async
+    assert inspect.isfunction(Trainer.fit.func)
 
 
 def test_a_parameter_without_annotation_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -524,6 +524,59 @@ say(*ask())
     assert one_line.split()[1] == two_line.split()[1], "one replica"
 
 
+_IN_A_CLASS = """
+import functools
+
+env = flyte.TaskEnvironment("class", reusable=flyte.ReusePolicy(replicas=(1, 1)))
+
+class Trainer:
+    base = 10
+
+    def __init__(self, rate: int) -> None:
+        self.rate = rate
+
+    @staticmethod
+    @env.task
+    def outside(x: int) -> int:
+        return x + 1
+
+    @env.task
+    @staticmethod
+    async def inside(x: int) -> int:
+        return x + 2
+
+    @classmethod
+    @env.task
+    def named(cls, x: int) -> int:
+        return x + cls.base
+
+    @property
+    @env.task
+    def shown(self) -> int:
+        return self.rate
+
+    def fit(self, x: int) -> int:
+        return x + self.rate
+
+trainer = Trainer(20)
+fit = env.task(trainer.fit)
+"""
+
+_CALLS_OF_THEM = """
+say(Trainer.outside(0), trainer.outside(0), asyncio.run(trainer.inside(0)), trainer.named(0), trainer.shown, fit(0))
+"""
+
+
+@pytest.mark.parametrize("place", ["script", "module"])
+def test_tasks_of_a_class_and_of_an_object_run(place: str, own_broker: OwnBroker) -> None:
+    if place == "module":
+        (own_broker.home / "beside.py").write_text(f"import flyte_jupyter as flyte\n{_IN_A_CLASS}")
+        said = own_broker.run(f"from beside import *\n{_CALLS_OF_THEM}")
+    else:
+        said = own_broker.run(_IN_A_CLASS + _CALLS_OF_THEM)
+    assert said == ["1 1 2 10 20 20"]
+
+
 # --- environment, secrets, devices
 
 _CANARY = "canary-9f2c7b"
