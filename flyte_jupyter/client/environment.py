@@ -16,7 +16,7 @@ import typing
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from types import FrameType, NoneType
+from types import FrameType, FunctionType, NoneType
 from typing import Any, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
 from ..core.policy import (
@@ -807,15 +807,16 @@ class Task(Generic[P, R]):
         return self.environment.declaration(), options
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        # A module's function is found under its name, and what is found there is the task. Names of __main__
-        # mean nothing in another process: there the function itself travels (cloudpickle can, pickle cannot).
+        # pickle finds a function under its name, and what is found under that of a task's function is the task: so
+        # the task goes by that name, as the function would. cloudpickle sends functions of __main__ whole, for
+        # processes with another __main__; then the function has to be in the pickle, which pickle itself refuses.
         function: Any = self.func
-        if function.__module__ != "__main__":
-            found = _importable(function)
-            if found is self:
-                return str(function.__qualname__)
-            if isinstance(found, Task) and found.func is function:
-                function = found
+        whole = function.__module__ == "__main__" and _sends_functions_whole(sys._getframe(1))
+        found = None if whole else _importable(function)
+        if found is self:
+            return str(function.__qualname__)
+        if isinstance(found, Task) and found.func is function:
+            function = found
         return task_from_declaration, (*self.declaration(), function)
 
     def __eq__(self, other: object) -> bool:
@@ -839,9 +840,22 @@ def task_from_declaration(
     return Task(func, TaskEnvironment(**environment_declaration), task_options)
 
 
+def _sends_functions_whole(asking: FrameType) -> bool:
+    """Whether a pickler asks that can do more with a function than name it, as those of cloudpickle and dill can.
+
+    Theirs extend those of pickle, and a method of theirs asks. pickle's own is C code, which has no frame.
+    """
+    pickler = asking.f_locals.get("self")
+    if not isinstance(pickler, pickle.Pickler | pickle._Pickler):
+        return False
+    by_name = vars(pickle._Pickler)["save_global"]
+    own_way = getattr(pickler, "dispatch", {}).get(FunctionType, by_name) is not by_name
+    return own_way or hasattr(pickler, "reducer_override")
+
+
 def _importable(function: Any) -> object:
     found: object = sys.modules.get(function.__module__)
-    for part in function.__qualname__.split("."):
+    for part in getattr(function, "__qualname__", function.__name__).split("."):
         found = getattr(found, part, None)
     return found
 

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import functools
 import inspect
+import io
 import logging
 import pickle
 import re
@@ -759,21 +760,100 @@ def test_a_task_is_rebuilt_from_its_declaration() -> None:
     assert "depends_on" not in environment
 
 
-def test_a_task_of_a_module_is_pickled_by_its_name() -> None:
-    for dumps in (pickle.dumps, cloudpickle.dumps):
-        assert pickle.loads(dumps(in_module)) is in_module
-        changed = pickle.loads(dumps(in_module.override(retries=2)))
-        assert (changed, changed.func) == (in_module.override(retries=2), in_module.func)
+class Space:
+    @staticmethod
+    @module_env.task
+    def outside(a: int) -> int:
+        return a
+
+    @module_env.task
+    @staticmethod
+    def inside(a: int) -> int:
+        return a
 
 
-def test_a_task_of_a_notebook_is_pickled_by_value(monkeypatch: pytest.MonkeyPatch) -> None:
+class Hasher(pickle._Pickler):
+    """A pickler with a method of its own for something else, such as joblib's."""
+
+    def save(self, obj: object, save_persistent_id: bool = True) -> None:
+        super().save(obj, save_persistent_id)
+
+
+def hasher_dumps(value: object) -> bytes:
+    file = io.BytesIO()
+    Hasher(file).dump(value)
+    return file.getvalue()
+
+
+BY_NAME = [pickle.dumps, pickle._dumps, functools.partial(pickle.dumps, protocol=2), hasher_dumps]
+
+
+@pytest.mark.parametrize("dumps", [*BY_NAME, cloudpickle.dumps])
+@pytest.mark.parametrize("task", [in_module, Space.outside, Space.inside], ids=lambda task: task.__name__)
+def test_a_task_of_a_module_is_pickled_by_its_name(dumps: Callable[..., bytes], task: Task[..., Any]) -> None:
+    assert pickle.loads(dumps(task)) is task
+    other = task.override(retries=2)
+    changed = pickle.loads(dumps(other))
+    assert (changed, changed.func) == (other, task.func)
+
+
+@pytest.fixture
+def cell(monkeypatch: pytest.MonkeyPatch) -> Task[..., Any]:
+    """A task of a notebook, which is found in `__main__` under its name."""
     namespace: dict[str, Any] = {"env": warm(), "__name__": "__main__"}
     exec("@env.task(retries=2)\ndef cell(a: int) -> int:\n    return a * 3\n", namespace)
     task: Task[..., Any] = namespace["cell"]
     monkeypatch.setattr(sys.modules["__main__"], "cell", task, raising=False)
-    again = pickle.loads(cloudpickle.dumps(task))
-    assert again is not task
-    assert (again.name, again.retries, again.forward(2)) == ("warm.cell", RetryStrategy(2), 6)
+    return task
+
+
+@pytest.mark.parametrize("dumps", BY_NAME)
+def test_a_task_of_a_notebook_is_pickled_by_its_name_as_a_function_is(
+    dumps: Callable[..., bytes], cell: Task[..., Any]
+) -> None:
+    assert pickle.loads(dumps([cell, cell])) == [cell, cell]
+    assert pickle.loads(dumps(cell)) is cell
+    other = cell.override(retries=5)
+    changed = pickle.loads(dumps(other))
+    assert (changed, changed.func, changed.retries) == (other, cell.func, RetryStrategy(5))
+
+
+def test_a_task_of_a_notebook_is_sent_whole_by_cloudpickle(cell: Task[..., Any]) -> None:
+    for task in (cell, cell.override(retries=5)):
+        again = pickle.loads(cloudpickle.dumps(task))
+        assert again.func is not cell.func
+        assert (again.name, again.retries, again.forward(2)) == ("warm.cell", task.retries, 6)
+
+
+def test_a_task_that_has_lost_its_name_is_pickled_no_more_than_its_function(
+    cell: Task[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def local(a: int) -> int:
+        return a
+
+    monkeypatch.setattr(sys.modules["__main__"], "cell", warm().task(plain))
+    for task in (cell, warm().task(local)):
+        with pytest.raises((pickle.PicklingError, AttributeError)) as of_the_function:
+            pickle.dumps(task.func)
+        with pytest.raises(type(of_the_function.value), match=re.escape(str(of_the_function.value))):
+            pickle.dumps(task)
+        assert pickle.loads(cloudpickle.dumps(task)).forward(1) == task.forward(1)
+
+
+def test_a_task_beside_its_function_is_pickled_with_it() -> None:
+    task = warm().task(plain)
+    assert pickle.loads(pickle.dumps(task)) == task
+    bound: Any = functools.partial(plain, 1)
+    bound.__name__ = "bound"
+    assert pickle.loads(pickle.dumps(warm().task(bound))).forward() == 1
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_copies_of_a_task_are_equal(copied: Callable[[Any], Any], cell: Task[..., Any]) -> None:
+    local = warm().task(lambda x: x)
+    for task in (in_module, cell, cell.override(retries=5), local):
+        assert copied(task) == task
+        assert copied(task).func is task.func
 
 
 def test_environments_can_be_pickled_and_copied() -> None:
