@@ -298,13 +298,14 @@ class TaskEnvironment:
 
         Raises:
             TypeError: One is not an environment.
-            ValueError: One is this environment.
+            ValueError: One is this environment, or has its name.
         """
         for environment in environments:
             if not isinstance(environment, TaskEnvironment):
                 raise TypeError(f"Expected Environment, got {type(environment)}")
-            if environment is self or environment == self:
-                raise ValueError("Cannot add self as a dependency")
+            if environment.name == self.name:
+                both = None if environment is self else f"Both environments are called {self.name!r}."
+                raise with_notes(ValueError("Cannot add self as a dependency"), both)
             if not any(known is environment for known in self.depends_on):
                 self.depends_on.append(environment)
 

@@ -205,8 +205,10 @@ def test_dependencies_are_added_once_and_never_on_itself() -> None:
     env.add_dependency(other)
     env.add_dependency(other)
     assert env.depends_on == [other]
-    with pytest.raises(ValueError, match="Cannot add self as a dependency"):
-        env.add_dependency(env)
+    for same in (env, TaskEnvironment("e", queue="q")):
+        with pytest.raises(ValueError, match="Cannot add self as a dependency"):
+            env.add_dependency(same)
+    assert env.depends_on == [other]
     with pytest.raises(TypeError, match="Expected Environment"):
         env.add_dependency(5)  # type: ignore[arg-type]
 
