@@ -468,7 +468,7 @@ class NativeInterface:
     """A task's inputs and outputs as Python types.
 
     `inputs` is (type, default) by name, with `inspect.Parameter.empty` for what is missing; `outputs` is the
-    type by name: `o0`, `o1` for a tuple, the field names for a NamedTuple, nothing for None.
+    type by name: `o0`, `o1` for a tuple or a tuple of types, the field names for a NamedTuple, nothing for None.
     """
 
     inputs: dict[str, tuple[Any, Any]]
@@ -501,6 +501,10 @@ def _outputs(annotation: Any) -> dict[str, Any]:
         if Ellipsis in types:
             raise TypeError("Variable length tuples are not supported as return types.")
         return {f"o{position}": each for position, each in enumerate(types)}
+    if isinstance(annotation, tuple):
+        if len(annotation) == 1:  # Flyte's words
+            raise TypeError("Please don't use a tuple if you're just returning one thing.")
+        return {f"o{position}": each for position, each in enumerate(annotation)}
     return {"o0": annotation}
 
 
@@ -768,7 +772,7 @@ class Task(Generic[P, R]):
         """Inputs and outputs, from the annotations.
 
         Raises:
-            TypeError: It returns a tuple of unknown length.
+            TypeError: It returns a tuple of unknown length, or a tuple of one type.
         """
         try:
             hints = typing.get_type_hints(self.func, include_extras=True)

@@ -510,11 +510,15 @@ def test_the_interface_comes_from_the_annotations() -> None:
         return warm().task(function).native_interface.outputs
 
     assert outputs(tuple[int, str]) == {"o0": int, "o1": str}
+    assert outputs((int, str)) == {"o0": int, "o1": str}
+    assert outputs(()) == {}
     assert outputs(Pair) == {"x": int, "y": str}
     assert outputs(None) == {}
     assert outputs(Optional[int]) == {"o0": Optional[int]}  # noqa: UP045
     with pytest.raises(TypeError, match="Variable length tuples"):
         outputs(tuple[int, ...])
+    with pytest.raises(TypeError, match="Please don't use a tuple if you're just returning one thing"):
+        outputs((int,))
 
 
 def test_an_annotation_that_names_nothing_is_kept_as_text(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,7 @@ import pytest
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
 from flyte_jupyter.client import mapping, runs
+from flyte_jupyter.client.environment import Task
 from flyte_jupyter.client.executor import Line, Submission
 from flyte_jupyter.client.runs import Outputs, Run, call_meta
 from flyte_jupyter.client.target import target_of
@@ -29,6 +30,12 @@ def add(x: int, y: int = 1, z: int = 0) -> int:
 @env.task
 def two(x: int) -> tuple[int, str]:
     return x, str(x)
+
+
+def types(x: int) -> None: ...
+
+
+types.__annotations__["return"] = (int, str)  # as `-> (int, str)` without the import from __future__
 
 
 @env.task
@@ -80,8 +87,9 @@ def test_a_tuple_of_unknown_length_is_refused_before_the_run() -> None:
         flyte.run(many, 1)
 
 
-def test_outputs_are_tuples_with_names() -> None:
-    outputs = Outputs.of((3, "b"), two.native_interface.outputs)
+@pytest.mark.parametrize("task", [two, env.task(types)], ids=["tuple of types", "types"])
+def test_outputs_are_tuples_with_names(task: Task[..., Any]) -> None:
+    outputs = Outputs.of((3, "b"), task.native_interface.outputs)
     assert outputs == (3, "b")
     assert repr(outputs) == "o0=3, o1='b'"
     assert outputs.o1 == "b"
