@@ -12,11 +12,12 @@ import sys
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, TracebackType
+from types import TracebackType
 from typing import Any, Final, cast
 
 from .. import errors
-from .payload import Find, Finder
+from . import content
+from .payload import Find
 
 MAX_FRAMES: Final = 100  # of a traceback that travel: a runaway recursion has thousands, all alike
 MAX_CAUSES: Final = 5
@@ -67,7 +68,7 @@ def describe(error: BaseException, *, skip_file: str | tuple[str, ...] = (), dep
         text=text,
         frames=frames,
         notes=notes,
-        pickled=_pickle_exception(error),
+        pickled=content.dump(error),
         flyte_name=_flyte_name(type(error)),
         sources=_sources(frames),
     )
@@ -88,7 +89,7 @@ def rebuild(failure: Failure, find: Find, *, where: str = "") -> BaseException:
 
     Source: flyte's remote errors: which of its classes and which code an exception becomes.
     """
-    original = _load_exception(failure, find)
+    original = content.load(failure.pickled, find)
     if isinstance(original, errors.BaseRuntimeError) and type(original) not in _LOSE_THEIR_CLASS:
         error: errors.BaseRuntimeError = original  # ours survive pickling, unlike Flyte's
         error.__dict__.setdefault("code", failure.code or failure.name)
@@ -167,7 +168,7 @@ def _as_flyte(failure: Failure, original: BaseException | None) -> errors.BaseRu
             attributes = {name: value for name, value in vars(original).items() if name != "__notes__"}
             attributes.setdefault("code", code)  # an HTTPError's own code is a number, and its own
             attributes.update(kind=kind, worker=worker)
-            dual = _fill(made, original.args, _outside_dict(original), attributes)
+            dual = content.fill(made, original.args, content.outside_dict(original), attributes)
             if dual is not None:
                 return dual  # type: ignore[return-value]
     return _class_for(base, None).from_fields(code, kind, failure.message, worker)
@@ -262,7 +263,7 @@ def _reduce(self: Any) -> tuple[Any, ...]:
     attributes = dict(self.__dict__)
     if "__notes__" in attributes:
         attributes["__notes__"] = list(attributes["__notes__"])  # a copy must not grow with the original
-    return _restore, (base, own, self.args, _outside_dict(self), attributes)
+    return _restore, (base, own, self.args, content.outside_dict(self), attributes)
 
 
 def _restore(
@@ -273,105 +274,10 @@ def _restore(
     attributes: dict[str, Any],
 ) -> BaseException:
     made = _class_for(base, own)
-    error = _fill(made, args, outside, attributes)
+    error = content.fill(made, args, outside, attributes)
     if error is None:
         raise pickle.UnpicklingError(f"{made.__name__} cannot be made again")
     return error
-
-
-def _fill(
-    cls: type[BaseException],
-    args: tuple[Any, ...],
-    outside: dict[str, Any],
-    attributes: dict[str, Any],
-) -> BaseException | None:
-    """A `cls` with this content. No constructor of a user's is called: it may want any arguments."""
-    builtin: Any = cls
-    while builtin.__flags__ & _MADE_IN_PYTHON:
-        builtin = builtin.__base__  # the one whose memory layout it has: the only __new__ that Python allows
-    try:
-        error: BaseException = builtin.__new__(cls, *args)
-    except Exception:
-        try:
-            error = builtin.__new__(cls)
-        except Exception:  # an ExceptionGroup whose parts are not known
-            return None
-    with suppress(Exception):
-        builtin.__init__(error, *args)
-    error.args = args
-    for name, value in outside.items():
-        with suppress(Exception):
-            setattr(error, name, value)
-    error.__dict__.update(attributes)
-    return error
-
-
-_MADE_IN_PYTHON: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE
-
-
-def _outside_dict(error: BaseException) -> dict[str, Any]:
-    """What builtin exceptions keep beside `args` and `__dict__`: errno, filename, lineno, name ..."""
-    found = {}
-    for cls in type(error).__mro__:
-        if not cls.__flags__ & _MADE_IN_PYTHON and cls not in (BaseException, Exception, object):
-            for name, slot in vars(cls).items():
-                if isinstance(slot, MemberDescriptorType | GetSetDescriptorType):
-                    value = getattr(error, name, None)
-                    if value is not None:
-                        found[name] = value
-    return found
-
-
-# --- an exception's content as bytes
-
-
-def _pickle_exception(error: BaseException) -> bytes | None:
-    cls = type(error)
-    own_ways = isinstance(cls.__reduce__, FunctionType) or isinstance(cls.__reduce_ex__, FunctionType)
-    if own_ways or not isinstance(cls.__init__, FunctionType):
-        with suppress(Exception):
-            return _checked(pickle.dumps(error, 5))
-    # The class, the arguments and the attributes apart: loading them calls no constructor, which may want other
-    # arguments than `args`, or would make another text of them.
-    outside = _outside_dict(error)
-    with suppress(Exception):
-        return _checked(pickle.dumps((cls, error.args, outside, vars(error)), 5))
-    with suppress(Exception):
-        import cloudpickle
-
-        args = tuple(arg if _survives(arg) else repr(arg) for arg in error.args)
-        outside = {name: value for name, value in outside.items() if _survives(value)}
-        attributes = {name: value for name, value in vars(error).items() if _survives(value)}
-        return _checked(cloudpickle.dumps((cls, args, outside, attributes), 5))
-    return None
-
-
-def _checked(data: bytes) -> bytes:
-    pickle.loads(data)  # some things can be pickled and not loaded
-    return data
-
-
-def _survives(value: object) -> bool:
-    import cloudpickle
-
-    try:
-        pickle.loads(cloudpickle.dumps(value, 5))
-    except Exception:  # a lock, a socket, a cursor: the error is worth more than these
-        return False
-    return True
-
-
-def _load_exception(failure: Failure, find: Find) -> BaseException | None:
-    if failure.pickled is None:
-        return None
-    try:
-        loaded = Finder(failure.pickled, find).load()
-        if isinstance(loaded, tuple):
-            own, args, outside, attributes = loaded
-            loaded = _fill(own, args, outside, attributes)
-    except Exception:
-        return None
-    return loaded if isinstance(loaded, BaseException) else None
 
 
 # --- text and frames

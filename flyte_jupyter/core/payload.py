@@ -66,7 +66,7 @@ def dump_result(value: object) -> Pickled:
 def _dump_by_name(value: object) -> Pickled:
     keep = _BufferSink()
     file = io.BytesIO()
-    pickler = _notebook_pickler()(file, protocol=5, buffer_callback=keep)
+    pickler = notebook_pickler()(file, protocol=5, buffer_callback=keep)
     pickler.dump(value)
     return Pickled(file.getvalue(), keep.views, frozenset(pickler.names))
 
@@ -166,7 +166,7 @@ class Finder(pickle.Unpickler):
 
 
 @functools.cache
-def _notebook_pickler() -> Any:
+def notebook_pickler() -> Any:
     """cloudpickle's pickler, except that what the notebook defines goes by name, and tensors as buffers.
 
     Made late: the import is slow.
