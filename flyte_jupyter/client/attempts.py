@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
+from ..core import failure
 
 if TYPE_CHECKING:
     from .environment import Task
@@ -86,7 +87,7 @@ class Attempts:
         final = errors.DeadlineExceededError | errors.TaskCancelled | errors.StarvationError | errors.PoolError
         if isinstance(error, final) and not isinstance(error, errors.ReplicaDied):
             return None
-        if getattr(error, "code", None) == "NonRecoverableError" or self._left <= 0 or self._task is None:
+        if failure.flyte_code(error) == "NonRecoverableError" or self._left <= 0 or self._task is None:
             return None
         self._left -= 1
         seconds: float = self._task.retries.delay(self.number)

@@ -48,7 +48,9 @@ NAMES_S: Final = 0.2
 NAMES_FRESH_S: Final = 5.0
 RETRY_REASONS: Final[Mapping[str, Callable[[BaseException], bool]]] = {
     "oom": lambda error: (
-        isinstance(error, errors.OOMError | MemoryError) or "OutOfMemory" in type(error).__name__  # torch's own
+        isinstance(error, MemoryError)
+        or isinstance(failure.flyte_error(error), errors.OOMError)
+        or "OutOfMemory" in type(error).__name__  # torch's own
     ),
     "crash": lambda error: isinstance(error, errors.ReplicaDied),
     "timeout": lambda error: isinstance(error, errors.TaskTimeoutError),

@@ -112,10 +112,12 @@ class LineCall(Call):
 
 
 def plain(error: BaseException) -> BaseException:
-    """An error of ours with the task's lines as its traceback, not ours."""
+    """A task's error, or one of ours, with the task's lines as its traceback, not ours."""
     if isinstance(error, errors.BaseRuntimeError):
-        return failure.catchable(error).with_traceback(failure.remote_frames(error))
-    return error
+        failure.catchable(error)
+    elif failure.of(error) is None:
+        return error
+    return BaseException.with_traceback(error, failure.remote_frames(error))
 
 
 class Line:

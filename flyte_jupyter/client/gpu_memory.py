@@ -30,7 +30,7 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, errors.PoolFailed):
         return bool(_SAYS_SO.search(error.traceback or error.cause))
     # What its replica has said of it: the error itself is a user's, and may raise when it is asked for its text.
-    described: failure.Failure | None = getattr(error, "_flyte_jupyter_failure", None)
+    described = failure.of(error)
     return described is not None and bool(_SAYS_SO.search(f"{described.code} {described.name}: {described.message}"))
 
 

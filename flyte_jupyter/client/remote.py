@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
 from ..core import context, failure
+from ..errors.shown import show_as_ours
 from . import gpu_memory, runs
 from .attempts import Attempts, Limits
 from .drivers import ChannelLost, Conversation, drive, interruptible
@@ -44,7 +43,9 @@ def call(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     task.bind(args, kwargs)
     try:
         return blocking(target_of(task), task, args, kwargs)
-    except _PLAIN as error:
+    except BaseException as error:
+        if not says_all(error):
+            raise
         raise without_our_frames(error)  # noqa: B904 - it is the same error
 
 
@@ -56,36 +57,27 @@ async def acall(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     task.bind(args, kwargs)
     try:
         return await awaiting(target_of(task), task, args, kwargs)
-    except _PLAIN as error:
+    except BaseException as error:
+        if not says_all(error):
+            raise
         raise without_our_frames(error)  # noqa: B904 - it is the same error
 
 
-_PLAIN = (errors.BaseRuntimeError, KeyboardInterrupt, asyncio.CancelledError)
-"""Exceptions that say all there is to say; any other is a fault of ours, whose frames are needed."""
+def says_all(error: BaseException) -> bool:
+    """Whether our frames add nothing to an error; it is a task's own, or says all there is to say, or is of the user.
+
+    Any other is a fault of ours.
+    """
+    return isinstance(error, KeyboardInterrupt | asyncio.CancelledError) or failure.flyte_error(error) is not None
 
 
 def without_our_frames(error: BaseException) -> BaseException:
     """What a user shall see: the line that called, then the lines of the task."""
     if isinstance(error, errors.BaseRuntimeError):
         failure.catchable(error)
-    elif context.current.get() is None:
-        _show_as_ours(error)
-    return error.with_traceback(failure.remote_frames(error))
-
-
-def _show_as_ours(error: BaseException) -> None:
-    """Let IPython show an interrupt or a cancellation in the same way; our own errors have the method it asks for."""
-    found: Callable[[], BaseException | None]
-    try:
-        found = weakref.ref(error)  # else a cancelled call would be kept, with its arguments, until the collector comes
-    except TypeError:  # a KeyboardInterrupt; but those are few
-        found = lambda: error  # noqa: E731
-
-    def lines() -> list[str]:
-        there = found()
-        return [] if there is None else errors.lines_shown(there)
-
-    error._render_traceback_ = lines  # type: ignore[attr-defined]
+    elif failure.of(error) is None and context.current.get() is None:  # an interrupt, or a cancellation
+        show_as_ours(error)
+    return BaseException.with_traceback(error, failure.remote_frames(error))
 
 
 def _loop_is_running() -> bool:

@@ -166,7 +166,7 @@ class Target:
 
 def ran_on(error: BaseException, lease: Lease) -> BaseException:
     """The error, which knows its replica from now on."""
-    error._flyte_jupyter_replica = lease.name  # type: ignore[attr-defined]
+    vars(error)["_flyte_jupyter_replica"] = lease.name
     return error
 
 

@@ -7,7 +7,6 @@ every frame shows the user's own line.
 from __future__ import annotations
 
 import linecache
-import pickle
 import sys
 import traceback
 from contextlib import suppress
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, cast
 
 from .. import errors
+from ..errors.shown import beside, put_beside, without_flytes
 from . import content
 from .payload import Find
 
@@ -54,7 +54,7 @@ def describe(error: BaseException, *, skip_file: str | tuple[str, ...] = (), dep
     frames = _frames(tb)
     text = _format(error, tb)
     notes = _notes(error)
-    known: Failure | None = getattr(error, "_flyte_jupyter_failure", None)
+    known = of(error)
     if known is not None:  # a child task's error on its way through its parent
         sources = known.sources | _sources(frames)
         return replace(known, text=text, frames=frames, notes=notes, sources=sources)
@@ -85,37 +85,59 @@ def describe(error: BaseException, *, skip_file: str | tuple[str, ...] = (), dep
 def rebuild(failure: Failure, find: Find, *, where: str = "") -> BaseException:
     """The exception to raise at the caller: Flyte's class and its own class at once, with the remote traceback.
 
-    Where the `flyte` package is loaded in this process, it is an instance of that package's class, too.
+    Where one object cannot be both, it is its own class, and Flyte's error is its cause; what caused it is the cause
+    of that. Where the `flyte` package is loaded in this process, it is an instance of that package's class, too.
 
     Source: flyte's remote errors: which of its classes and which code an exception becomes.
     """
     original = content.load(failure.pickled, find)
     if isinstance(original, errors.BaseRuntimeError) and type(original) not in _LOSE_THEIR_CLASS:
-        error: errors.BaseRuntimeError = original  # ours survive pickling, unlike Flyte's
-        error.__dict__.setdefault("code", failure.code or failure.name)
-        error.__dict__.setdefault("kind", "user")
-        error.__dict__.setdefault("worker", failure.worker)
-        catchable(error)
+        error: BaseException = original  # ours survive pickling, unlike Flyte's
+        vars(error).setdefault("code", failure.code or failure.name)
+        vars(error).setdefault("kind", "user")
+        vars(error).setdefault("worker", failure.worker)
+        catchable(original)
     else:
         error = _as_flyte(failure, original)
-    error.__notes__ = list(failure.notes)
-    if where:
-        error.add_note(where)
+    vars(error).update(_flyte_jupyter_failure=failure, remote_traceback=failure.text, __notes__=list(failure.notes))
+    errors.with_notes(error, where)
     if original is None and failure.flyte_name is None and failure.module != "builtins":
         note = f"{failure.module}.{failure.name} could not be loaded here, so `except {failure.name}` misses it."
-        if note not in error.__notes__:
-            error.add_note(note)
-    error._flyte_jupyter_failure = failure  # type: ignore[attr-defined]
-    error.remote_traceback = failure.text  # type: ignore[attr-defined]
+        if note not in failure.notes:
+            errors.with_notes(error, note)
+    last = error
+    if (flytes := beside(error)) is not None:
+        content.write(error, "__cause__", flytes)
+        last = flytes
     if failure.cause is not None:
-        error.__cause__ = rebuild(failure.cause, find)
-    error.__suppress_context__ = True
-    return error.with_traceback(remote_frames(error))
+        content.write(last, "__cause__", rebuild(failure.cause, find))
+    for each in (error, last):
+        content.write(each, "__suppress_context__", True)
+    return BaseException.with_traceback(error, remote_frames(error))
+
+
+def of(error: BaseException) -> Failure | None:
+    """What was told of an error that comes from a task; None of any other."""
+    found: Failure | None = vars(error).get("_flyte_jupyter_failure")
+    return found
+
+
+def flyte_error(error: BaseException) -> errors.BaseRuntimeError | None:
+    """The error as Flyte's: itself, or what stands beside it; None if it comes from no task."""
+    return error if isinstance(error, errors.BaseRuntimeError) else beside(error)
+
+
+def flyte_code(error: BaseException) -> str | None:
+    """Flyte's code of it, also where its own class has another `code`; None if it comes from no task."""
+    failure = of(error)
+    if failure is not None:
+        return _flyte_class(failure)[1]
+    return error.code if isinstance(error, errors.BaseRuntimeError) else None
 
 
 def remote_frames(error: BaseException) -> TracebackType | None:
     """The remote traceback of a rebuilt error, without the frames that raising it here has put in front."""
-    failure: Failure | None = getattr(error, "_flyte_jupyter_failure", None)
+    failure = of(error)
     return None if failure is None else _make_traceback(failure.frames)
 
 
@@ -124,7 +146,7 @@ def catchable(error: errors.BaseRuntimeError) -> errors.BaseRuntimeError:
     own = type(error)
     if "_flyte_jupyter_parts" not in vars(own) and _real_class(own) is not None:
         with suppress(TypeError):  # a user's subclass, laid out in another way
-            error.__class__ = _class_for(own, None)
+            content.write(error, "__class__", _class_for(own, None))
     return error
 
 
@@ -152,26 +174,28 @@ def _flyte_name(cls: type[BaseException]) -> str | None:
     return None
 
 
-def _as_flyte(failure: Failure, original: BaseException | None) -> errors.BaseRuntimeError:
+def _as_flyte(failure: Failure, original: BaseException | None) -> BaseException:
+    """Both classes at once, or its own, or, if that is not known or would steer the caller's process, Flyte's alone."""
     base, code = _flyte_class(failure)
     kind = cast("errors.ErrorKind", failure.kind or _KINDS.get(base, "user"))
     worker = failure.worker or "user"
-    if (
-        isinstance(original, Exception)
-        # These two change meaning inside a generator or coroutine; Flyte's own need no second class.
-        and not isinstance(original, StopIteration | StopAsyncIteration)
-        and type(original).__module__ not in (errors.__name__, _FLYTE_ERRORS)
-    ):
+    # These two change meaning inside a generator or coroutine; Flyte's own need no second class.
+    alone = isinstance(original, StopIteration | StopAsyncIteration)
+    alone = alone or type(original).__module__ in (errors.__name__, _FLYTE_ERRORS)
+    if isinstance(original, Exception) and not alone:
         own = type(original)
         made = _class_for(base, own)
-        if issubclass(made, own):
+        if own in made.__mro__ and not content.is_native(own):
             attributes = {name: value for name, value in vars(original).items() if name != "__notes__"}
             attributes.setdefault("code", code)  # an HTTPError's own code is a number, and its own
             attributes.update(kind=kind, worker=worker)
-            dual = content.fill(made, original.args, content.outside_dict(original), attributes)
-            if dual is not None:
-                return dual  # type: ignore[return-value]
-    return _class_for(base, None).from_fields(code, kind, failure.message, worker)
+            with suppress(Exception):
+                return content.fill(made, original.args, content.outside_dict(original), attributes)
+    flytes = _class_for(base, None).from_fields(code, kind, failure.message, worker)
+    if isinstance(original, Exception) and not alone:
+        put_beside(original, flytes)
+        return original
+    return flytes
 
 
 def _flyte_class(failure: Failure) -> tuple[type[errors.BaseRuntimeError], str]:
@@ -247,15 +271,25 @@ def _combine(
         body["__str__"] = _message
         # `raise type(error)(text) from error`: another of that class, which knows nothing of this one.
         body["__new__"] = lambda cls, *args, **kwargs: own(*args, **kwargs)
+        if own.__setattr__ is not BaseException.__setattr__:
+            body["__setattr__"] = _write
     try:
         made: Any = type(like.__name__, tuple(bases), body)
+        if like in made.__mro__:
+            return made  # type: ignore[no-any-return]
     except Exception:  # memory layouts that do not fit together, a final class, a class that wants to be asked
-        return base if own is None else _class_for(base, None)
-    return made  # type: ignore[no-any-return]
+        pass
+    return base if own is None else _class_for(base, None)
 
 
 def _message(self: Any) -> str:
     return str(self._flyte_jupyter_failure.message)
+
+
+def _write(self: Any, name: str, value: object) -> None:
+    """Let Python write what belongs to it, as a context manager does, also where the user's class refuses all."""
+    python = name.startswith("__") and name.endswith("__")
+    (BaseException if python else self._flyte_jupyter_parts[1]).__setattr__(self, name, value)
 
 
 def _reduce(self: Any) -> tuple[Any, ...]:
@@ -274,10 +308,7 @@ def _restore(
     attributes: dict[str, Any],
 ) -> BaseException:
     made = _class_for(base, own)
-    error = content.fill(made, args, outside, attributes)
-    if error is None:
-        raise pickle.UnpicklingError(f"{made.__name__} cannot be made again")
-    return error
+    return content.fill(made, args, outside, attributes)
 
 
 # --- text and frames
@@ -291,7 +322,7 @@ def text_of(error: BaseException) -> str:
 
 
 def _notes(error: BaseException) -> list[str]:
-    notes = getattr(error, "__notes__", None)
+    notes = vars(error).get("__notes__")
     return [str(note) for note in notes] if isinstance(notes, list | tuple) else []
 
 
@@ -326,7 +357,8 @@ def _sources(frames: list[RemoteFrame]) -> dict[str, str]:
 
 def _format(error: BaseException, tb: TracebackType | None) -> str:
     try:
-        return "".join(traceback.format_exception(type(error), error, tb, limit=-MAX_FRAMES))
+        with without_flytes(error):
+            return "".join(traceback.format_exception(type(error), error, tb, limit=-MAX_FRAMES))
     except Exception:
         return f"{type(error).__name__}: {text_of(error)}\n"
 

@@ -12,9 +12,12 @@ E = TypeVar("E", bound=BaseException)
 
 def with_notes(error: E, *notes: str | None) -> E:
     """Return `error` with each note that says something: `raise with_notes(ValueError(what), why, do)`."""
+    kept = vars(error).get("__notes__")
     for note in notes:
-        if note:
-            error.add_note(note)
+        if note and isinstance(kept, list):
+            kept.append(note)
+        elif note:
+            kept = vars(error)["__notes__"] = [note]  # not `add_note`: a frozen class refuses it
     return error
 
 
@@ -26,9 +29,8 @@ def whole_text(error: BaseException) -> str:
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
     # Not cls(*args): a constructor that takes facts cannot be called with the finished message.
     error = cls.__new__(cls, *args)
-    error.args = args
-    for name, value in state.items():
-        setattr(error, name, value)
+    BaseException.__setattr__(error, "args", args)  # a user's subclass may be frozen
+    vars(error).update(state)
     return error
 
 

@@ -126,7 +126,7 @@ class Notebook:
             ]
         elif cells.RETRY_REASONS["oom"](error):
             again = f"If that does not help: `%flyte_pool restart {target.pool.name}`."
-            error.add_note(f"Run it again, use a smaller batch, or `--retry-on oom`. {again}")
+            errors.with_notes(error, f"Run it again, use a smaller batch, or `--retry-on oom`. {again}")
         elif isinstance(error, errors.ReplicaDied):
             tried = target.attempt + 1
             was = "The cell was not repeated" if tried == 1 else f"The cell was run {tried} times, not once more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import sys
 import threading
@@ -16,7 +17,9 @@ from typing import Any, Final
 from .. import errors
 from ..client import broker, cells
 from ..client.handle import PoolHandle
+from ..client.remote import says_all
 from ..core import failure
+from ..errors.shown import without_flytes
 
 REDRAW_S: Final = 0.5
 
@@ -29,7 +32,9 @@ def tidy(shell: Any) -> Iterator[None]:
     """Errors that leave the block show the user's own lines, and none of ours."""
     try:
         yield
-    except (errors.BaseRuntimeError, KeyboardInterrupt) as error:
+    except BaseException as error:
+        if not says_all(error):
+            raise
         raise presentable(shell, error, failure.remote_frames(error)) from None
 
 
@@ -43,22 +48,27 @@ def presentable(shell: Any, error: BaseException, tb: TracebackType | None) -> B
         plain = kind(error.msg, (error.filename, error.lineno, error.offset, error.text, *_end(error)))
         lines = shell.SyntaxTB.structured_traceback(kind, plain, frames)
         return _with_lines(stand_in(kind.__name__, str(error)), lines)
-    remote: failure.Failure | None = getattr(error, "_flyte_jupyter_failure", None)
+    remote = failure.of(error)
     if isinstance(error, BaseExceptionGroup):
         # IPython leaves one to Python's own traceback, and that begins with our frames.
         return _with_lines(stand_in(type(error).__name__, str(error)), _formatted(error, tb))
     if remote is not None and remote.name in _NO_ERRORS:  # such a class does not leave its process
         error = stand_in(remote.name, str(error))
-    if tb is None:
-        return _with_lines(error, shell.InteractiveTB.get_exception_only(type(error), error))
-    return _with_lines(error, shell.InteractiveTB.structured_traceback(type(error), error, tb, tb_offset=0))
+    with without_flytes(error):
+        lines = (
+            shell.InteractiveTB.get_exception_only(type(error), error)
+            if tb is None
+            else shell.InteractiveTB.structured_traceback(type(error), error, tb, tb_offset=0)
+        )
+    return _with_lines(error, lines)
 
 
 _NO_ERRORS: Final = ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "CancelledError")
 
 
 def _formatted(error: BaseException, tb: TracebackType | None) -> list[str]:
-    return ["".join(traceback.format_exception(type(error), error, tb))]
+    with without_flytes(error):
+        return ["".join(traceback.format_exception(type(error), error, tb))]
 
 
 def stand_in(name: str, message: str, *notes: str) -> errors.RuntimeUserError:
@@ -68,7 +78,7 @@ def stand_in(name: str, message: str, *notes: str) -> errors.RuntimeUserError:
 
 
 def _with_lines(error: BaseException, lines: list[str]) -> BaseException:
-    error._render_traceback_ = lambda: lines  # type: ignore[attr-defined] # IPython asks for it
+    vars(error)["_render_traceback_"] = functools.partial(list, lines)  # IPython asks for it
     return error
 
 

@@ -17,6 +17,7 @@ from ..client import cells, outputs, text
 from ..client.cells import AttachedPool, Cell, CellTarget
 from ..client.handle import PoolHandle
 from ..client.leases import Lease
+from ..client.remote import says_all
 from ..core.cells import CellReply, Scope
 from .jobs import SHOWN_BYTES, Job, JobScreen
 from .local import run_here
@@ -226,7 +227,9 @@ class TaskMagics(Magics):
         try:
             with outputs.shown_on(guard):
                 reply = cells.run(target)
-        except (errors.BaseRuntimeError, KeyboardInterrupt) as error:
+        except BaseException as error:
+            if not says_all(error):
+                raise
             failed = self.notebook.explained(error, target)
         finally:
             cells.forget_names()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import functools
 import linecache
 import pickle
@@ -10,11 +12,13 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydantic
+import pydantic_core
 import pytest
 
 from flyte_jupyter import errors
@@ -120,6 +124,10 @@ class HasCode(Exception):
 
 
 class Slotted(Exception):
+    __slots__ = ("x",)
+
+
+class SlottedUserError(errors.RuntimeUserError):
     __slots__ = ("x",)
 
 
@@ -267,14 +275,214 @@ def test_a_broken_str_does_not_hide_the_error() -> None:
     assert str(rebuilt.__cause__) == "the cause"
 
 
-def test_a_class_with_a_memory_layout_of_its_own_falls_back_to_flytes() -> None:
-    class Final(Exception):
-        def __init_subclass__(cls) -> None:
-            raise RuntimeError("final")
+# --- classes that cannot be two at once, and objects that do not let themselves be written to
 
+
+class Item(pydantic.BaseModel):
+    n: int
+
+
+def invalid(value: object) -> pydantic.ValidationError:
+    with pytest.raises(pydantic.ValidationError) as caught:
+        Item(n=value)  # type: ignore[arg-type]
+    return caught.value
+
+
+class Final(Exception):
+    def __init_subclass__(cls) -> None:
+        raise RuntimeError("final")
+
+
+class Sealed(type):
+    def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
+        if any(isinstance(base, cls) for base in bases):
+            return None  # type: ignore[return-value]
+        return super().__new__(cls, name, bases, body)
+
+
+class OfASealedClass(Exception, metaclass=Sealed):
+    pass
+
+
+class FinalOOMError(Exception):
+    def __init_subclass__(cls) -> None:
+        raise RuntimeError("final")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    left: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FrozenSlots(Exception):
+    left: int
+    right: str | None = None
+
+
+class Unwritable(Exception):
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        BaseException.__setattr__(self, "left", left)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(name)
+
+    def add_note(self, note: str) -> None:
+        raise AttributeError("no notes")
+
+
+class UnwritableFinal(Unwritable):
+    __slots__ = ("__private",)
+
+    def __init__(self, left: int) -> None:
+        super().__init__(left)
+        BaseException.__setattr__(self, "_UnwritableFinal__private", -left)
+
+    def private(self) -> int:
+        return self.__private  # type: ignore[no-any-return,attr-defined]
+
+    def __init_subclass__(cls) -> None:
+        raise RuntimeError("final")
+
+
+class Custom(pydantic_core.PydanticCustomError):
+    def __new__(cls, left: int) -> Custom:
+        return super().__new__(cls, "kind", "{left} left", {"left": left})
+
+
+ALONE = [invalid("abc"), Custom(3), Final("m"), OfASealedClass("m"), UnwritableFinal(3)]
+UNWRITABLE = [Frozen(3), Frozen(left=3), FrozenSlots(3, "r"), FrozenSlots(3), Unwritable(3), UnwritableFinal(3)]
+
+
+@pytest.mark.parametrize("error", ALONE, ids=lambda error: type(error).__name__)
+def test_what_cannot_be_two_classes_is_its_own_and_flytes_error_is_its_cause(error: Exception) -> None:
+    rebuilt = rebuild(describe(raised(error)), plain_find, where="here")
+    assert type(rebuilt) is type(error)
+    assert str(rebuilt) == str(error)
+    assert vars(error).items() <= vars(rebuilt).items()
+    flytes: Any = rebuilt.__cause__
+    assert type(flytes) is errors.RuntimeUserError
+    assert (flytes.code, flytes.kind, flytes.worker) == (type(error).__name__, "user", "user")
+    assert str(flytes) == str(error)
+    assert flytes.__cause__ is None
+    assert rebuilt.__notes__ == ["here"]
+    assert "raised" in [function for _, function, _ in frames(rebuilt)]
+    assert "in raised" in rebuilt.remote_traceback  # type: ignore[attr-defined]
+    assert failure.flyte_error(rebuilt) is flytes
+    assert failure.flyte_code(rebuilt) == type(error).__name__
+
+
+def test_a_validation_error_still_lists_what_is_wrong() -> None:
+    rebuilt = travelled(invalid("abc"))
+    assert rebuilt.errors() == invalid("abc").errors()
+    assert (rebuilt.title, rebuilt.error_count()) == ("Item", 1)
+
+
+def test_what_cannot_be_pickled_in_an_error_with_ways_of_its_own_is_told_by_its_text() -> None:
+    (wrong,) = travelled(invalid({"lock": threading.Lock(), "n": 1})).errors()
+    assert wrong["type"] == "int_type"
+    assert wrong["input"]["n"] == 1
+    assert "lock" in wrong["input"]["lock"]
+
+
+def test_what_a_group_holds_arrives_as_itself_too() -> None:
+    lock = ValueError(threading.Lock())
+    rebuilt = travelled(ExceptionGroup("all", [TwoArguments("a.py", 3), invalid("abc"), lock]))
+    two, wrong, text = rebuilt.exceptions
+    assert (type(two), str(two), two.line) == (TwoArguments, "a.py:3", 3)
+    assert wrong.error_count() == 1
+    assert "lock" in text.args[0]
+
+
+def test_the_own_cause_of_such_an_error_stands_behind_flytes() -> None:
+    error = Final("m")
+    error.__cause__ = Final("why")
+    rebuilt = travelled(error)
+    chain = [rebuilt]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    assert [(type(each).__name__, str(each)) for each in chain] == [
+        ("Final", "m"), ("RuntimeUserError", "m"), ("Final", "why"), ("RuntimeUserError", "why"),
+    ]  # fmt: skip
+    assert all(each.__suppress_context__ for each in chain)
+
+
+def test_such_an_error_is_told_once_in_a_traceback_that_travels_on() -> None:
     rebuilt = travelled(Final("m"))
-    assert type(rebuilt) is errors.RuntimeUserError
-    assert (rebuilt.code, str(rebuilt)) == ("Final", "m")
+    assert "RuntimeUserError" not in describe(raised(rebuilt)).text
+    outer = ValueError("outer")
+    outer.__cause__ = rebuilt
+    text = describe(raised(outer)).text
+    assert text.count("Final: m") == 1
+    assert "RuntimeUserError" not in text
+    assert rebuilt.__cause__ is failure.flyte_error(rebuilt), "it is only left out"
+    again = travelled(outer)
+    assert type(again.__cause__) is Final
+    assert type(again.__cause__.__cause__) is errors.RuntimeUserError
+
+
+def test_flytes_error_beside_such_an_error_can_be_raised_alone() -> None:
+    flytes = travelled(Final("m")).__cause__
+    again = travelled(flytes)
+    assert type(again) is errors.RuntimeUserError
+    assert (again.code, str(again)) == ("Final", "m")
+
+
+def test_flyte_decides_by_the_name_of_such_an_error_too() -> None:
+    rebuilt = travelled(FinalOOMError("m"))
+    assert type(rebuilt) is FinalOOMError
+    assert isinstance(failure.flyte_error(rebuilt), errors.OOMError)
+
+
+def test_copies_of_such_an_error_know_flytes_too() -> None:
+    rebuilt = travelled(Final("m"))
+    for again in (copy.copy(rebuilt), pickle.loads(pickle.dumps(rebuilt))):
+        assert type(again) is Final
+        assert isinstance(failure.flyte_error(again), errors.RuntimeUserError)
+    assert failure.flyte_error(ValueError("local")) is None
+    assert failure.flyte_code(ValueError("local")) is None
+
+
+@pytest.mark.parametrize("error", UNWRITABLE, ids=lambda error: type(error).__name__)
+def test_an_error_that_cannot_be_written_to_keeps_all_it_has(error: Any) -> None:
+    first: Any = rebuild(pickle.loads(pickle.dumps(describe(raised(error)), 5)), plain_find, where="child")
+    second: Any = rebuild(pickle.loads(pickle.dumps(describe(raised(first)), 5)), plain_find, where="parent")
+    for rebuilt in (first, second):
+        assert isinstance(rebuilt, type(error))
+        assert isinstance(failure.flyte_error(rebuilt), errors.RuntimeUserError)
+        assert str(rebuilt) == str(error)
+        assert rebuilt.args == error.args
+        assert rebuilt.left == 3
+        assert getattr(rebuilt, "right", None) == getattr(error, "right", None)
+        assert "in raised" in rebuilt.remote_traceback
+        assert frames(rebuilt)
+    assert second.__notes__ == ["child", "parent"]
+    if not isinstance(error, UnwritableFinal):
+        with pytest.raises(type(error)) as caught, passes():
+            raise second
+        assert caught.value is second
+        with pytest.raises(AttributeError):
+            second.left = 4
+    if isinstance(error, UnwritableFinal):
+        assert second.private() == -3
+
+
+@contextlib.contextmanager
+def passes() -> Iterator[None]:
+    yield
+
+
+def test_slots_that_are_not_set_stay_so() -> None:
+    assert not hasattr(travelled(Slotted("m")), "x")
+    error = Slotted("m")
+    error.x = None
+    assert travelled(error).x is None
+    flytes = SlottedUserError("C", "m")
+    flytes.x = 3
+    rebuilt = travelled(flytes)
+    assert (type(rebuilt), rebuilt.code, rebuilt.x) == (SlottedUserError, "C", 3)
 
 
 # --- chains, notes, tracebacks
@@ -465,6 +673,13 @@ def test_beside_the_real_package_errors_are_its_own_too(real: Any, error: BaseEx
             assert isinstance(again, type(error))
     assert rebuilt.code == (getattr(error, "code", None) if isinstance(error, errors.BaseRuntimeError)
                             else type(error).__name__)  # fmt: skip
+
+
+def test_beside_an_error_that_is_its_own_class_alone_stands_one_of_the_real_packages(real: Any) -> None:
+    rebuilt = travelled(Final("m"))
+    assert type(rebuilt) is Final
+    assert isinstance(rebuilt.__cause__, real.RuntimeUserError)
+    assert isinstance(rebuilt.__cause__, errors.RuntimeUserError)
 
 
 def test_an_error_of_the_real_package_keeps_its_code(real: Any) -> None:

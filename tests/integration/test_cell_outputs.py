@@ -90,6 +90,13 @@ display('d', display_id='second', update=True)
     "two questions": "a = input('one? ')\nb = input('two? ')\nprint(a, b)",
     "a name that is not there": "nowhere",
     "an interrupt of its own": "raise KeyboardInterrupt",
+    "a cancelled future of its own": "from concurrent.futures import CancelledError\nraise CancelledError('so')",
+    "an error of pydantic": "import pydantic\nclass Item(pydantic.BaseModel): n: int\nItem(n='abc')",
+    "an error of a final class": """
+class Final(Exception):
+    def __init_subclass__(cls): raise RuntimeError
+raise Final('m')
+""",
     "many small prints": "for n in range(2000): print(n, end=' ')",
     "a warning of a kind": "import warnings\nwarnings.warn('old', DeprecationWarning)",
     "an output widget": "import ipywidgets as w\nout = w.Output()\nwith out: print('inside')\nprint('outside')\nout",

@@ -1,0 +1,153 @@
+"""How the error of a task arrives in the notebook that called it: as itself, named, and with what helps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_notebook import Notebook
+
+pytestmark = pytest.mark.kernel
+
+SETUP = """
+import asyncio, concurrent.futures, dataclasses, os, sys
+import flyte_jupyter as flyte
+from flyte_jupyter import errors
+from pydantic import BaseModel, ValidationError
+
+flyte.PoolHandle.view = None  # a card's messages come at any time
+env = flyte.TaskEnvironment("errs", reusable=flyte.ReusePolicy(replicas=2))
+few = flyte.TaskEnvironment("few", reusable=flyte.ReusePolicy(replicas=1, concurrency=2))
+
+class Item(BaseModel):
+    n: int
+
+class Final(Exception):
+    def __init_subclass__(cls):
+        raise RuntimeError("final")
+
+class FinalOOMError(Exception):
+    def __init_subclass__(cls):
+        raise RuntimeError("final")
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    left: int
+
+def fail(how):
+    if how == "invalid":
+        Item(n="abc")
+    if how == "frozen":
+        raise Frozen(3)
+    raise {"final": Final, "oom": FinalOOMError}[how]("so it is")
+
+@env.task
+def child(how):
+    fail(how)
+
+@env.task
+async def child_async(how):
+    await asyncio.sleep(0)
+    fail(how)
+
+@env.task
+def parent(how):
+    child(how)
+
+@env.task(retries=2)
+def tries(how, path):
+    with open(path, "a") as file:
+        file.write("x")
+    if how == "fatal":
+        raise errors.NonRecoverableError("no use")
+    fail(how)
+
+def caught(call, *args):
+    try:
+        call(*args)
+    except Exception as error:
+        return error
+"""
+
+
+@pytest.fixture(scope="module")
+def notebook(shared_broker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
+    notebook = Notebook(tmp_path_factory.mktemp("nb"))
+    notebook.setup = SETUP
+    try:
+        notebook.begin()
+        yield notebook
+        notebook.run("flyte.pool(env).stop(); flyte.pool(few).stop()")
+    finally:
+        notebook.end()
+
+
+# --- classes that cannot be Flyte's, too
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "child('invalid')",
+        "await child.aio('invalid')",
+        "await child_async('invalid')",
+        "list(flyte.map(child, ['invalid'], return_exceptions=False))",
+        "flyte.pool(env).executor().submit(fail, 'invalid').result()",
+        "parent('invalid')",
+    ],
+)
+def test_a_validation_error_is_caught_as_itself(notebook: Notebook, call: str) -> None:
+    assert notebook.run(
+        f"try: {call}\nexcept ValidationError as error: seen = error\n"
+        "flytes = seen.__cause__\n"
+        "seen.error_count(), type(flytes).__name__, flytes.code, 'raised this on errs[' in seen.__notes__[0],"
+        "'in fail' in seen.remote_traceback"
+    ).value == (1, "RuntimeUserError", "ValidationError", True, True)
+
+
+def test_it_is_shown_with_the_lines_of_the_task_and_once(notebook: Notebook) -> None:
+    for call in ("child('invalid')", "await child.aio('invalid')"):
+        cell = notebook.run(call)
+        assert cell.error == "ValidationError"
+        assert '    Item(n="abc")' in cell.traceback
+        assert "flyte_jupyter" not in cell.traceback
+        assert "RuntimeUserError" not in cell.traceback
+        assert cell.traceback.count("1 validation error") == 1
+        assert "errs.child raised this on errs[" in cell.traceback
+
+
+def test_it_passes_through_a_parent_with_the_lines_and_notes_of_both(notebook: Notebook) -> None:
+    cell = notebook.run("parent('final')")
+    assert cell.error == "Final"
+    assert [line in cell.traceback for line in ("child(how)", "fail(how)", "errs.child raised this on",
+                                                "errs.parent raised this on")] == [True] * 4  # fmt: skip
+    assert "RuntimeUserError" not in cell.traceback
+
+
+def test_its_own_cause_stands_behind_flytes(notebook: Notebook) -> None:
+    notebook.run("@env.task\ndef chained():\n    try: {}['lr']\n    except KeyError as why: raise Final('m') from why")
+    assert notebook.run(
+        "error = caught(chained)\n[type(e).__name__ for e in (error, error.__cause__, error.__cause__.__cause__)]"
+    ).value == ["Final", "RuntimeUserError", "KeyError"]
+    cell = notebook.run("chained()")
+    assert "KeyError: 'lr'" in cell.traceback
+    assert "direct cause" in cell.traceback
+    assert "RuntimeUserError" not in cell.traceback
+
+
+def test_an_error_that_cannot_be_written_to_keeps_its_notes_and_traceback(notebook: Notebook) -> None:
+    for call in ("child", "parent"):
+        assert notebook.run(
+            f"error = caught({call}, 'frozen')\n"
+            "isinstance(error, Frozen), isinstance(error, errors.RuntimeUserError), error.left, len(error.__notes__)"
+        ).value == (True, True, 3, 1 if call == "child" else 2)
+    assert notebook.run("child('frozen')").error == "Frozen"
+
+
+def test_whether_it_is_tried_again_does_not_depend_on_its_class(notebook: Notebook, tmp_path: Path) -> None:
+    for how, count in (("final", 3), ("invalid", 3), ("fatal", 1)):
+        path = tmp_path / how
+        notebook.run(f"caught(tries, {how!r}, {str(path)!r})")
+        assert path.read_text() == "x" * count
+    assert notebook.run("isinstance(caught(child, 'oom').__cause__, errors.OOMError)").value is True
