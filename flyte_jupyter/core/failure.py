@@ -187,8 +187,9 @@ def _as_flyte(failure: Failure, original: BaseException | None) -> BaseException
         made = _class_for(base, own)
         if own in made.__mro__ and not content.is_native(own):
             attributes = {name: value for name, value in vars(original).items() if name != "__notes__"}
-            attributes.setdefault("code", code)  # an HTTPError's own code is a number, and its own
-            attributes.update(kind=kind, worker=worker)
+            flytes_own = {"code": code, "kind": kind, "worker": worker}
+            # An HTTPError's own code is a number, and its own.
+            attributes |= {name: value for name, value in flytes_own.items() if not _has(original, name)}
             with suppress(Exception):
                 return content.fill(made, original.args, content.outside_dict(original), attributes)
     flytes = _class_for(base, None).from_fields(code, kind, failure.message, worker)
@@ -196,6 +197,13 @@ def _as_flyte(failure: Failure, original: BaseException | None) -> BaseException
         put_beside(original, flytes)
         return original
     return flytes
+
+
+def _has(error: BaseException, name: str) -> bool:
+    try:
+        return hasattr(error, name)
+    except Exception:  # it is computed, and fails
+        return True
 
 
 def _flyte_class(failure: Failure) -> tuple[type[errors.BaseRuntimeError], str]:

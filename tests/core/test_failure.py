@@ -485,6 +485,47 @@ def test_slots_that_are_not_set_stay_so() -> None:
     assert (type(rebuilt), rebuilt.code, rebuilt.x) == (SlottedUserError, "C", 3)
 
 
+# --- attributes that are called as Flyte's
+
+
+class HasKind(Exception):
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.worker = 7
+        self.code = [404]
+
+
+class OfAKind(Exception):
+    kind = "fruit"
+
+    @property
+    def code(self) -> int:
+        return 9
+
+    def __getattr__(self, name: str) -> str:
+        if name == "worker":
+            return "bee"
+        raise AttributeError(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "values"),
+    [
+        (HasKind("apple"), ([404], "apple", 7)),
+        (OfAKind("m"), (9, "fruit", "bee")),
+        (ValueError("m"), ("ValueError", "user", "user")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_attributes_of_the_users_win_over_flytes(error: Exception, values: tuple[Any, ...]) -> None:
+    rebuilt = travelled(error)
+    for again in (rebuilt, travelled(rebuilt), copy.copy(rebuilt), pickle.loads(pickle.dumps(rebuilt))):
+        assert (again.code, again.kind, again.worker) == values
+        assert isinstance(again, errors.RuntimeUserError)
+        assert failure.flyte_code(again) == type(error).__name__
+
+
 # --- chains, notes, tracebacks
 
 

@@ -35,11 +35,18 @@ class FinalOOMError(Exception):
 class Frozen(Exception):
     left: int
 
+class HasKind(Exception):
+    def __init__(self):
+        super().__init__("m")
+        self.kind, self.worker, self.code = "fruit", 7, 404
+
 def fail(how):
     if how == "invalid":
         Item(n="abc")
     if how == "frozen":
         raise Frozen(3)
+    if how == "kind":
+        raise HasKind
     raise {"final": Final, "oom": FinalOOMError}[how]("so it is")
 
 @env.task
@@ -151,3 +158,7 @@ def test_whether_it_is_tried_again_does_not_depend_on_its_class(notebook: Notebo
         notebook.run(f"caught(tries, {how!r}, {str(path)!r})")
         assert path.read_text() == "x" * count
     assert notebook.run("isinstance(caught(child, 'oom').__cause__, errors.OOMError)").value is True
+
+
+def test_attributes_that_are_called_as_flytes_are_the_users(notebook: Notebook) -> None:
+    assert notebook.run("e = caught(child, 'kind'); e.kind, e.worker, e.code").value == ("fruit", 7, 404)
