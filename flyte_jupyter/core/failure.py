@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, cast
 
 from .. import errors
+from ..errors.ours import sentence
 from ..errors.shown import beside, put_beside, without_flytes
 from . import content
 from .payload import Find
@@ -45,6 +46,7 @@ class Failure:
     flyte_name: str | None = None
     notes: list[str] = field(default_factory=list)
     cause: Failure | None = None
+    steers: bool = False  # it would end more than the call that raises it, so only Flyte's error arrives
     sources: dict[str, str] = field(default_factory=dict)  # what the frames' files hold that are no files
 
 
@@ -70,6 +72,8 @@ def describe(error: BaseException, *, skip_file: str | tuple[str, ...] = (), dep
         notes=notes,
         pickled=content.dump(error),
         flyte_name=_flyte_name(type(error)),
+        # Those two change meaning inside a generator or coroutine.
+        steers=not isinstance(error, Exception) or isinstance(error, StopIteration | StopAsyncIteration),
         sources=_sources(frames),
     )
     if cause is not None and depth < MAX_CAUSES:
@@ -101,7 +105,7 @@ def rebuild(failure: Failure, find: Find, *, where: str = "") -> BaseException:
         error = _as_flyte(failure, original)
     vars(error).update(_flyte_jupyter_failure=failure, remote_traceback=failure.text, __notes__=list(failure.notes))
     errors.with_notes(error, where)
-    if original is None and failure.flyte_name is None and failure.module != "builtins":
+    if original is None and failure.flyte_name is None and failure.module != "builtins" and not failure.steers:
         note = f"{failure.module}.{failure.name} could not be loaded here, so `except {failure.name}` misses it."
         if note not in failure.notes:
             errors.with_notes(error, note)
@@ -179,9 +183,8 @@ def _as_flyte(failure: Failure, original: BaseException | None) -> BaseException
     base, code = _flyte_class(failure)
     kind = cast("errors.ErrorKind", failure.kind or _KINDS.get(base, "user"))
     worker = failure.worker or "user"
-    # These two change meaning inside a generator or coroutine; Flyte's own need no second class.
-    alone = isinstance(original, StopIteration | StopAsyncIteration)
-    alone = alone or type(original).__module__ in (errors.__name__, _FLYTE_ERRORS)
+    # Flyte's own need no second class.
+    alone = original is None or failure.steers or type(original).__module__ in (errors.__name__, _FLYTE_ERRORS)
     if isinstance(original, Exception) and not alone:
         own = type(original)
         made = _class_for(base, own)
@@ -192,7 +195,8 @@ def _as_flyte(failure: Failure, original: BaseException | None) -> BaseException
             attributes |= {name: value for name, value in flytes_own.items() if not _has(original, name)}
             with suppress(Exception):
                 return content.fill(made, original.args, content.outside_dict(original), attributes)
-    flytes = _class_for(base, None).from_fields(code, kind, failure.message, worker)
+    message = _in_words(failure) if failure.steers else failure.message
+    flytes = _class_for(base, None).from_fields(code, kind, message, worker)
     if isinstance(original, Exception) and not alone:
         put_beside(original, flytes)
         return original
@@ -204,6 +208,19 @@ def _has(error: BaseException, name: str) -> bool:
         return hasattr(error, name)
     except Exception:  # it is computed, and fails
         return True
+
+
+def _in_words(failure: Failure) -> str:
+    name = failure.name.rpartition(".")[2]
+    said = f"{name}: {failure.message}" if failure.message else name
+    return f"{sentence(said)} {_WHAT_IT_DID.get(name, 'The task raised it, and only the task ended.')}"
+
+
+_WHAT_IT_DID: Final = {
+    "SystemExit": "The task exited, as sys.exit() does; its replica goes on.",
+    "KeyboardInterrupt": "The task raised it itself; nobody interrupted it.",
+    "CancelledError": "Code in its replica raised it; nobody cancelled the call.",
+}
 
 
 def _flyte_class(failure: Failure) -> tuple[type[errors.BaseRuntimeError], str]:

@@ -52,8 +52,10 @@ def presentable(shell: Any, error: BaseException, tb: TracebackType | None) -> B
     if isinstance(error, BaseExceptionGroup):
         # IPython leaves one to Python's own traceback, and that begins with our frames.
         return _with_lines(stand_in(type(error).__name__, str(error)), _formatted(error, tb))
-    if remote is not None and remote.name in _NO_ERRORS:  # such a class does not leave its process
-        error = stand_in(remote.name, str(error))
+    if remote is not None and remote.steers:  # such a class does not leave its process
+        cause = error.__cause__
+        error = stand_in(remote.name.rpartition(".")[2], remote.message, *getattr(error, "__notes__", ()))
+        error.__cause__ = cause
     with without_flytes(error):
         lines = (
             shell.InteractiveTB.get_exception_only(type(error), error)
@@ -61,9 +63,6 @@ def presentable(shell: Any, error: BaseException, tb: TracebackType | None) -> B
             else shell.InteractiveTB.structured_traceback(type(error), error, tb, tb_offset=0)
         )
     return _with_lines(error, lines)
-
-
-_NO_ERRORS: Final = ("SystemExit", "KeyboardInterrupt", "GeneratorExit", "CancelledError")
 
 
 def _formatted(error: BaseException, tb: TracebackType | None) -> list[str]:

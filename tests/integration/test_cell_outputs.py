@@ -91,6 +91,8 @@ display('d', display_id='second', update=True)
     "a name that is not there": "nowhere",
     "an interrupt of its own": "raise KeyboardInterrupt",
     "a cancelled future of its own": "from concurrent.futures import CancelledError\nraise CancelledError('so')",
+    "an outcome of a test": "import pytest\npytest.fail('no luck')",
+    "a stop of an iteration": "next(iter(()))",
     "an error of pydantic": "import pydantic\nclass Item(pydantic.BaseModel): n: int\nItem(n='abc')",
     "an error of a final class": """
 class Final(Exception):

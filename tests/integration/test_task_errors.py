@@ -162,3 +162,25 @@ def test_whether_it_is_tried_again_does_not_depend_on_its_class(notebook: Notebo
 
 def test_attributes_that_are_called_as_flytes_are_the_users(notebook: Notebook) -> None:
     assert notebook.run("e = caught(child, 'kind'); e.kind, e.worker, e.code").value == ("fruit", 7, 404)
+
+
+# --- what would end more than a task
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("sys.exit(2)", "SystemExit: 2. The task exited, as sys.exit() does; its replica goes on."),
+        ("__import__('argparse').ArgumentParser().parse_args(['--no'])", "SystemExit: 2. The task exited"),
+        ("__import__('pytest').skip('later')", "Skipped: later. The task raised it, and only the task ended."),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt. The task raised it itself; nobody interrupted it."),
+        ("raise GeneratorExit", "GeneratorExit. The task raised it, and only the task ended."),
+        ("raise StopIteration(3)", "StopIteration: 3. The task raised it, and only the task ended."),
+    ],
+)
+def test_what_would_end_more_than_a_task_is_named(notebook: Notebook, code: str, text: str) -> None:
+    notebook.run(f"@env.task\ndef ends():\n    {code}\n@env.task\ndef passes_on():\n    ends()")
+    for call in ("ends", "passes_on"):
+        error, code_, said = notebook.run(f"e = caught({call}); type(e).__name__, e.code, str(e)").value
+        assert (error, code_) == ("RuntimeUserError", text.partition(":")[0].partition(".")[0])
+        assert said.startswith(text)
