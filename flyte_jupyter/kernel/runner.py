@@ -220,7 +220,7 @@ class Runner:
         if not task.cancelled():
             task.exception()  # seen
         if not call.ended:  # cancelled before its first step, or interrupted while it reported an error
-            self._finish(call, _cancelled(call))
+            self._finish(call, self._failed(call, asyncio.CancelledError()))
 
     def _load(self, call: RunningCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
         data, *buffers = call.arguments
@@ -266,8 +266,8 @@ class Runner:
         return encode(OUTCOME, call.number, data, buffers, flags=OK)
 
     def _failed(self, call: RunningCall, error: BaseException) -> list[Buffer]:
-        stopped = isinstance(error, asyncio.CancelledError) or (call.cancelled and isinstance(error, KeyboardInterrupt))
-        if stopped:
+        # Code may raise either by itself: a library that cancels what it has started, a task that is told to stop.
+        if call.cancelled and isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
             return _cancelled(call)
         call.status = Status.ERROR
         return encode(OUTCOME, call.number, dump_failure(error), flags=Status.ERROR)

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, wait
+from concurrent.futures import Future, wait
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, Final
 
@@ -211,11 +211,11 @@ class Job:
         self._screen.draw(here=True)
         try:
             return self._future.result()
-        except CancelledError:
-            cancelled = errors.TaskCancelled(self.name, replica=self._target.times.replica or None)
-            raise self._notebook.explained(cancelled, self._target) from None
         except BaseException as error:
-            raise self._notebook.explained(error, self._target) from None
+            shown = error
+            if self._future.cancelled():  # a cell may raise a CancelledError itself
+                shown = errors.TaskCancelled(self.name, replica=self._target.times.replica or None)
+            raise self._notebook.explained(shown, self._target) from None
 
     def output(self) -> str:
         """What it has written so far, as text."""

@@ -90,6 +90,7 @@ display('d', display_id='second', update=True)
     "two questions": "a = input('one? ')\nb = input('two? ')\nprint(a, b)",
     "a name that is not there": "nowhere",
     "an interrupt of its own": "raise KeyboardInterrupt",
+    "a cancellation of its own": "import asyncio\nraise asyncio.CancelledError('so')",
     "a cancelled future of its own": "from concurrent.futures import CancelledError\nraise CancelledError('so')",
     "an outcome of a test": "import pytest\npytest.fail('no luck')",
     "a stop of an iteration": "next(iter(()))",

@@ -419,6 +419,15 @@ def test_a_job_fails_as_its_cell_would(notebook: Notebook) -> None:
     assert "jobs.py" not in waited.traceback
 
 
+@pytest.mark.parametrize("library", ["asyncio", "concurrent.futures"])
+def test_a_job_that_raises_a_cancellation_itself_has_failed(library: str, notebook: Notebook) -> None:
+    asked = notebook.start(f"%%flyte_task magic --bg --as job\nimport {library}\nraise {library}.CancelledError")
+    settled(notebook, asked, "failed")
+    waited = notebook.run("job.result()")
+    assert waited.error == "CancelledError"
+    assert "FJ504" not in waited.traceback
+
+
 def test_a_job_of_an_expression_returns_its_value(notebook: Notebook) -> None:
     notebook.run("jobs = [get_ipython().run_line_magic('flyte_task', f'magic --bg -- [{n}] * 2') for n in range(3)]")
     assert notebook.run("[job.result() for job in jobs]").value == [[0, 0], [1, 1], [2, 2]]

@@ -176,6 +176,7 @@ def test_attributes_that_are_called_as_flytes_are_the_users(notebook: Notebook) 
         ("raise KeyboardInterrupt", "KeyboardInterrupt. The task raised it itself; nobody interrupted it."),
         ("raise GeneratorExit", "GeneratorExit. The task raised it, and only the task ended."),
         ("raise StopIteration(3)", "StopIteration: 3. The task raised it, and only the task ended."),
+        ("raise asyncio.CancelledError", "CancelledError. Code in its replica raised it; nobody cancelled the call."),
     ],
 )
 def test_what_would_end_more_than_a_task_is_named(notebook: Notebook, code: str, text: str) -> None:
@@ -184,3 +185,65 @@ def test_what_would_end_more_than_a_task_is_named(notebook: Notebook, code: str,
         error, code_, said = notebook.run(f"e = caught({call}); type(e).__name__, e.code, str(e)").value
         assert (error, code_) == ("RuntimeUserError", text.partition(":")[0].partition(".")[0])
         assert said.startswith(text)
+
+
+# --- cancellations that nobody asked for
+
+
+@pytest.mark.parametrize(
+    "how", ["raise asyncio.CancelledError", "asyncio.current_task().cancel(); await asyncio.sleep(0)"]
+)
+def test_a_cancellation_of_the_tasks_own_is_its_error(notebook: Notebook, how: str) -> None:
+    notebook.run(f"@few.task\nasync def gives_up():\n    {how}")
+    name, code, text = notebook.run(
+        "async def calls():\n"
+        "    try: await gives_up.aio()\n"
+        "    except Exception as error: return error\n"
+        "error = await calls()\n"
+        "type(error).__name__, error.code, str(error)"
+    ).value
+    assert (name, code) == ("RuntimeUserError", "CancelledError")
+    assert text == "CancelledError. Code in its replica raised it; nobody cancelled the call."
+
+
+def test_a_cancellation_in_a_sync_tasks_own_loop_is_its_error(notebook: Notebook) -> None:
+    notebook.run(
+        "@env.task\ndef gives_up_inside():\n"
+        "    async def inside():\n"
+        "        asyncio.current_task().cancel()\n"
+        "        await asyncio.sleep(0)\n"
+        "    asyncio.run(inside())"
+    )
+    assert notebook.run("caught(gives_up_inside).code").value == "CancelledError"
+
+
+def test_a_cancelled_future_of_the_tasks_own_is_its_error(notebook: Notebook) -> None:
+    notebook.run(
+        "@env.task\ndef waits_for_nothing():\n"
+        "    future = concurrent.futures.Future()\n"
+        "    future.cancel()\n"
+        "    future.result()"
+    )
+    assert notebook.run(
+        "error = caught(waits_for_nothing)\n"
+        "isinstance(error, concurrent.futures.CancelledError), isinstance(error, errors.RuntimeUserError)"
+    ).value == (True, True)
+    assert notebook.run("await asyncio.gather(waits_for_nothing.aio(), return_exceptions=True)").error == ""
+
+
+def test_a_task_that_cancels_others_of_its_replica_is_not_told_as_the_caller(notebook: Notebook) -> None:
+    notebook.run(
+        "@few.task\nasync def sleeps():\n    await asyncio.sleep(60)\n"
+        "@few.task\nasync def clears():\n"
+        "    for task in asyncio.all_tasks() - {asyncio.current_task()}:\n"
+        "        if 'run_async' in repr(task): task.cancel()\n"
+        "    return any('run_async' in repr(task) for task in asyncio.all_tasks() - {asyncio.current_task()})"
+    )
+    assert (
+        notebook.run(
+            "slept = asyncio.ensure_future(sleeps.aio())\n"
+            "while not await clears.aio(): pass\n"
+            "(await asyncio.gather(slept, return_exceptions=True))[0].code"
+        ).value
+        == "CancelledError"
+    )
