@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import linecache
 import pickle
+import re
 import signal as signals
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from .. import errors
@@ -19,6 +20,7 @@ from ..core.definitions import Closure, Definition, Text, texts_of
 from ..core.frames import CALL, OK, Buffer, Frame, Status, encode, join_small
 from . import broker, runs
 from .capture import Captured
+from .capture.places import is_ipython
 from .handle import PoolHandle, handle_of
 from .leases import Channel, Lease, LeaseGroup
 
@@ -159,9 +161,24 @@ class Target:
         described: failure.Failure = pickle.loads(frame.body)
         if self._closure is not None:
             locate(described, self._closure.definitions)
-        raise ran_on(
-            failure.rebuild(described, payload.plain_find, where=f"{self.name} raised this on {lease.name}."), lease
-        )
+        error = failure.rebuild(described, payload.plain_find, where=f"{self.name} raised this on {lease.name}.")
+        self._explain_name(error, described)
+        raise ran_on(error, lease)
+
+    def _explain_name(self, error: BaseException, described: failure.Failure) -> None:
+        """Say why a name that is here was not there, if the code misses it in a way that the capture cannot see."""
+        name = missing_name(error, described)
+        names = self._captured.namespace
+        if name is None or name not in names or is_ipython(name, names[name]) or _mentioned(name, error, described):
+            return
+        sent = self._closure is not None and name in self._closure.manifest
+        code = errors.NameNotOnReplica.fj_code
+        if not sent and not any(note.startswith(code) for note in vars(error)["__notes__"]):
+            errors.with_notes(
+                error,
+                f'{code} "{name}" exists in your notebook, but the task does not mention it by name (eval, globals()).',
+                "Pass it as an argument, or mention it in the task.",
+            )
 
 
 def ran_on(error: BaseException, lease: Lease) -> BaseException:
@@ -244,6 +261,45 @@ def locate(described: failure.Failure, definitions: Sequence[Definition]) -> Non
                 described.frames[index] = (here, function, first + by, line + by)
     if described.cause is not None:
         locate(described.cause, definitions)
+
+
+def missing_name(error: BaseException, described: failure.Failure) -> str | None:
+    """The global of a notebook that an error misses: by its name, in `globals()`, or as an attribute of `__main__`."""
+    for cls, pattern in _MISSES:
+        found = pattern.match(described.message) if isinstance(error, cls) else None
+        if found is None or found.groupdict().get("module", "__main__") != "__main__":
+            continue
+        if cls is not KeyError or any(map(_NAMES_AS_DICT.search, _lines(described))):
+            return found["name"]
+    return None
+
+
+_MISSES: Final[tuple[tuple[type[Exception], re.Pattern[str]], ...]] = (
+    # The second is what pandas says of `@name` in a query.
+    (NameError, re.compile(r"(?:name|local variable) '(?P<name>\w+)' is not defined")),
+    (AttributeError, re.compile(r"module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'")),
+    (AttributeError, re.compile(r"Can't get attribute '(?P<name>\w+)' on <module '(?P<module>[\w.]+)'")),
+    (ImportError, re.compile(r"cannot import name '(?P<name>\w+)' from '(?P<module>[\w.]+)'")),
+    (KeyError, re.compile(r"'(?P<name>\w+)'$")),
+)
+_NAMES_AS_DICT: Final = re.compile(r"\b(?:globals|locals|vars)\(\)|\b__main__\b|\buser_ns\b")
+
+
+def _lines(described: failure.Failure) -> Iterator[str]:
+    """Each line that called or raised; and of the innermost function that has lines, those before it, too."""
+    innermost = True
+    for filename, _, first, line in reversed(described.frames):
+        there = linecache.getlines(filename)[:line]
+        yield from there[first - 1 :] if innermost else there[-1:]
+        innermost = innermost and not there
+
+
+def _mentioned(name: str, error: BaseException, described: failure.Failure) -> bool:
+    """Whether the code that ran has the name itself: then the name came later, or is missing elsewhere, too."""
+    if not isinstance(error, NameError) or not described.frames:
+        return False
+    filename, _, _, line = described.frames[-1]
+    return re.search(rf"\b{name}\b", linecache.getline(filename, line)) is not None
 
 
 def _moved(there: list[str], line: int, sources: list[Text]) -> tuple[str, int] | None:

@@ -14,6 +14,7 @@ from IPython.core.error import UsageError
 from .. import errors
 from ..client import cells, outputs
 from ..client.capture.places import is_ipython
+from ..client.target import missing_name
 from ..core import failure
 from ..core.cells import CellReply
 from .jobs import Job
@@ -112,8 +113,10 @@ class Notebook:
 
     def explained(self, error: BaseException, target: cells.CellTarget) -> BaseException:
         """The error of a cell as it is shown, with what can be done about it in a notebook."""
-        if isinstance(error, NameError):
-            _explain_name(error, target, self.shell.user_ns)
+        described = failure.of(error)
+        name = None if described is None else missing_name(error, described)
+        if name is not None:
+            _explain_name(error, name, target, self.shell.user_ns)
         elif isinstance(error, errors.MaxRuntimeExceededError):
             error.args = (str(error).replace(f"Task {target.name}", "Your cell"),)
             error.add_note("Raise `--timeout`, or use `--bg` for long work.")
@@ -138,18 +141,17 @@ class Notebook:
         return presentable(self.shell, error, failure.remote_frames(error))
 
 
-def _explain_name(error: NameError, target: cells.CellTarget, names: dict[str, Any]) -> None:
-    found = re.match(r"(?:FJ401 )?(?:The )?name ['\"](\w+)['\"] is not defined", str(error))
-    name = getattr(error, "name", None) or (found[1] if found else None)
-    if name is None or name not in names or is_ipython(name, names[name]):
+def _explain_name(error: BaseException, name: str, target: cells.CellTarget, names: dict[str, Any]) -> None:
+    if name not in names or is_ipython(name, names[name]):
         return
     there = [each for each in cells.names(target.pool, target.cell.scope, target.cell.session) if each not in _ALWAYS]
     shown = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
     only = f"the preload names: {shown}" if shown else "the preload names"  # which cannot be told, or are none
     where = target.times.replica or target.pool.name
-    error.add_note(f'FJ401 "{name}" exists in your notebook; task cells run on {where} and see only {only}.')
-    error.add_note(
-        f"Send it with `-i {name}`{_size(names[name])}, or create it in `%%flyte_preload {target.pool.name}`."
+    errors.with_notes(
+        error,
+        f'FJ401 "{name}" exists in your notebook; task cells run on {where} and see only {only}.',
+        f"Send it with `-i {name}`{_size(names[name])}, or create it in `%%flyte_preload {target.pool.name}`.",
     )
 
 

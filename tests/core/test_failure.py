@@ -555,7 +555,7 @@ def test_what_would_end_more_than_a_task_is_named(error: BaseException, text: st
 
 
 def test_what_would_end_more_than_a_task_is_named_where_its_class_is_unknown(home: types.ModuleType) -> None:
-    home.Left = type("Left", (BaseException,), {"__module__": HOME})
+    home.Left = type("Left", (BaseException,), {"__module__": "__main__"})
     described = describe(raised(home.Left("2")))
     del home.Left
     assert str(rebuild(described, plain_find)) == "Left: 2. The task raised it, and only the task ended."

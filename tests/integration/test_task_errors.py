@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_notebook import Notebook
+from test_notebook import Cell, Notebook
 
 pytestmark = pytest.mark.kernel
 
@@ -247,3 +249,70 @@ def test_a_task_that_cancels_others_of_its_replica_is_not_told_as_the_caller(not
         ).value
         == "CancelledError"
     )
+
+
+# --- names of the notebook that the capture cannot see
+
+NOTE = 'FJ401 "unseen" exists in your notebook, but the task does not mention it by name (eval, globals()).'
+count = itertools.count()
+
+
+def read(cell: Cell) -> str:
+    return re.sub(r"unseen\d+", "unseen", cell.traceback)
+
+
+def explained(notebook: Notebook, body: str) -> Cell:
+    name = f"unseen{next(count)}"  # what one task has sent is there for all of them
+    notebook.run(
+        f"{name} = 7\n@env.task\ndef looks():\n    {body.replace('unseen', name)}\n"
+        "@env.task\ndef passes_on():\n    looks()"
+    )
+    return notebook.run("looks()")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return eval('unseen + 1')",
+        "exec('print(unseen)')",
+        "return globals()['unseen']",
+        "names = globals()\n    return names['unseen']",
+        "return vars()['unseen'] + locals()['unseen']",
+        "return '{unseen}'.format(**globals())",
+        "return __import__('string').Template('$unseen').substitute(globals())",
+        "return __import__('operator').itemgetter('unseen')(globals())",
+        "return getattr(sys.modules['__main__'], 'unseen')",
+        "return vars(sys.modules['__main__'])['unseen']",
+        "import __main__\n    return __main__.unseen",
+        "from __main__ import unseen as other\n    return other",
+        "import pandas\n    return pandas.DataFrame({'a': [1]}).query('a > @unseen')",
+    ],
+)
+def test_a_name_that_a_task_does_not_mention_is_explained(notebook: Notebook, body: str) -> None:
+    cell = explained(notebook, body)
+    assert cell.error in ("NameError", "KeyError", "AttributeError", "ImportError", "UndefinedVariableError")
+    assert cell.traceback.count("FJ401") == 1
+    assert f"{NOTE}\nPass it as an argument, or mention it in the task." in read(cell)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return eval('unseen + 1', {'unseen': {}}['nothing'])",
+        "return {}['unseen']",
+        "return eval('nowhere')",
+        "raise NameError('another text')",
+        "return getattr(sys, 'unseen')",
+        "return unseen, eval('nowhere')",
+    ],
+)
+def test_other_names_are_not(notebook: Notebook, body: str) -> None:
+    cell = explained(notebook, body)
+    assert cell.error
+    assert "FJ401" not in cell.traceback
+
+
+def test_a_name_that_a_child_misses_is_explained_once(notebook: Notebook) -> None:
+    explained(notebook, "return eval('unseen')")
+    assert read(notebook.run("passes_on()")).count(NOTE) == 1
+    assert read(notebook.run("await passes_on.aio()")).count(NOTE) == 1

@@ -58,6 +58,11 @@ class Captured:
         """The bare function; None if these are only names."""
         return self._function
 
+    @property
+    def namespace(self) -> Names:
+        """The globals that its names are looked up in."""
+        return self._scope.names
+
     def _setup(self, names: Names, roots: tuple[str, ...], function: Any, made: Names | None = None) -> None:
         self._scope = Scope.of(names)
         self._roots = roots
