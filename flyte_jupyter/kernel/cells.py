@@ -18,8 +18,8 @@ import io
 import linecache
 import pickle
 import sys
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
@@ -163,8 +163,11 @@ class Cells:
         if request.scope == "fresh" and sys.getrefcount(layer.names) > _HELD_ANYHOW:
             self._loop.call_soon(gc.collect)
 
-    @contextmanager
-    def _around(self, request: CellRequest, layer: Layer) -> Iterator[None]:
+    def _around(self, request: CellRequest, layer: Layer) -> ExitStack:
+        """What IPython does before a cell; what it does after, at the end.
+
+        It is no generator: `contextlib` would write to the error, which a frozen class refuses.
+        """
         events = self._shell.events
         watched = events.callbacks["pre_run_cell"] or events.callbacks["post_run_cell"]
         info = ExecutionInfo(request.code, False, request.silent, True, None) if watched else None
@@ -173,17 +176,17 @@ class Cells:
         events.trigger("pre_execute")
         if info is not None:
             events.trigger("pre_run_cell", info)
-        try:
-            yield
-        except BaseException as error:
-            if result is not None:
-                result.error_in_exec = error
-            raise
-        finally:
+
+        def over(kind: object, error: BaseException | None, tb: object) -> None:
             events.trigger("post_execute")
             if result is not None:
+                result.error_in_exec = error
                 events.trigger("post_run_cell", result)
             self._drop(request, layer)
+
+        stack = ExitStack()
+        stack.push(over)
+        return stack
 
     # --- code
 

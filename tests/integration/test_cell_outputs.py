@@ -100,6 +100,14 @@ class Final(Exception):
     def __init_subclass__(cls): raise RuntimeError
 raise Final('m')
 """,
+    "a frozen error": """
+import dataclasses
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    left: int
+Frozen.__module__ = '__main__'
+raise Frozen(3)
+""",
     "many small prints": "for n in range(2000): print(n, end=' ')",
     "a warning of a kind": "import warnings\nwarnings.warn('old', DeprecationWarning)",
     "an output widget": "import ipywidgets as w\nout = w.Output()\nwith out: print('inside')\nprint('outside')\nout",
