@@ -10,12 +10,10 @@ task channel); the answer to each is the new process's id.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import json
 import os
-import random
 import signal
 import socket
 import sys
@@ -23,6 +21,8 @@ import threading
 import time
 import traceback
 from typing import Any, Final
+
+from . import seeds
 
 PACKET_BYTES: Final = 1 << 20
 ADOPTION_S: Final = 5.0
@@ -35,15 +35,17 @@ def main() -> None:
     os.umask(0o077)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = json.loads(control.recv(PACKET_BYTES))
-    kernel = importlib.import_module("flyte_jupyter.kernel.__main__")
-    importlib.import_module("flyte_jupyter.kernel.kernel").die_with_parent(broker)
-    for name in request["preimports"]:
-        try:
-            importlib.import_module(name)
-        except BaseException:  # the preload will fail with it in the replica, where it can be shown
-            traceback.print_exc()
+    with seeds.noting_seeds():
+        kernel = importlib.import_module("flyte_jupyter.kernel.__main__")
+        importlib.import_module("flyte_jupyter.kernel.kernel").die_with_parent(broker)
+        for name in request["preimports"]:
+            try:
+                importlib.import_module(name)
+            except BaseException:  # the preload will fail with it in the replica, where it can be shown
+                traceback.print_exc()
     # Objects that are never looked at by the collector stay on pages that no child has to copy.
     gc.collect()
+    seeds.note_generators()
     gc.freeze()
     control.send(json.dumps({"problem": problem()}).encode())
     while True:
@@ -109,18 +111,9 @@ def _become_replica(request: dict[str, Any], descriptors: list[int], broker: int
     os.environ.update(request["environment"], FLYTE_JUPYTER_TASK_FD=str(listening))
     os.chdir(request["cwd"])
     time.tzset()
-    _reseed()
+    seeds.reseed()
     gc.enable()
     kernel.main(request["arguments"])
-
-
-def _reseed() -> None:
-    """Two replicas must not draw the same numbers; `random` has seen to itself since Python 3.7."""
-    random.seed()
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and "numpy.random" in sys.modules:
-        with contextlib.suppress(Exception):
-            numpy.random.seed()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -323,9 +324,133 @@ def draws(folder: str) -> dict[str, Any]:
     return drawn
 
 
-def test_two_replicas_of_one_zygote_draw_different_numbers() -> None:
-    one, two = on_both(draws)
-    assert [name for name in one if one[name] == two[name]] == []
+@forked.task(timeout=20)
+def draws_of_torch(folder: str) -> dict[str, Any]:
+    import torch
+
+    numbers = list(range(50))
+    drawn = {
+        "initial_seed": torch.initial_seed(),
+        "randn": torch.randn(2).tolist(),
+        "weights": torch.nn.Linear(1, 1).weight.item(),
+        "randperm": torch.randperm(50).tolist(),
+        "shuffled": torch.cat(list(torch.utils.data.DataLoader(numbers, batch_size=10, shuffle=True))).tolist(),
+    }
+    assert not torch.cuda.is_initialized()
+    meet(folder)
+    return drawn
+
+
+def each_differs(drawn: list[dict[str, Any]]) -> bool:
+    return all(len({str(each[name]) for each in drawn}) == len(drawn) for name in drawn[0])
+
+
+@pytest.mark.parametrize("task", [draws, draws_of_torch], ids=["all", "torch"])
+def test_replicas_and_those_that_replace_them_draw_different_numbers(task: Any) -> None:
+    if task is draws_of_torch:
+        pytest.importorskip("torch")
+    before = set(pids(forked))
+    drawn = on_both(task)
+    flyte.pool(forked).restart()
+    wait_until(lambda: len(pids(forked)) == 2 and not before & set(pids(forked)), START_S, "two other replicas")
+    drawn += on_both(task)
+    assert each_differs(drawn), drawn
+
+
+KEEPS_GENERATORS = """
+import random
+import numpy
+
+drawn = random.Random()
+draw = random.Random().random
+given = random.Random(7)
+given_later = random.Random()
+given_later.seed("seven")
+copied = random.Random()
+copied.setstate(given.getstate())
+generator = numpy.random.default_rng()
+generator_given = numpy.random.default_rng(7)
+old = numpy.random.RandomState()
+old.standard_normal()  # one of a pair: the other is kept
+old_given = numpy.random.RandomState(7)
+"""
+
+OWN = ["drawn", "draw", "generator", "old"]
+GIVEN = ["given", "given_later", "copied", "generator_given", "old_given"]
+
+SEEDS_ALL = """
+import random, sys
+import numpy
+
+random.seed(7)
+numpy.random.seed(7)
+try:
+    import torch
+    torch.manual_seed(7)
+except ImportError:
+    pass
+"""
+
+
+def of_module(folder: str) -> dict[str, Any]:
+    import keeps_generators
+
+    drawn: dict[str, Any] = {name: getattr(keeps_generators, name) for name in OWN + GIVEN}
+    for name, made in drawn.items():
+        method = getattr(made, "standard_normal", getattr(made, "random", made))
+        drawn[name] = float(method())
+    drawn["children"] = float(keeps_generators.generator.spawn(1)[0].random())
+    meet(folder)
+    return drawn
+
+
+def of_seeded(folder: str) -> dict[str, Any]:
+    import numpy
+    import seeds_all  # noqa: F401
+
+    drawn = {"random": random.random(), "numpy": float(numpy.random.random())}
+    if "torch" in sys.modules:
+        import torch
+
+        drawn["torch"] = torch.randn(1).item()
+    meet(folder)
+    return drawn
+
+
+def finds_modules_in(folder: Path) -> dict[str, str]:
+    """And what this process finds, which may be another checkout than the one that is installed."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
+
+
+@contextmanager
+def with_module(name: str, text: str, folder: Path) -> Iterator[flyte.TaskEnvironment]:
+    """An environment of two replicas forked from a process that has imported this module."""
+    (folder / f"{name}.py").write_text(text)
+    env = flyte.TaskEnvironment(
+        name.replace("_", "-"),
+        reusable=flyte.ReusePolicy(replicas=2),
+        env_vars=finds_modules_in(folder),
+    )
+    pool = flyte.pool(env, preimport=[name]).warm(2)
+    try:
+        yield env
+    finally:
+        pool.stop()
+
+
+def test_generators_that_modules_keep_differ_unless_they_were_given_a_seed(tmp_path: Path) -> None:
+    with with_module("keeps_generators", KEEPS_GENERATORS, tmp_path) as env:
+        one, two = on_both(env.task(of_module, timeout=20))
+    assert [name for name in (*OWN, "children") if one[name] == two[name]] == []
+    assert [name for name in GIVEN if one[name] != two[name]] == []
+    assert one["given"] == random.Random(7).random()
+
+
+def test_a_seed_that_an_import_has_given_stays(tmp_path: Path) -> None:
+    with with_module("seeds_all", SEEDS_ALL, tmp_path) as env:
+        one, two = on_both(env.task(of_seeded, timeout=20))
+    assert one == two
+    assert one["random"] == random.Random(7).random()
 
 
 @forked.task(timeout=20)
@@ -460,7 +585,7 @@ threading.Thread(target=threading.Event().wait, name="eager", daemon=True).start
 
 def test_an_import_that_starts_a_thread_is_left_to_the_replica_and_said(tmp_path: Path) -> None:
     (tmp_path / "eager.py").write_text(STARTS_A_THREAD)
-    variables = {"PYTHONPATH": str(tmp_path)}
+    variables = finds_modules_in(tmp_path)
     eager = flyte.TaskEnvironment("eager", reusable=flyte.ReusePolicy(replicas=(1, 1)), env_vars=variables)
     pool = flyte.pool(eager, preimport=["eager"]).warm()
     try:
