@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import pickle
@@ -48,12 +49,17 @@ def cached(function: Loader) -> Loader:
     async def load(*args: Any, **kwargs: Any) -> Any:
         key = functools._make_key(args, kwargs, typed=False)
         future = loads.get(key)
-        if future is None or not _is_usable(future):
-            coroutine: Coroutine[Any, Any, Any] = function(*args, **kwargs)
-            future = loads[key] = asyncio.ensure_future(coroutine)
-            future.add_done_callback(lambda load: load.cancelled() or load.exception())  # seen, if all waiters left
+        if future is not None and _is_usable(future):
+            return await asyncio.shield(future)
+        coroutine: Coroutine[Any, Any, Any] = function(*args, **kwargs)
+        context = contextvars.copy_context()
+        future = loads[key] = asyncio.get_running_loop().create_task(coroutine, context=context)
+        future.add_done_callback(lambda load: load.cancelled() or load.exception())  # seen, if all waiters left
         # One waiter's cancellation must not cancel the load that others wait for.
-        return await asyncio.shield(future)
+        value = await asyncio.shield(future)
+        for variable in context:  # what the loader has set, such as NumPy's error handling, is its first caller's, too
+            variable.set(context[variable])
+        return value
 
     return load  # type: ignore[return-value]
 

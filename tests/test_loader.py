@@ -7,6 +7,7 @@ import inspect
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 
 import pytest
 
@@ -176,6 +177,24 @@ def test_a_loop_of_its_own_finds_what_another_has_loaded_and_loads_what_that_has
     assert asyncio.run(model("quick")) == "quick"
     assert asyncio.run(model("slow")) == "slow"
     assert loads == ["quick", "slow", "slow"]
+
+
+def test_what_an_async_loader_sets_in_its_context_is_its_first_callers_too() -> None:
+    setting: ContextVar[str] = ContextVar("setting", default="unset")
+
+    @cached
+    async def load() -> None:
+        await asyncio.sleep(0)
+        setting.set("by the loader")
+
+    async def call() -> str:
+        await load()
+        return setting.get()
+
+    async def both() -> list[str]:
+        return await asyncio.gather(call(), call())
+
+    assert asyncio.run(both()) == ["by the loader", "unset"]
 
 
 def plain(name: str = "small") -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import os
 import pickle
 import sys
@@ -28,9 +27,10 @@ def run_preload(replica: Replica, payload: bytes) -> None:
         folder, path, wanted = _read(payload)
         enter(folder)
         sys.path += [entry for entry in path if entry not in sys.path]
-        preloading.set(replica.namespaces.preload.module)
+        base = replica.runner.base
+        base.run(preloading.set, replica.namespaces.preload.module)
         for _, closure in wanted:
-            replica.namespaces.define_preload(closure)
+            base.run(replica.namespaces.define_preload, closure)
         loaders = deque(replica.namespaces.preload.attribute(name) for name, _ in wanted)
     except BaseException as error:
         _report_failure(replica, error)
@@ -48,16 +48,14 @@ def _next(replica: Replica, loaders: deque[PreloadFunction]) -> None:
         replica.report("ready")
         return
     loader = loaders.popleft()
-    context = contextvars.copy_context()
-    context.run(preloading.set, replica.namespaces.preload.module)
     if loader.is_async:
-        task = replica.runner.loop.create_task(loader(), context=context)
+        task = replica.runner.loop.create_task(loader(), context=replica.runner.base)
         task.add_done_callback(lambda task: _after(replica, task, loaders))
         return
 
     def work() -> None:
         try:
-            context.run(loader)
+            replica.runner.base.run(loader)
         except BaseException as error:
             _report_failure(replica, error)
         else:

@@ -106,7 +106,8 @@ class Runner:
         self._sync: deque[Callable[[], None]] = deque()
         self._target: RunningCall | None = None  # of the interrupt that is on its way
         self._main = threading.main_thread().ident or 0
-        self._base = contextvars.copy_context()
+        self.base = contextvars.copy_context()
+        """What preloads run in, and what each call begins with: its own copy."""
 
     def run(self) -> None:
         """The main thread's life: the loop, and between its runs the sync tasks."""
@@ -145,7 +146,7 @@ class Runner:
         self.router.settle()  # what was written before it is not this call's
         self.router.running[id(call)] = call.context
         if _is_async(call.function):
-            self._start_task(call, self._base.copy())
+            self._start_task(call, self.base.copy())
         else:
             self._sync.append(lambda: self._run_sync(call))
             self.loop.stop()
@@ -163,7 +164,7 @@ class Runner:
             self._finish(call, [])
             return
         previous = set_handler(signal.SIGINT, self._on_interrupt)
-        context = self._base.copy()
+        context = self.base.copy()
         try:
             reply = context.run(self._invoke, call)
         except KeyboardInterrupt:  # a second one, while the first was being reported
