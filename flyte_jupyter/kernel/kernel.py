@@ -38,6 +38,7 @@ from .cells import Cells
 from .channel import Replica
 from .namespace import Namespaces
 from .runner import Runner
+from .surroundings import Surroundings
 
 IOPUB_MARK = 100_000
 """Messages that a console attached by hand may lag behind before the printing code waits."""
@@ -56,6 +57,7 @@ class FlyteKernel(IPythonKernel):
 
     def __init__(self, **kwargs: Any) -> None:
         self.lease_of: Callable[[bytes], str] = lambda session: ""
+        self.surroundings = Surroundings()
         self._latest = b""
         self._subshells: dict[str, bytes] = {}  # and the routing id of who made it
         super().__init__(**kwargs)
@@ -76,6 +78,14 @@ class FlyteKernel(IPythonKernel):
 
     def getpass(self, prompt: str = "Password: ", stream: Any = None, **options: Any) -> str:
         return super().getpass(prompt, stream, **options) if current.get() is None else outputs.ask(str(prompt), True)
+
+    async def execute_request(self, stream: Any, ident: Any, parent: Any) -> None:
+        """As in ipykernel; and what a person's cell changes in the process stays, unlike what a task changes."""
+        if ident and bytes(ident[0]).startswith(PEEK):  # it only looks
+            await super().execute_request(stream, ident, parent)
+            return
+        with self.surroundings.by_hand():
+            await super().execute_request(stream, ident, parent)
 
     # --- front ends that come and go
 
@@ -191,7 +201,8 @@ class ReplicaApp(IPKernelApp):
         builtins.get_ipython = own.get_ipython  # type: ignore[attr-defined] # `!` and `%` in a function call it
         logs.install()
         workers.install()
-        self.runner = Runner(loop, router)
+        self.kernel.surroundings.watch_imports()
+        self.runner = Runner(loop, router, self.kernel.surroundings)
         control: asyncio.AbstractEventLoop = self.kernel.control_thread.io_loop.asyncio_loop
         namespaces = Namespaces()
         replica = self.replica = Replica(

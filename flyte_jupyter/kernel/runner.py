@@ -32,6 +32,7 @@ from ..memory import LEND_BYTES
 from . import cells
 from .cells import Begun, Finished
 from .outputs import OutputSink, Router, show_open_figures
+from .surroundings import Surroundings
 
 if TYPE_CHECKING:
     from .channel import CallChannel
@@ -98,9 +99,10 @@ class RunningCall:
 class Runner:
     """Runs calls on the main thread. Everything here but `cancel` is called there."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, router: Router) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, router: Router, surroundings: Surroundings) -> None:
         self.loop = loop
         self.router = router
+        self.surroundings = surroundings
         self.exiting = False
         self.now = 0.0  # when a call ended last
         self._sync: deque[Callable[[], None]] = deque()
@@ -165,6 +167,10 @@ class Runner:
             return
         previous = set_handler(signal.SIGINT, self._on_interrupt)
         context = self.base.copy()
+        surroundings = self.surroundings
+        beside = surroundings.begin_beside() if surroundings.tasks else None
+        if not surroundings.known:
+            surroundings.note()
         try:
             reply = context.run(self._invoke, call)
         except KeyboardInterrupt:  # a second one, while the first was being reported
@@ -180,6 +186,10 @@ class Runner:
             self._start_task(call, context, reply)
         else:
             self._finish(call, reply)
+        if beside is None:  # while its client reads already; no other call begins before this returns
+            surroundings.put_back()
+        else:
+            surroundings.end_beside(beside)
 
     def _invoke(self, call: RunningCall) -> list[Buffer] | Begun:
         try:
@@ -204,18 +214,27 @@ class Runner:
             return
         current.set(call.context)
         set_handler(signal.SIGINT, self._on_interrupt)
+        surroundings = self.surroundings
+        if not surroundings.tasks and not surroundings.known:
+            surroundings.note()
+        surroundings.tasks += 1
         try:
-            if begun is None:
-                args, kwargs = self._load(call)
-                value = await call.function(*args, **kwargs)
-            else:
-                value = await begun.rest
-            show_open_figures()
-            reply = self._dump(call, value)
-        except BaseException as error:
-            reply = self._failed(call, error)
-        current.set(None)
-        self._finish(call, reply)
+            try:
+                if begun is None:
+                    args, kwargs = self._load(call)
+                    value = await call.function(*args, **kwargs)
+                else:
+                    value = await begun.rest
+                show_open_figures()
+                reply = self._dump(call, value)
+            except BaseException as error:
+                reply = self._failed(call, error)
+            current.set(None)
+            self._finish(call, reply)
+        finally:
+            surroundings.tasks -= 1
+            if not surroundings.tasks:
+                surroundings.put_back()
 
     def _make_sure(self, call: RunningCall, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
