@@ -11,6 +11,7 @@ import __future__  # isort: skip
 import ast
 import asyncio
 import builtins
+import contextvars
 import functools
 import gc
 import inspect
@@ -31,6 +32,7 @@ from ..core import payload
 from ..core.cells import CellReply, CellRequest, Scope
 from .namespace import Namespaces, NotebookModule
 from .shell import Layer, ReplicaShell
+from .surroundings import Surroundings, changed, changes, put, take
 
 COMPILED_CELLS: Final = 512
 """How many different cells are kept compiled."""
@@ -76,8 +78,15 @@ class Begun:
 class Cells:
     """The cells of one replica, and the names that outlive a cell."""
 
-    def __init__(self, shell: ReplicaShell, namespaces: Namespaces, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        shell: ReplicaShell,
+        namespaces: Namespaces,
+        loop: asyncio.AbstractEventLoop,
+        surroundings: Surroundings,
+    ) -> None:
         self._shell = shell
+        self._surroundings = surroundings
         self._namespaces = namespaces
         self._loop = loop
         self._sessions: dict[tuple[str, str], Layer] = {}
@@ -104,7 +113,7 @@ class Cells:
             raise
         if compiled.awaits:
             return Begun(self._run_async(compiled, request, layer, notebook))
-        with self._around(request, layer):
+        with self._lasting(request.scope, layer, compiled.awaits), self._around(request, layer):
             for code in compiled.parts:
                 exec(code, layer.names)
         return _finished(request, layer, notebook)
@@ -112,7 +121,7 @@ class Cells:
     async def _run_async(
         self, compiled: _Compiled, request: CellRequest, layer: Layer, notebook: NotebookModule
     ) -> Finished:
-        with self._around(request, layer):
+        with self._lasting(request.scope, layer, compiled.awaits), self._around(request, layer):
             for code in compiled.parts:
                 made = eval(code, layer.names)
                 if code.co_flags & inspect.CO_COROUTINE:
@@ -163,10 +172,44 @@ class Cells:
         if request.scope == "fresh" and sys.getrefcount(layer.names) > _HELD_ANYHOW:
             self._loop.call_soon(gc.collect)
 
+    def _lasting(self, scope: Scope, layer: Layer, awaits: bool) -> ExitStack:
+        """What a cell sets in the process, such as a warning filter, lasts as long as its names do.
+
+        For a session that is: in all of its cells, as in a notebook of its own, and nowhere else. What a cell of the
+        replica's own names has set stays there, as what a console sets.
+        """
+        stack = ExitStack()
+        if scope == "fresh":
+            return stack
+        if scope == "replica":
+            stack.enter_context(self._surroundings.by_hand())
+            return stack
+
+        def alone() -> bool:
+            return not awaits or self._surroundings.tasks == 1
+
+        attributable, before, outside = alone(), take(), contextvars.copy_context()
+        if layer.changes:
+            put(changed(before, layer.changes))
+        for variable, value in layer.variables.items():
+            variable.set(value)
+
+        def over() -> None:
+            if attributable and alone():  # else another task may have made them
+                layer.changes = changes(before, take())
+            layer.variables = {
+                variable: value
+                for variable, value in contextvars.copy_context().items()
+                if outside.get(variable, layer) is not value
+            }
+
+        stack.callback(over)
+        return stack
+
     def _around(self, request: CellRequest, layer: Layer) -> ExitStack:
         """What IPython does before a cell; what it does after, at the end.
 
-        It is no generator: `contextlib` would write to the error, which a frozen class refuses.
+        It is no generator, nor is what lasts: `contextlib` would write to the error, which a frozen class refuses.
         """
         events = self._shell.events
         watched = events.callbacks["pre_run_cell"] or events.callbacks["post_run_cell"]

@@ -206,7 +206,11 @@ class ReplicaApp(IPKernelApp):
         control: asyncio.AbstractEventLoop = self.kernel.control_thread.io_loop.asyncio_loop
         namespaces = Namespaces()
         replica = self.replica = Replica(
-            self.runner, namespaces, Cells(own, namespaces, loop), comms.install(router), control
+            self.runner,
+            namespaces,
+            Cells(own, namespaces, loop, self.kernel.surroundings),
+            comms.install(router),
+            control,
         )
         namespaces.in_use = lambda module: bool(replica.manifests_in_use(module))
         signal.signal(signal.SIGTERM, lambda *_: self.leave())

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 class Layer:
     """The names of a cell, or of the cells of a session; `module` is their `__main__`."""
 
-    __slots__ = ("__weakref__", "_shown", "flags", "module", "names")
+    __slots__ = ("__weakref__", "_shown", "changes", "flags", "module", "names", "variables")
 
     def __init__(self, module: ModuleType, names: Mapping[str, Any]) -> None:
         self.module = module
         self.names: dict[str, Any] = vars(module)
         self.flags = 0  # the `from __future__` that its cells have imported
+        self.changes: Mapping[int, Any] = {}  # that a session's cells have made to the process; see `surroundings`
+        self.variables: Mapping[ContextVar[Any], Any] = {}  # the same for context variables
         self._shown: tuple[Any, Any, Any] = ("", "", "")
         self.names.update(zip(_SHOWN, self._shown, strict=True))
         self.names.update(names)

@@ -12,8 +12,8 @@ import importlib
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 
 State = tuple[Any, ...]
@@ -75,16 +75,18 @@ class Surroundings:
         self._numpy_errors: Callable[[], object] | None = None
         self._main = threading.main_thread().ident
 
-    @contextmanager
-    def by_hand(self) -> Iterator[None]:
+    def by_hand(self) -> ExitStack:
         """What changes meanwhile is on purpose. On any thread."""
         hand = object()
         self._hands.add(hand)
-        try:
-            yield
-        finally:
+
+        def over() -> None:
             self.known = False
             self._hands.discard(hand)
+
+        stack = ExitStack()
+        stack.callback(over)
+        return stack
 
     # --- around a task; on the main thread
 
@@ -221,11 +223,11 @@ def changes(before: State, after: State) -> dict[int, Any]:
     }
 
 
-def changed(state: State, by: Mapping[int, Any], since: State) -> State:
+def changed(state: State, by: Mapping[int, Any], since: State | None = None) -> State:
     """The state with these changes; of the warning filters, only those that were not there `since`."""
-    if since[_FILTERS] is not state[_FILTERS]:  # inside `catch_warnings`, which forgets them
+    if since is not None and since[_FILTERS] is not state[_FILTERS]:  # inside `catch_warnings`, which forgets them
         by = {place: value for place, value in by.items() if place not in (_FILTERS, _RULES)}
-    elif _RULES in by:
+    elif since is not None and _RULES in by:
         old, rules = since[_RULES], by[_RULES]
         first = next((index for index, rule in enumerate(rules) if rule in old), len(rules))
         new = [rule for rule in rules if rule not in old and rule not in state[_RULES]]

@@ -468,6 +468,77 @@ def test_the_replicas_own_names_are_those_of_a_console(slot: Slot) -> None:
     slot.run("del mine", scope="replica").reply()
 
 
+SETS = """
+import decimal, io, numpy, sys, warnings
+warnings.filterwarnings("error", "set by a cell")
+sys.setrecursionlimit(2345)
+decimal.getcontext().prec = 5
+numpy.seterr(over="call")
+"""
+FINDS = """
+import decimal, numpy, sys, warnings
+"set by a cell" in str(warnings.filters), sys.getrecursionlimit() == 2345, decimal.getcontext().prec == 5, \\
+    numpy.geterr()["over"] == "call"
+"""
+IN_TURN = "import asyncio\nawait asyncio.sleep(0)\n"
+ALL, NOTHING = "(True, True, True, True)", "(False, False, False, False)"
+
+
+@pytest.mark.parametrize("first", ["", IN_TURN], ids=["at once", "after an await"])
+def test_what_a_fresh_cell_has_set_in_the_process_is_put_back(slot: Slot, first: str) -> None:
+    assert slot.run(first + SETS + FINDS).result() == ALL
+    assert slot.run(FINDS).result() == NOTHING
+
+
+@pytest.mark.parametrize("first", ["", IN_TURN], ids=["at once", "after an await"])
+def test_what_a_session_has_set_in_the_process_is_there_in_its_cells_alone(slot: Slot, first: str) -> None:
+    session = f"sets{len(first)}"
+    slot.run(first + SETS, scope="session", session=session).reply()
+    for _ in range(2):
+        assert slot.run(FINDS).result() == NOTHING
+        assert slot.run(FINDS, scope="session", session="another").result() == NOTHING
+        assert slot.run(FINDS, scope="session", session=session).result() == ALL
+        assert slot.run(IN_TURN + FINDS, scope="session", session=session).result() == ALL
+    slot.run("sys.setrecursionlimit(1234); warnings.resetwarnings()", scope="session", session=session).reply()
+    assert slot.run(FINDS, scope="session", session=session).result() == "(False, False, True, True)"
+
+
+def test_a_session_that_has_replaced_stdout_silences_nobody_else(slot: Slot) -> None:
+    slot.run("import io, sys\nsys.stdout = mine = io.StringIO()\nprint(1)", scope="session", session="quiet").reply()
+    assert slot.run("print(2)").text() == "2\n"
+    assert slot.run("print(3); mine.getvalue()", scope="session", session="quiet").result() == r"'1\n3\n'"
+
+
+def test_what_a_cell_of_the_replicas_own_names_has_set_stays(slot: Slot) -> None:
+    before = slot.run("import sys; sys.getrecursionlimit()").result()
+    slot.run("import sys; sys.setrecursionlimit(3456)", scope="replica").reply()
+    assert slot.run("import sys; sys.getrecursionlimit()").result() == "3456"
+    slot.run(f"sys.setrecursionlimit({before})", scope="replica").reply()
+    assert slot.run("import sys; sys.getrecursionlimit()").result() == before
+
+
+def test_a_cell_that_runs_while_another_waits_leaves_what_that_has_set(slots: Callable[[], Slot]) -> None:
+    waiting, other = slots(), slots()
+    waits = waiting.start("""
+import asyncio, contextlib, io, sys
+go = asyncio.Event()
+sys.go = go
+with contextlib.redirect_stdout(io.StringIO()) as caught:
+    await go.wait()
+    print("caught")
+caught.getvalue()
+""")
+    looks = "import sys; hasattr(sys, 'go'), sys.getrecursionlimit()"
+    while not (before := other.run(looks).result()).startswith("(True"):
+        pass
+    other.run("import io, sys; sys.stdout = io.StringIO(); sys.setrecursionlimit(2345)").reply()
+    assert other.run(looks).result() == before
+    other.run("import sys; sys.go.set()").reply()
+    assert waits.wait().result() == r"'caught\n'"
+    assert other.run("print('shown')").text() == "shown\n"
+    other.run("import sys; del sys.go").reply()
+
+
 def test_names_are_pushed_and_pulled(slot: Slot) -> None:
     cell = slot.run("z = [x + 1]\nf = lambda v: v + z[0]", push={"x": 1}, pull=("z", "f", "missing"))
     reply = cell.reply()
