@@ -166,6 +166,7 @@ class Attachment:
                 "process": process_token(),
                 "pid": 0,
                 "cwd": "",
+                "argv": [],
                 "sys_path": [],
                 "run": "local",
                 "replica": "",

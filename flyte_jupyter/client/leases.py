@@ -258,6 +258,7 @@ class LeaseGroup:
                 "process": process_token() if task is None else task.process[0],
                 "pid": 0 if task is None else task.process[1],  # 0 is this one
                 "cwd": folder(),
+                "argv": arguments(),
                 "sys_path": absolute_path(),
                 "run": self.run,
                 "replica": lease.name,
@@ -492,3 +493,9 @@ def folder() -> str:
         return os.getcwd()
     except FileNotFoundError:  # it was removed under our feet
         return ""
+
+
+def arguments() -> list[str]:
+    """`sys.argv` as text: programs put all kinds of things there, or take it away."""
+    argv = getattr(sys, "argv", None)
+    return [str(each) for each in argv] if isinstance(argv, list) else [""]

@@ -63,6 +63,7 @@ class CallerHello:
     process: tuple[str, int]
     """Whose names these are: its token and its pid."""
     cwd: str
+    argv: list[str]
     sys_path: tuple[str, ...]
     run: str
     replica: str
@@ -119,8 +120,9 @@ class CallChannel:
         self._loop.add_reader(self.connection, self._on_readable)
         self._take_frames()
 
-    def enter_folder(self) -> None:
-        enter(self._folder)
+    def enter(self) -> None:
+        """A task begins: where its caller is, and with its caller's arguments."""
+        enter(self._folder, self.hello.argv)
 
     # --- in
 
@@ -525,6 +527,7 @@ class Listener:
                 notebook=hello["notebook"],
                 process=(hello["process"], hello["pid"] or peer_pid(connection)),
                 cwd=hello["cwd"],
+                argv=hello["argv"],
                 sys_path=tuple(hello["sys_path"]),
                 run=hello["run"],
                 replica=hello["replica"],

@@ -25,7 +25,7 @@ def run_preload(replica: Replica, payload: bytes) -> None:
     replica.report("loading", pid=os.getpid())
     try:
         folder, path, wanted = _read(payload)
-        enter(folder)
+        enter(folder, [""])  # it is not one client's: their arguments differ, and must not renew the replicas
         sys.path += [entry for entry in path if entry not in sys.path]
         base = replica.runner.base
         base.run(preloading.set, replica.namespaces.preload.module)

@@ -245,7 +245,7 @@ class Runner:
     def _load(self, call: RunningCall) -> tuple[tuple[Any, ...], dict[str, Any]]:
         data, *buffers = call.arguments
         call.arguments = []  # so that the task alone decides how long its arguments live
-        call.channel.enter_folder()
+        call.channel.enter()
         args, kwargs, *meta = payload.load(data, buffers)
         if meta:
             self._take_along(call, meta[0])
@@ -377,8 +377,14 @@ def make_context(
     )
 
 
-def enter(folder: str) -> None:
-    """A task starts in its notebook's folder, so that `open("data.csv")` means what it means there."""
+def enter(folder: str, arguments: list[str]) -> None:
+    """A task starts in its caller's folder and with its `sys.argv`: `open("data.csv")` and `argparse` work as there."""
+    try:
+        same = sys.argv == arguments
+    except Exception:  # it was deleted, or holds what cannot be compared
+        same = False
+    if not same:
+        sys.argv = arguments.copy()
     try:
         if folder and os.getcwd() != folder:
             os.chdir(folder)

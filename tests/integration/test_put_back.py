@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import builtins
 import contextlib
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 from front_ends import Console
-from support import START_S, assert_quiet, attempt, ready, wait_until
+from support import START_S, OwnBroker, assert_quiet, attempt, ready, wait_until
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
@@ -44,6 +45,7 @@ class Tee(io.StringIO):
 def load() -> None:
     import numpy
 
+    sys.argv = ["of the preload"]
     sys.stdout = Tee(sys.stdout)
     sys.excepthook = print
     sys.setrecursionlimit(2345)
@@ -77,6 +79,7 @@ def state() -> dict[str, Any]:
         "filters": [str(each) for each in warnings.filters],
         "same filters": id(warnings.filters),
         "recursion": sys.getrecursionlimit(),
+        "argv": sys.argv,
         "numpy": (numpy.geterr(), numpy.get_printoptions()["precision"]),
     }
 
@@ -125,6 +128,14 @@ def limit_recursion() -> None:
     sys.setrecursionlimit(800)
 
 
+def change_arguments() -> None:
+    sys.argv.append("--more")
+
+
+def replace_arguments() -> None:
+    sys.argv = ["mine"]
+
+
 def set_numpy() -> None:
     import numpy
 
@@ -144,6 +155,8 @@ CHANGES = [
     record_warnings,
     show_warnings_otherwise,
     limit_recursion,
+    change_arguments,
+    replace_arguments,
     set_numpy,
 ]
 
@@ -431,3 +444,46 @@ def test_all_is_put_back_when_the_last_of_several_tasks_ends(tmp_path: Path) -> 
         return said, await do_beside(state) == before
 
     assert asyncio.run(together()) == ("caught before\ncaught after\n", True)
+
+
+# --- arguments
+
+
+def test_a_task_sees_the_arguments_of_its_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments in (["train.py", "--lr", "0.1"], ["other.py"]):
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert_quiet(plain)  # the lease of the call before, and its connection, are given back
+        assert do(lambda: list(sys.argv)) == arguments
+        assert asyncio.run(do_async(lambda: list(sys.argv))) == arguments
+        assert do(lambda: argparse.ArgumentParser().prog) == arguments[0]
+
+
+def test_odd_arguments_hinder_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, seen in ((["x", Path("y"), 3, "\udcff"], ["x", "y", "3", "\udcff"]), (None, [""]), ([], [])):
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert_quiet(plain)
+        assert do(lambda: list(sys.argv)) == seen
+    monkeypatch.delattr(sys, "argv")
+    assert_quiet(plain)
+    assert do(lambda: list(sys.argv)) == [""]
+
+
+def test_a_preload_sees_no_arguments_and_a_task_those_of_its_script(own_broker: OwnBroker) -> None:
+    said = own_broker.run(
+        """
+        env = flyte.TaskEnvironment("model", reusable=flyte.ReusePolicy(replicas=(1, 1)))
+
+        @flyte.pool(env).preload
+        def arguments() -> list:
+            return list(sys.argv)
+
+        @env.task
+        def seen() -> tuple:
+            return arguments(), list(sys.argv)
+
+        of_preload, of_task = seen()
+        say(of_preload, of_task == sys.argv, os.path.basename(of_task[0]))
+        """,
+        name="script",
+    )
+    assert said == ["[''] True script.py"]
