@@ -43,11 +43,11 @@ LOST_S: Final = 2.0
 class Channel:
     """The client's end of a lease's connection. `drivers` and the `pipeline` move the bytes."""
 
-    __slots__ = ("_folder", "_path", "address", "calls", "cut", "files", "reader", "socket")
+    __slots__ = ("_arguments", "_folder", "_path", "address", "calls", "cut", "files", "reader", "socket")
 
     def __init__(self, address: str, hello: bytes) -> None:
         self.address = address
-        self._folder, self._path = folder(), list(sys.path)
+        self._folder, self._path, self._arguments = folder(), list(sys.path), arguments()
         self.files: Exchange | None = None
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -63,12 +63,15 @@ class Channel:
         self.cut = False  # in the middle of a frame: what followed would not be understood
 
     def moved(self) -> list[Buffer]:
-        """What the replica must hear before the next call, if this process has another folder or import path by now."""
+        """What the replica must hear before the next call, if the folder, `sys.path` or `sys.argv` have changed."""
         here = folder()
-        if sys.path == self._path and here == self._folder:
+        if sys.path == self._path and here == self._folder and getattr(sys, "argv", None) == self._arguments:
             return []
-        self._folder, self._path = here, list(sys.path)
-        return encode(Kind.PLACE, 0, json.dumps([here, absolute_path()]).encode())
+        told = self._folder, self._path, self._arguments
+        self._folder, self._path, self._arguments = here, list(sys.path), arguments()
+        if told == (self._folder, self._path, self._arguments):  # what is in it is no text, so it never looks the same
+            return []
+        return encode(Kind.PLACE, 0, json.dumps([here, absolute_path(), self._arguments]).encode())
 
     def send(self, pieces: list[Buffer]) -> None:
         """All of it; an interrupt may come in between."""

@@ -104,7 +104,7 @@ class CallChannel:
         self._frames: deque[Frame] = deque()
         self._undefined: Frame | None = None  # a call that waits for its definitions
         self._answers: deque[Frame] = deque()
-        self._folder = hello.cwd
+        self._folder, self._arguments = hello.cwd, hello.argv
         self._asked = 0  # for definitions of the present call
         self._defining: NotebookModule  # where those will be
         self._lock = threading.Lock()
@@ -122,7 +122,7 @@ class CallChannel:
 
     def enter(self) -> None:
         """A task begins: where its caller is, and with its caller's arguments."""
-        enter(self._folder, self.hello.argv)
+        enter(self._folder, self._arguments)
 
     # --- in
 
@@ -167,7 +167,7 @@ class CallChannel:
                 waiting, self._undefined = self._undefined, None
                 self._on_define(frame, waiting)
             elif frame.kind == Kind.PLACE:
-                self._folder, path = json.loads(frame.body)
+                self._folder, path, self._arguments = json.loads(frame.body)
                 self.replica.extend_path(path)
             else:
                 self.replica.log(f"lease {self.hello.lease}: unexpected {frame!r}")
