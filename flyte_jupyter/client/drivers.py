@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from .. import errors
+from ..core import modules
 from ..core.definitions import Closure, Mark
 from ..core.frames import OUTCOME, WITHDRAWN, Buffer, Frame, Kind, encode
 from . import outputs
@@ -67,8 +68,14 @@ class Conversation:
         return None
 
 
-def _given(name: str, has: dict[str, Mark | None]) -> bytes:
-    """The definitions of a name that a task looks for; empty if the notebook has no such name, or cannot send it."""
+def _given(name: str, has: dict[str, Mark | None] | None) -> bytes:
+    """The definitions of a name that a task looks for; empty if the notebook has no such name, or cannot send it.
+
+    Or, if `has` is None, the text that the module of that name was loaded from.
+    """
+    if has is None:
+        loaded = modules.loaded(name)
+        return b"" if loaded is None else pickle.dumps(loaded.text, 5)
     try:
         closure = Captured.of_names([name], vars(sys.modules["__main__"])).closure()
     except (NameError, errors.ArgumentNotSerializable):

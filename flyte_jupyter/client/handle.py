@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast, overload
 
@@ -25,8 +26,9 @@ from ..core.spec import EnvironmentSpec, Scaling
 from ..loader import PreloadFunction
 from . import broker, text
 from .capture import Captured
-from .capture.preimports import imported_modules
-from .leases import LeaseGroup, absolute_path, folder
+from .capture.preimports import imported_modules, users_modules
+from .leases import LeaseGroup
+from .place import Place
 
 if TYPE_CHECKING:
     from .environment import Task, TaskEnvironment
@@ -180,13 +182,15 @@ class PoolHandle:
         if not self._loaders:
             return None
         loaders = [(name, _loader_closure(made)) for name, made in self._loaders.items()]
+        # With the place where they were written: a loader imports what lies beside its notebook.
+        here = Place.here()
+        used = users_modules((closure for _, closure in loaders), here.modules)
+        texts = [each.text for each in used.modules.values()]
+        digests = [*(closure.digest for _, closure in loaders), *map(digest_of, texts)]
         return p.Preload(
-            generation=digest_of(*(closure.digest for _, closure in loaders))[:16],
+            generation=digest_of(*digests)[:16],
             names=tuple(self._loaders),
-            payload=base64.b64encode(
-                # With the place where they were written: a loader imports what lies beside its notebook.
-                pickle.dumps((folder(), absolute_path(), loaders), 5)
-            ),
+            payload=base64.b64encode(pickle.dumps((replace(here, modules=used).as_json(), texts, loaders), 5)),
         )
 
     def _preimports(self) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -28,6 +27,7 @@ from ..memory import Exchange, exchange_pair
 from ..runtime import peer_uid
 from .broker import Connection
 from .identity import describe_client, process_token
+from .place import Place
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -43,11 +43,11 @@ LOST_S: Final = 2.0
 class Channel:
     """The client's end of a lease's connection. `drivers` and the `pipeline` move the bytes."""
 
-    __slots__ = ("_arguments", "_folder", "_path", "address", "calls", "cut", "files", "reader", "socket")
+    __slots__ = ("_told", "address", "calls", "cut", "files", "reader", "socket")
 
     def __init__(self, address: str, hello: bytes) -> None:
         self.address = address
-        self._folder, self._path, self._arguments = folder(), list(sys.path), arguments()
+        self._told = Place.here()
         self.files: Exchange | None = None
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -63,15 +63,11 @@ class Channel:
         self.cut = False  # in the middle of a frame: what followed would not be understood
 
     def moved(self) -> list[Buffer]:
-        """What the replica must hear before the next call, if the folder, `sys.path` or `sys.argv` have changed."""
-        here = folder()
-        if sys.path == self._path and here == self._folder and getattr(sys, "argv", None) == self._arguments:
+        """What the replica must hear before the next call, if this process is in another place by now."""
+        if self._told.still_holds():
             return []
-        told = self._folder, self._path, self._arguments
-        self._folder, self._path, self._arguments = here, list(sys.path), arguments()
-        if told == (self._folder, self._path, self._arguments):  # what is in it is no text, so it never looks the same
-            return []
-        return encode(Kind.PLACE, 0, json.dumps([here, absolute_path(), self._arguments]).encode())
+        before, self._told = self._told, Place.here()
+        return [] if self._told == before else encode(Kind.PLACE, 0, self._told.described().encode())
 
     def send(self, pieces: list[Buffer]) -> None:
         """All of it; an interrupt may come in between."""
@@ -260,9 +256,7 @@ class LeaseGroup:
                 "notebook": client.notebook if task is None else task.notebook,
                 "process": process_token() if task is None else task.process[0],
                 "pid": 0 if task is None else task.process[1],  # 0 is this one
-                "cwd": folder(),
-                "argv": arguments(),
-                "sys_path": absolute_path(),
+                "where": Place.here().as_json(),
                 "run": self.run,
                 "replica": lease.name,
             }
@@ -483,22 +477,3 @@ def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
                 concurrency=int(detail["concurrency"]),
                 cell=detail.get("cell", ""),
             )
-
-
-def absolute_path() -> list[str]:
-    """The import path, as it means the same in another folder."""
-    return [os.path.abspath(entry) for entry in sys.path]
-
-
-def folder() -> str:
-    """The current folder; "" if there is none any more."""
-    try:
-        return os.getcwd()
-    except FileNotFoundError:  # it was removed under our feet
-        return ""
-
-
-def arguments() -> list[str]:
-    """`sys.argv` as text: programs put all kinds of things there, or take it away."""
-    argv = getattr(sys, "argv", None)
-    return [str(each) for each in argv] if isinstance(argv, list) else [""]

@@ -15,24 +15,25 @@ import os
 import pickle
 import select
 import socket
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from IPython.core.error import StdinNotImplementedError
 
-from ..core.definitions import ORIGIN, Closure, Mark
+from ..core.definitions import ORIGIN, Closure, ImportDefinition, Mark
 from ..core.frames import CALL, FIRST_CALL, Answer, Buffer, Frame, FrameReader, Kind, Status, encode
+from ..core.modules import current as current_modules
 from ..errors import ProtocolError
 from ..memory import Exchange, receive_with_fds
 from ..runtime import peer_pid, peer_uid
 from . import descriptors
 from .cells import Cells
 from .comms import Comms
+from .modules import NOWHERE, Modules
 from .namespace import Namespaces, NotebookModule, NotSent
 from .outputs import NOBODY_TO_ASK, OutputSink
 from .recorder import Recorder, Span
@@ -62,9 +63,8 @@ class CallerHello:
     notebook: str
     process: tuple[str, int]
     """Whose names these are: its token and its pid."""
-    cwd: str
-    argv: list[str]
-    sys_path: tuple[str, ...]
+    where: Mapping[str, Any]
+    """Its folder, arguments, import path and modules, as `client.place` tells them; later a PLACE does."""
     run: str
     replica: str
     files: Exchange | None
@@ -104,7 +104,10 @@ class CallChannel:
         self._frames: deque[Frame] = deque()
         self._undefined: Frame | None = None  # a call that waits for its definitions
         self._answers: deque[Frame] = deque()
-        self._folder, self._arguments = hello.cwd, hello.argv
+        self._folder = ""
+        self._arguments: list[str] = []
+        self._place = NOWHERE
+        self._number = 0  # of the call that is defined, or runs
         self._asked = 0  # for definitions of the present call
         self._defining: NotebookModule  # where those will be
         self._lock = threading.Lock()
@@ -117,8 +120,13 @@ class CallChannel:
     def open(self) -> None:
         """Begin with what came along with the greeting. Cancels and withdrawals can reach it before."""
         self.module = self.replica.namespaces.notebook(self.hello.notebook, *self.hello.process)
+        self._move(self.hello.where)
         self._loop.add_reader(self.connection, self._on_readable)
         self._take_frames()
+
+    def _move(self, where: Mapping[str, Any]) -> None:
+        self._folder, self._arguments = where["folder"], where["arguments"]
+        self._place = self.replica.modules.place(self.hello.process[0], where["path"], *where["modules"])
 
     def enter(self) -> None:
         """A task begins: where its caller is, and with its caller's arguments."""
@@ -167,8 +175,7 @@ class CallChannel:
                 waiting, self._undefined = self._undefined, None
                 self._on_define(frame, waiting)
             elif frame.kind == Kind.PLACE:
-                self._folder, path, self._arguments = json.loads(frame.body)
-                self.replica.extend_path(path)
+                self._move(json.loads(frame.body))
             else:
                 self.replica.log(f"lease {self.hello.lease}: unexpected {frame!r}")
         wanted = len(self._frames) < READ_AHEAD // 2 or self._undefined is not None  # definitions come last
@@ -196,6 +203,13 @@ class CallChannel:
         given = self._answer(encode(Kind.WANT, number, question), number, Kind.GIVE, WANTED_S)
         if given is not None and given.body:
             module.define(pickle.loads(given.body))
+
+    def module_text(self, number: int, name: str) -> str | None:
+        """The text that the client has loaded that module from; None if it does not say."""
+        if threading.current_thread() is not threading.main_thread() or self.closed or self._number != number:
+            return None
+        given = self._answer(encode(Kind.WANT, number, pickle.dumps((name, None), 5)), number, Kind.GIVE, WANTED_S)
+        return pickle.loads(given.body) if given is not None and given.body else None
 
     def _answer(self, question: list[Buffer], number: int, kind: Kind, patience: float | None) -> Frame | None:
         """Ask the client and wait, on the main thread. A cancel interrupts it as it interrupts anything there.
@@ -275,6 +289,12 @@ class CallChannel:
     def _on_call(self, frame: Frame) -> None:
         if self._dismissed(frame.call):
             return
+        self._number = frame.call
+        try:
+            self.replica.modules.enter(self._place, self, frame.call)
+        except BaseException as error:
+            self.send(encode(Kind.OUTCOME, frame.call, dump_failure(error), flags=Status.ERROR))
+            return
         digests, name, verb = _reference(bytes(frame.body))
         function = None
         for digest in digests:  # the function last; what only its arguments need first
@@ -304,7 +324,11 @@ class CallChannel:
         digests, name, verb = _reference(bytes(waiting.body))
         module = self._defining
         try:
+            self.replica.modules.enter(self._place, self, waiting.call)
             closures: list[Closure] = pickle.loads(frame.body)
+            for definition in (each for closure in closures for each in closure.definitions):
+                if isinstance(definition, ImportDefinition):
+                    self.replica.modules.check(definition.module)
             if module is self.module:
                 # What runs here at the same time goes on with the names that it began with.
                 module = module.beside(closures, self.replica.manifests_in_use(module))
@@ -357,10 +381,12 @@ class CallChannel:
     def finished(self, call: RunningCall, reply: list[Buffer], now: float) -> None:
         """The runner's last word on a call. There is none on one that did not begin."""
         self.running = None
+        self._number = 0
         if reply and not self.closed:
             self.send(reply)
         if call.began:  # noted while the client reads already
             self._recorder.ended(call, now)
+        current_modules()  # what it has imported is what the files say now
         if self.closed:
             self.replica.left_for_good(self)
             return
@@ -526,9 +552,7 @@ class Listener:
                 label=hello.get("label", ""),
                 notebook=hello["notebook"],
                 process=(hello["process"], hello["pid"] or peer_pid(connection)),
-                cwd=hello["cwd"],
-                argv=hello["argv"],
-                sys_path=tuple(hello["sys_path"]),
+                where=hello["where"],
                 run=hello["run"],
                 replica=hello["replica"],
                 files=files,
@@ -693,6 +717,7 @@ class Replica:
     ) -> None:
         self.runner = runner
         self.namespaces = namespaces
+        self.modules = Modules(namespaces.reloaded)
         self.cells = cells
         self.comms = comms
         self.supervisor: ControlChannel | None = None
@@ -732,17 +757,12 @@ class Replica:
     # --- on the main thread
 
     def attach(self, channel: CallChannel) -> None:
-        self.extend_path(channel.hello.sys_path)
         if _hung_up(channel.connection):  # while this thread was busy: its calls must not begin any more
             channel.close()
             return
         if self._listener is not None:
             self._listener.watch_hangup(channel.connection)
         channel.open()
-
-    def extend_path(self, folders: Iterable[str]) -> None:
-        """Import from these folders, too."""
-        sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
 
     def manifests_in_use(self, module: NotebookModule) -> list[Mapping[str, Mark]]:
         """What the calls that run now take from that module, or from one beside it."""

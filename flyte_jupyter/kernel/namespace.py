@@ -270,7 +270,7 @@ class NotebookModule:
             case ImportDefinition(module=module, attribute=attribute):
                 made = importlib.import_module(module)
                 value = operator.attrgetter(attribute)(made) if attribute else made
-                self._bind(definition, Bound(value, definition.mark), began)
+                self._bind(definition, Bound(value, definition.mark, module=module), began)
             case ValueDefinition():
                 self._bind(definition, self._rebuilt(definition, old), began)
             case SourceDefinition():
@@ -382,6 +382,14 @@ class NotebookModule:
             if all(each not in manifest or self._has(each, manifest[each]) for each in stale)
         }
 
+    def reloaded(self, modules: frozenset[str]) -> None:
+        """What was imported from these is to be imported again."""
+        for name, bound in list(self._bound.items()):
+            if bound.module in modules and not bound.preloaded:
+                self._steps += 1
+                bound.mark = _STALE
+                self._changed(name, False, self._steps)
+
     def _layer_over(self, preload: NotebookModule) -> None:
         for name, value in preload.names.items():
             if name.startswith("__") and name.endswith("__"):
@@ -449,6 +457,11 @@ class Namespaces:
             found = NotebookModule(notebook_id, process, self.preload)
         self._notebooks[notebook_id, token] = found
         return found
+
+    def reloaded(self, modules: frozenset[str]) -> None:
+        """These modules have been loaded anew."""
+        for module in self._notebooks.values():
+            module.reloaded(modules)
 
     def forget(self, notebook_id: str) -> None:
         """Let go of all that a notebook defined, so that a cached model of a closed one can be freed."""

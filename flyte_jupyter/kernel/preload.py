@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
-import sys
 import traceback
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -24,9 +23,10 @@ def run_preload(replica: Replica, payload: bytes) -> None:
     """Define and run each loader of `payload` in turn, on the main thread; `payload` may be empty."""
     replica.report("loading", pid=os.getpid())
     try:
-        folder, path, wanted = _read(payload)
-        enter(folder, [""])  # it is not one client's: their arguments differ, and must not renew the replicas
-        sys.path += [entry for entry in path if entry not in sys.path]
+        where, texts, wanted = _read(payload)
+        enter(where["folder"], [""])  # it is not one client's: their arguments differ, and must not renew the replicas
+        replica.modules.give(texts)
+        replica.modules.enter(replica.modules.place("", where["path"], *where["modules"]))
         base = replica.runner.base
         base.run(preloading.set, replica.namespaces.preload.module)
         for _, closure in wanted:
@@ -38,13 +38,15 @@ def run_preload(replica: Replica, payload: bytes) -> None:
     _next(replica, loaders)
 
 
-def _read(payload: bytes) -> tuple[str, list[str], list[tuple[str, Closure]]]:
-    return pickle.loads(payload) if payload else ("", [], [])
+def _read(payload: bytes) -> tuple[dict[str, Any], list[str], list[tuple[str, Closure]]]:
+    nowhere = {"folder": "", "path": [], "modules": ["", ""]}
+    return pickle.loads(payload) if payload else (nowhere, [], [])
 
 
 def _next(replica: Replica, loaders: deque[PreloadFunction]) -> None:
     if not loaders:
         replica.cells.show_preload()
+        replica.modules.preloaded()
         replica.report("ready")
         return
     loader = loaders.popleft()

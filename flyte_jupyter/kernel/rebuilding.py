@@ -52,6 +52,7 @@ class Bound:
         preloaded: It is the preload's, and the same for all notebooks.
         step: When it was made, as a count of what was made in its module.
         uses: Names that it mentions.
+        module: Where it was imported from.
     """
 
     value: Any
@@ -67,6 +68,7 @@ class Bound:
     preloaded: bool = False
     step: int = 0
     uses: frozenset[str] = frozenset()
+    module: str = ""
 
 
 class Rebuilder(pickle.Unpickler):

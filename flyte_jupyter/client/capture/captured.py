@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.definitions import AbsentDefinition, Closure, Definition, Mark, digest_of
+from ...core.modules import current
 from .making import Maker, import_definition
 from .piece import NOTHING, Names, Piece, bare_of
 from .places import follow, is_ipython
@@ -194,7 +195,7 @@ def _deep(piece: Piece, pieces: dict[str, Piece]) -> str:
 class _Found:
     """One capture, and what must still be so for it to hold."""
 
-    __slots__ = ("_generation", "_names", "_paths", "_pieces", "_scope", "_watch", "_watched", "closure")
+    __slots__ = ("_generation", "_names", "_paths", "_pieces", "_scope", "_table", "_watch", "_watched", "closure")
 
     def __init__(
         self, scope: Scope, watched: Names, pieces: tuple[Piece, ...], generation: int, closure: Closure
@@ -208,6 +209,9 @@ class _Found:
         self._paths = tuple((path, there) for path, there in named if "." in path)  # a bare name is watched anyhow
         self._pieces = pieces
         self._generation = generation
+        table = current()
+        imports = any(name in table.modules for piece in pieces for name in piece.imports)
+        self._table = table if imports else None
 
     def changed(self) -> bool:
         names = self._names
@@ -219,6 +223,10 @@ class _Found:
         for path, there in self._paths:
             if follow(names, path) is not there:
                 return True
+        if self._table is not None and self._table is not (now := current()):
+            if any(piece.has_changed_modules() for piece in self._pieces if piece.imports):
+                return True
+            self._table = now
         return self._generation != self._scope.generation and self._replaced()
 
     def _replaced(self) -> bool:

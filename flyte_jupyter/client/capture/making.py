@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import pathlib
 import re
-import sys
 import types
 import typing
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ...core.definitions import ORIGIN, ImportDefinition, Mark, SourceDefinition, Text, ValueDefinition, digest_of
 from ...errors import ArgumentNotSerializable
 from ..identity import process_token
+from ..warning import warn
 from .digest import content_digest
 from .piece import NOTHING, Names, Piece, bare_of, is_value, links_of, members_of, serial_of, source_of
 from .places import importable_path, is_dispatcher, is_importable, path_of_task
@@ -79,7 +77,8 @@ class Maker:
         return made
 
     def _import(self, module: str, attribute: str | None) -> Piece:
-        return Piece(self._name, self._obj, import_definition(self._name, module, attribute))
+        imports = frozenset() if attribute is None else frozenset([module])
+        return Piece(self._name, self._obj, import_definition(self._name, module, attribute), imports=imports)
 
     # --- by value
 
@@ -200,6 +199,7 @@ class Maker:
             definition,
             names=definition.uses,
             modules=frozenset(pickled.modules),
+            imports=frozenset(pickled.imports),
             watch=None if is_fixed(self._obj) else pickled.watch,
             found=pickled.found,
             owners=owners,
@@ -227,12 +227,10 @@ class Maker:
     def _warn(self, size: int) -> None:
         if size > LARGE_BYTES and self._name not in self._scope.warned:
             self._scope.warned.add(self._name)
-            warnings.warn(
+            warn(
                 f'"{self._shown}" is {size / 2**20:.0f} MiB and is sent to every replica that runs '
                 f'"{self._symbol or self._shown}", and compared at every call. Make it in the preload instead '
-                "(`@pool.preload`), so that each replica has it before the first call.",
-                UserWarning,
-                stacklevel=_frames_of_ours(),
+                "(`@pool.preload`), so that each replica has it before the first call."
             )
 
     # --- by its text
@@ -331,15 +329,6 @@ class Maker:
             early=frozenset(pickled.early),
         )
         return definition, frozenset(pickled.late)
-
-
-def _frames_of_ours() -> int:
-    """How far up the user's own line is, for a warning."""
-    package = str(pathlib.Path(__file__).parents[2])
-    level, frame = 1, sys._getframe(1)
-    while frame.f_code.co_filename.startswith(package) and frame.f_back is not None:
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def _kept(pickled: Pickled) -> tuple[tuple[str, str], ...]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ...core.definitions import Definition, ValueDefinition
+from ...core.modules import Table, current
 from .places import follow, is_importable
 from .source import Source, function_source
 from .watch import LRU_CACHE, Watch
@@ -34,6 +35,8 @@ class Piece:
     definition: Definition
     names: frozenset[str] = frozenset()  # all that it mentions
     modules: frozenset[str] = frozenset()
+    imports: frozenset[str] = frozenset()  # modules whose functions and classes it takes from there
+    table: Table = field(default_factory=current)  # the user's modules as they were
     watch: Watch | None = None
     found: dict[int, tuple[int, Any]] = field(default_factory=dict)
     owners: tuple[Piece, ...] = ()
@@ -46,9 +49,16 @@ class Piece:
     def changed(self, scope: Scope, obj: Any) -> bool:
         if obj is not self.seen or (self.watch is not None and self.watch.changed()):
             return True
+        if self.imports and self.has_changed_modules():
+            return True
         return scope.has_lost_an_owner(self) or any(
             follow(scope.names, path) is not there for path, there in self.named.items()
         )
+
+    def has_changed_modules(self) -> bool:
+        """Whether a module that it imports from has been loaded anew: what came from there may be there no more."""
+        before, now = self.table.modules, current().modules
+        return before is not now and any(before.get(name) is not now.get(name) for name in self.imports)
 
     def line_of(self, name: str) -> int | None:
         """The user's first line that mentions this name."""

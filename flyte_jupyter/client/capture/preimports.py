@@ -1,14 +1,13 @@
-"""Which modules a zygote shall have imported: those of installed packages that the code of a preload imports."""
+"""Which modules the code of a preload imports: installed packages', which a zygote shall have, and the user's own."""
 
 from __future__ import annotations
 
-import ast
 import importlib.util
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import cache
 
-from ...core.definitions import Closure, ImportDefinition, texts_of
+from ...core.definitions import Closure, ImportDefinition, ValueDefinition, texts_of
+from ...core.modules import Table, imports_of
 
 
 def imported_modules(closure: Closure) -> set[str]:
@@ -18,8 +17,21 @@ def imported_modules(closure: Closure) -> set[str]:
         if isinstance(definition, ImportDefinition):
             found.add(definition.module)
         for text in texts_of(definition):
-            found.update(_inside(text.lines))
+            found.update(imports_of(text.lines))
     return {name for name in found if is_installed(name.partition(".")[0])}
+
+
+def users_modules(closures: Iterable[Closure], table: Table) -> Table:
+    """Of the user's modules, those that the closures may import, and what these import."""
+    names: set[str] = set()
+    for definition in (each for closure in closures for each in closure.definitions):
+        if isinstance(definition, ImportDefinition):
+            names.add(definition.module)
+        for text in texts_of(definition):
+            names.update(imports_of(text.lines, attributes=True))
+        if isinstance(definition, ValueDefinition):
+            names.update(name for name in table.modules if name.encode() in definition.pickled)
+    return Table.of({name: table.modules[name] for name in table.reachable(names)})
 
 
 @cache
@@ -31,15 +43,3 @@ def is_installed(package: str) -> bool:
         return False
     places = [spec.origin or "", *(spec.submodule_search_locations or ())] if spec else []
     return any("site-packages" in place or "dist-packages" in place for place in places)
-
-
-def _inside(lines: str) -> Iterator[str]:
-    try:
-        tree = ast.parse(textwrap.dedent(lines))
-    except SyntaxError:
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module

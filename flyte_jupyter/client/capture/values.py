@@ -56,6 +56,7 @@ class Pickled:
         shaping: Those of them whose object it holds; `linked`: parts of whose object it holds.
         late: Names that code inside it uses when it runs.
         modules: Submodules that such code reaches by attribute.
+        imports: Modules whose functions and classes stand in it by where they can be imported from.
         places: As in `ValueDefinition`.
         kept: The objects of `ValueDefinition.kept`, in that order.
         codes: The outermost code objects inside.
@@ -72,6 +73,7 @@ class Pickled:
     linked: set[str]
     late: set[str]
     modules: set[str]
+    imports: set[str]
     places: list[tuple[str, int]]
     kept: list[Any]
     codes: list[types.CodeType]
@@ -131,6 +133,7 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         self._linked: set[str] = set()
         self._late: set[str] = set()
         self._modules: set[str] = set()
+        self._imports: set[str] = set()
         self._places: list[tuple[str, int]] = []
         self._kept: list[Any] = []
         self._codes: list[types.CodeType] = []
@@ -155,7 +158,7 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         root = memo.get(id(self._root))
         return Pickled(
             self.file.getvalue(), self._early, self._first, self._shaping, self._linked, late, self._modules,
-            self._places, self._kept, self._codes, self.watch, self._caches, found, self._by_names,
+            self._imports, self._places, self._kept, self._codes, self.watch, self._caches, found, self._by_names,
             -1 if root is None else root[0],
         )  # fmt: skip
 
@@ -210,6 +213,12 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         # What is called by the name itself, or is a part of that, would be defined by itself.
         return None if path is None or path.partition(".")[0] in self._own else path
 
+    def _is_importable(self, obj: object) -> bool:
+        path = importable_path(obj)
+        if path is not None:
+            self._imports.add(path[0])
+        return path is not None
+
     def _by_name(self, path: str, obj: Any) -> Any:
         root = path.partition(".")[0]
         self._by_names[path] = obj
@@ -225,7 +234,7 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             self._inlined[id(function)] = function
             self.watch.mapping(registry)
             return make, ("dispatching", registry[object]), list(registry.items()), None, None, fill
-        if importable_path(function) is not None:
+        if self._is_importable(function):
             return NotImplemented
         self._inlined[id(function)] = function
         self.watch.function(function)
@@ -331,7 +340,7 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     def _class(self, cls: Any) -> Any:
         if (path := self._named(cls)) is not None:
             return self._by_name(path, cls)
-        if not cls.__flags__ & _HEAP_TYPE or importable_path(cls) is not None:
+        if not cls.__flags__ & _HEAP_TYPE or self._is_importable(cls):
             return super().reducer_override(cls)
         if is_importable(type(cls).__module__) and type(cls).__module__ not in _PLAIN_METACLASSES:
             if cls is self._root and not self.forced:
@@ -378,7 +387,7 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
     def _lru_cache(self, cached: Any) -> Any:
         if (path := self._named(cached)) is not None:
             return self._by_name(path, cached)
-        if importable_path(cached) is not None:
+        if self._is_importable(cached):
             return NotImplemented
         self._inlined[id(cached)] = cached
         self._caches = True
