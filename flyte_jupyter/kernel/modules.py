@@ -112,13 +112,11 @@ class Modules:
         self._asked = None if caller is None else (caller, number)
         if place is not self._present:
             self._move(place)
-        self._beside = {
-            name: known
-            if (known := self._beside.get(name)) is not None and known[0] == each.file
-            else (each.file, None)
-            for name, each in current().modules.items()
-            if name not in place.modules
-        }
+        before, self._beside = self._beside, {}
+        for name, each in current().modules.items():
+            if name not in place.modules:
+                known = before.get(name)
+                self._beside[name] = known if known is not None and known[0] == each.file else (each.file, None)
         stale = {name: (file, digest) for name, (file, digest) in place.modules.items() if _differs(name, digest)}
         stale.update(self._edited())
         for name in _ordered(stale, current().modules):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from histories import Process, Worlds, show, worlds
+from histories import Process, Worlds, worlds
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from shown import show
 
 VARIABLES = ("a", "b", "c")
 FUNCTIONS = ("f", "g", "h")
@@ -17,7 +18,7 @@ NAMES = (*VARIABLES, *FUNCTIONS, *CLASSES)
 
 PRELUDE = """
 import collections, dataclasses, enum, functools, typing
-from histories import show
+from shown import show
 T = typing.TypeVar("T")
 registry = {}
 def register(thing):
