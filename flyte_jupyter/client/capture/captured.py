@@ -195,7 +195,7 @@ def _deep(piece: Piece, pieces: dict[str, Piece]) -> str:
 class _Found:
     """One capture, and what must still be so for it to hold."""
 
-    __slots__ = ("_generation", "_names", "_paths", "_pieces", "_scope", "_table", "_watch", "_watched", "closure")
+    __slots__ = ("_checks", "_generation", "_names", "_paths", "_pieces", "_scope", "_table", "_watched", "closure")
 
     def __init__(
         self, scope: Scope, watched: Names, pieces: tuple[Piece, ...], generation: int, closure: Closure
@@ -204,7 +204,7 @@ class _Found:
         self._scope = scope
         self._names = scope.names
         self._watched = tuple(watched.items())  # absent names too: one that is defined later shadows a builtin
-        self._watch = Watch.all_of(piece.watch for piece in pieces if piece.watch is not None)
+        self._checks = Watch.all_of(piece.watch for piece in pieces if piece.watch is not None).checks()
         named = (item for piece in pieces for item in piece.named.items())
         self._paths = tuple((path, there) for path, there in named if "." in path)  # a bare name is watched anyhow
         self._pieces = pieces
@@ -218,8 +218,9 @@ class _Found:
         for name, seen in self._watched:
             if names.get(name, NOTHING) is not seen:
                 return True
-        if self._watch.changed():
-            return True
+        for check in self._checks:
+            if check():
+                return True
         for path, there in self._paths:
             if follow(names, path) is not there:
                 return True

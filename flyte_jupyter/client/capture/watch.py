@@ -121,6 +121,24 @@ class Watch:
 
     def changed(self) -> bool:
         """Whether anything differs now."""
+        return any(check() for check in self.checks())
+
+    def checks(self) -> tuple[Callable[[], bool], ...]:
+        """Each says whether something differs now; only those that have something to look at."""
+        found: list[Callable[[], bool]] = []
+        if self._functions:
+            found.append(self._functions_changed)
+        if self._dicts:
+            found.append(self._dicts_changed)
+        if self._classes:
+            found.append(self._classes_changed)
+        if self._inert:
+            found.append(self._inert_changed)
+        if self._lists or self._cells or self._names or self._kinds or self._pickles:
+            found.append(self._others_changed)
+        return tuple(found)
+
+    def _functions_changed(self) -> bool:
         for function, code, defaults, keywords, attributes, name, doc in self._functions:
             if (
                 function.__code__ is not code
@@ -131,14 +149,10 @@ class Watch:
                 or function.__doc__ is not doc
             ):
                 return True
-        return (
-            bool(self._dicts and self._dicts_changed())
-            or bool(self._classes and self._classes_changed())
-            or bool(self._inert and any(_dumps(value) != pickled for value, pickled in self._inert))
-            or bool(
-                (self._lists or self._cells or self._names or self._kinds or self._pickles) and self._others_changed()
-            )
-        )
+        return False
+
+    def _inert_changed(self) -> bool:
+        return any(_dumps(value) != pickled for value, pickled in self._inert)
 
     def _dicts_changed(self) -> bool:
         for mapping, keys, values in self._dicts:
