@@ -64,6 +64,7 @@ class NotebookModule:
         self.names.update(vars(ModuleType("__main__", f"The names of {self.notebook_id!r} on this replica.")))
         self.names.update({"__builtins__": builtins, ORIGIN: self})
         self._bound: dict[str, Bound] = {}
+        self._holders: dict[str, set[str]] = {}  # by name, whose definitions have ever held its object, or parts of it
         self._private: dict[str, Any] = {}  # what has a name that no variable can have
         self._closures: dict[str, tuple[Any, Mapping[str, Mark]]] = {}
         self.manifests: dict[str, Mapping[str, Mark]] = {}
@@ -160,12 +161,17 @@ class NotebookModule:
         return frozenset() if bound is None else bound.uses
 
     def _share(self, name: str, bound: Bound) -> None:
-        self._bound[name] = bound
+        self._enter(name, bound)
         self._preloaded.discard(name)
         if ":" in name:  # an entry that no variable means
             self._private[name] = bound.value
         elif "." not in name:  # a submodule needs no place: its package holds it
             self.names[name] = bound.value
+
+    def _enter(self, name: str, bound: Bound) -> None:
+        self._bound[name] = bound
+        for needed in bound.shaping | bound.linked:
+            self._holders.setdefault(needed, set()).add(name)
 
     def attribute(self, path: str) -> Any:
         """The object at a dotted path: `"Config"`, `"Outer.Inner"`.
@@ -371,9 +377,11 @@ class NotebookModule:
         What was made since `began` has met the new one already.
         """
         stale = {name}
-        for other, bound in self._bound.items():
-            holds = name in bound.linked or (name in bound.shaping and not is_same_object)
-            if holds and other != name and other not in self._loading and bound.step < began:
+        for other in self._holders.get(name, ()):
+            bound = self._bound.get(other)
+            if bound is None or other == name or other in self._loading or bound.step >= began:
+                continue
+            if name in bound.linked or (name in bound.shaping and not is_same_object):
                 bound.mark = _STALE
                 stale.add(other)
         self._closures = {
@@ -398,7 +406,7 @@ class NotebookModule:
             # A name that running the preload made, or made anew, wins over a definition of that name.
             bound = preload._bound.get(name)
             if bound is not None and bound.value is value:
-                self._bound[name] = Bound(
+                layered = Bound(
                     value,
                     bound.mark,
                     bound.identity,
@@ -409,6 +417,7 @@ class NotebookModule:
                     preloaded=True,
                     uses=bound.uses,
                 )
+                self._enter(name, layered)
             else:
                 self._preloaded.add(name)
 
