@@ -26,7 +26,7 @@ def content_digest(pickled: bytes, *, has_code: bool) -> str:
     if len(pickled) > MOST_BYTES or not (has_code or has_sets):
         digest.update(pickled)
     else:
-        for part in _Reader(pickled).parts():
+        for part in _Reader(pickled, has_sets).parts():
             digest.update(part)
     return digest.hexdigest()
 
@@ -34,8 +34,9 @@ def content_digest(pickled: bytes, *, has_code: bool) -> str:
 class _Reader:
     """Goes through a pickle once."""
 
-    def __init__(self, pickled: bytes) -> None:
+    def __init__(self, pickled: bytes, has_sets: bool) -> None:
         self._pickled = pickled
+        self._has_sets = has_sets
         self._memo: list[bytes | int] = []  # the text at that position, or which of the others it is
         self._others = 0
 
@@ -43,7 +44,7 @@ class _Reader:
         """Its content, piece by piece."""
         position, last = 0, b""
         while position < len(self._pickled):
-            if self._pickled[position] == _MARK and (found := self._set(position)) is not None:
+            if self._has_sets and self._pickled[position] == _MARK and (found := self._set(position)) is not None:
                 position, elements = found
                 yield from sorted(elements)
                 last = b""
