@@ -108,3 +108,24 @@ def test_the_examples_of_readme_run(monkeypatch: pytest.MonkeyPatch) -> None:
         "[32, 9] 3\n",
     ]
     assert os.environ.get("JPY_SESSION_NAME") is None
+
+
+@pytest.mark.kernel
+@pytest.mark.timeout(180)
+def test_the_examples_of_what_a_task_sees_show_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the cells of one notebook; the comment in the last line of a cell is what it shows."""
+    import demo
+
+    monkeypatch.setenv("FLYTE_JUPYTER_GPUS", "[]")
+    page = (ROOT / "docs" / "what-a-task-sees.md").read_text("utf-8")
+    cells = [cell.rstrip() for cell in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
+    said = [cell.splitlines()[-1].partition("  # ")[2] for cell in cells[1:]]
+    assert len(said) > 5
+    cells.insert(0, f"import os; os.chdir({str(tmp_path)!r})")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    with demo.private_service():
+        executed = demo.execute(notebook)
+    results = [
+        [o["data"]["text/plain"] for o in cell.outputs if o.output_type == "execute_result"] for cell in executed.cells
+    ]
+    assert results == [[], [], *([each] for each in said)]
