@@ -348,3 +348,48 @@ def test_a_preload_decorator_that_is_a_call_does_not_reach_the_replica() -> None
     exec(compile(source, "<cell 77>", "exec"), scope)
     closure = Captured.of_names(["other"], scope).closure()
     assert {definition.name for definition in closure.definitions if definition.mark != ABSENT} == {"load", "other"}
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [("x = 0\nr = call()", (1, 1)), ("r = call()", (2, 2)), ("r = call()", (3, 3))],
+        [("x = 0; r = call()", (1, 1)), ("r = call(); x = 0", (2, 2)), ("r = call()", (1, 3))],
+        [("r = call()\nx = 0\nr = r, call()", ((1, 1), (1, 2))), ("r = call()", (2, 3))],
+        [("made = []; r = call()", (1, 1)), ("made = made\nr = call()", (2, 2)), ("made = []\nr = call()", (3, 1))],
+        [("for x in [0]:\n    r = call()", (1, 1)), ("if (x := 0) == 0: r = call()", (1, 2)), ("r = call()", (2, 3))],
+        [("é = 'ü'; x = 0; r = call()", (1, 1)), ("r = call()", (2, 2))],
+        [("x = 0\nawait made_in_a_task()", (1, 1)), ("r = call()", (2, 2))],
+    ],
+)
+def test_a_name_starts_anew_from_where_a_cell_has_bound_it(notebook, replica, cells) -> None:
+    notebook.cell("import asyncio\nx = 0\nmade = []")
+    notebook.cell("def f():\n    global x\n    x += 1\n    made.append(x)\n    return x, len(made)")
+    captured = Captured(notebook["f"])
+
+    def call() -> Any:
+        closure = captured.closure()
+        found = replica.lookup(closure.digest)
+        return (found or replica.define(closure.beyond(replica.marks())))()
+
+    notebook.names["call"] = call
+    notebook.cell(
+        "async def c(): return call()\nasync def made_in_a_task():\n  global r\n  r = await asyncio.create_task(c())"
+    )
+    for cell, result in cells:
+        notebook.cell(cell)
+        assert notebook["r"] == result, cell
+
+
+@pytest.mark.parametrize(
+    ("cell", "result"), [("1 / 0\nx = 0", 2), ("x = 0\n1 / 0", 1), ("x = 0\nthis is no Python", 2)]
+)
+def test_a_cell_that_fails_has_bound_only_what_stands_above(notebook, replica, cell, result) -> None:
+    notebook.cell("x = 0\ndef f():\n    global x\n    x += 1\n    return x")
+    captured = Captured(notebook["f"])
+    assert replica.define(captured.closure())() == 1
+    with pytest.raises((ZeroDivisionError, SyntaxError)):
+        notebook.cell(cell)
+    closure = captured.closure()
+    found = replica.lookup(closure.digest)
+    assert (found or replica.define(closure.beyond(replica.marks())))() == result

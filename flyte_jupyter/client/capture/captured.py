@@ -79,6 +79,8 @@ class Captured:
         Raises:
             ArgumentNotSerializable: A value that it uses cannot be copied to another process.
         """
+        if self._scope.binding:
+            self._scope.catch_up()
         found = self._found
         if found is None or found.changed():
             with self._scope.lock:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import linecache
+import sys
 import threading
 import weakref
 from collections.abc import Iterable
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from ...core.context import current
@@ -12,7 +16,7 @@ from ...core.definitions import ORIGIN
 from ..identity import ipython
 from .making import Maker
 from .piece import NOTHING, Names, Piece
-from .source import names_bound_by
+from .source import Binding, Position, bindings_of
 
 if TYPE_CHECKING:
     from .values import Pickled
@@ -33,6 +37,8 @@ class Scope:
         self.bound: dict[str, int] = {}
         """How often a cell has bound this name: of a number that is bound to the same one again, nothing else tells."""
         self.warned: set[str] = set()
+        self.binding: list[Binding] = []
+        """What the cell that runs has not bound yet, as far as is known."""
         self._renewing: set[str] = set()
 
     @classmethod
@@ -53,17 +59,68 @@ class Scope:
 
     def _watch_cells(self) -> None:
         shell = ipython()
-        if shell is not None and shell.user_ns is self.names:
-            shell.events.register("post_run_cell", self._cell_has_run)
+        if shell is None or shell.user_ns is not self.names:
+            return
+        frame = self._cell_frame()
+        if frame is not None:  # the first call is made while its cell runs
+            self.binding = bindings_of("".join(linecache.getlines(frame.f_code.co_filename)))
+            self.catch_up()
+        shell.events.register("pre_run_cell", self._cell_begins)
+        shell.events.register("post_run_cell", self._cell_has_run)
+
+    def _cell_begins(self, info: Any) -> None:
+        self.binding = bindings_of(info.raw_cell)
 
     def _cell_has_run(self, result: Any) -> None:
-        """A name that the cell has bound starts anew on replicas, also where it means the same as before."""
         with self.lock:
-            for name in names_bound_by(result.info.raw_cell):
-                self.bound[name] = self.bound.get(name, 0) + 1
-                if self.pieces.pop(name, None) is not None:
-                    self.generation += 1
+            if result.error_before_exec is None:
+                self._bound_until(self._failed_at(result.error_in_exec))
+            self.binding = []
             self.purge()
+
+    def catch_up(self) -> None:
+        """A call is made while a cell runs: what that has bound before the call is bound."""
+        frame = self._cell_frame()
+        with self.lock:
+            # What other tasks and threads do is mostly what the cell has prepared.
+            self._bound_until(None if frame is None else _position(frame.f_code, frame.f_lasti))
+
+    def _bound_until(self, now: Position | None) -> None:
+        """Names that the cell has bound start anew on replicas, also where they mean the same as before.
+
+        Of an object that can change, its identity tells that: what is still the same list has not been made anew.
+
+        Args:
+            now: Where in its text the cell is; None at its end.
+        """
+        bound = [each for each in self.binding if now is None or each.end <= now]
+        self.binding = [each for each in self.binding if each not in bound]
+        for name in {name for each in bound for name in each.names}:
+            self.bound[name] = self.bound.get(name, 0) + 1
+            known = self.pieces.get(name)
+            if known is not None and not known.serials and not known.members:
+                del self.pieces[name]
+                self.generation += 1
+
+    def _cell_frame(self) -> FrameType | None:
+        """Where the cell is that makes this call; None on other threads, and in asyncio's tasks."""
+        found = None
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if self._is_cell(frame):
+                found = frame
+            frame = frame.f_back
+        return found
+
+    def _is_cell(self, frame: FrameType) -> bool:
+        return frame.f_globals is self.names and frame.f_code.co_name.startswith(("<module>", "<cell line:"))
+
+    def _failed_at(self, error: BaseException | None) -> Position | None:
+        """Where the cell was when it raised this."""
+        step = None if error is None else error.__traceback__
+        while step is not None and not self._is_cell(step.tb_frame):
+            step = step.tb_next
+        return None if step is None else _position(step.tb_frame.f_code, step.tb_lasti)
 
     def purge(self) -> None:
         """Let go of objects that their names no longer mean."""
@@ -139,6 +196,12 @@ class Scope:
                 if name in self.pieces:
                     queue += self.pieces[name].definition.early
         return reached
+
+
+def _position(code: CodeType, instruction: int) -> Position:
+    """Where in its text that instruction begins."""
+    line, _, column, _ = next(itertools.islice(code.co_positions(), instruction // 2, None))
+    return Position(line or 0, column or 0)
 
 
 def _depends(piece: Piece, name: str) -> bool:

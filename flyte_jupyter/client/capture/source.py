@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import CodeType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...core.definitions import Text
 
@@ -85,6 +85,20 @@ class Source:
         parsed = _parse_one(lines, first_line)
         assert parsed is not None, "a definition less its upper decorators is a definition"
         return replace(source, node=parsed)
+
+
+class Position(NamedTuple):
+    """A place in a text: a line, and how many bytes of it are before."""
+
+    line: int
+    column: int
+
+
+class Binding(NamedTuple):
+    """A statement of a cell that binds names, and where it has done so."""
+
+    end: Position
+    names: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,20 +429,31 @@ def _bound_by(node: ast.stmt) -> set[str]:
     return set()
 
 
-def names_bound_by(cell: str) -> set[str]:
-    """The names that a cell binds at its top level, as far as its text says."""
+def bindings_of(cell: str) -> list[Binding]:
+    """What a cell binds at its top level, as far as its text says."""
     shell: Any = _shell()
     try:
         tree = _parse(cell if shell is None else shell.transform_cell(cell))
     except Exception:  # an input transformer of somebody's
-        return set()
-    found: set[str] = set()
+        return []
+    found: list[Binding] = []
     for node in _top_level(tree.body if tree else []):
-        found |= _bound_by(node)
+        names = _bound_by(node)
         if isinstance(node, ast.Expr | ast.Assign | ast.If | ast.While):
-            walrus = (each.target.id for each in ast.walk(node) if isinstance(each, ast.NamedExpr))
-            found.update(walrus)
+            names |= {each.target.id for each in ast.walk(node) if isinstance(each, ast.NamedExpr)}
+        if names:
+            found.append(Binding(_end_of_binding(node), frozenset(names)))
     return found
+
+
+def _end_of_binding(node: ast.stmt) -> Position:
+    last: ast.AST = node
+    match node:
+        case ast.For(target=part) | ast.If(test=part) | ast.While(test=part):
+            last = part
+        case ast.With(items=[*_, ast.withitem(context_expr=part, optional_vars=target)]):
+            last = part if target is None else target
+    return Position(getattr(last, "end_lineno", None) or 0, getattr(last, "end_col_offset", None) or 0)
 
 
 def _future(tree: ast.Module | None) -> int:
