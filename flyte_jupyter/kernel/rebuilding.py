@@ -123,7 +123,8 @@ class Rebuilder(pickle.Unpickler):
             old.clear()
             old.update(value)
         elif type(value) in (list, collections.deque):
-            old[:] = value
+            old.clear()
+            old.extend(value)
         elif isinstance(value, set) and type(value) is set:
             old.clear()
             old.update(value)

@@ -393,3 +393,26 @@ def test_a_cell_that_fails_has_bound_only_what_stands_above(notebook, replica, c
     closure = captured.closure()
     found = replica.lookup(closure.digest)
     assert (found or replica.define(closure.beyond(replica.marks())))() == result
+
+
+@pytest.mark.parametrize("made", ["deque([1])", "deque([1], maxlen=3)"])
+def test_a_deque_that_grows_stays_one_on_a_replica(notebook, replica, made) -> None:
+    notebook.cell(f"from collections import deque\nx = {made}\nholder = [x]\ndef f(): return list(x), x is holder[0]")
+    captured = Captured(notebook["f"])
+    assert replica.define(captured.closure())() == ([1], True)
+    notebook.cell("x.append(2)")
+    assert replica.define(captured.closure().beyond(replica.marks()))() == ([1, 2], True)
+
+
+def test_attributes_that_are_keys_are_asked_for_nothing(notebook, replica) -> None:
+    notebook.cell("class D(dict):\n    __getattr__ = dict.__getitem__\n    def __call__(self): return self['x']")
+    notebook.cell("x = D(x=D(y=1))\ndef f(): return x.x.y, x(), type(x.x) is D, [x][0] is x")
+    assert send(notebook["f"], replica)() == (1, {"y": 1}, True, True)
+    notebook.cell("x['x']['y'] = 2")
+    assert send(notebook["f"], replica)()[0] == 2
+
+
+def test_what_every_object_has_is_not_taken_for_a_name(notebook, replica) -> None:
+    notebook.cell("class C:\n    def __eq__(self, other): return True\n    __hash__ = object.__hash__")
+    notebook.cell("make = object.__new__\ndef f(): return C.__hash__ is object.__hash__, type(make(C)) is C")
+    assert send(notebook["f"], replica)() == (True, True)

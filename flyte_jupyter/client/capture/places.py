@@ -35,10 +35,18 @@ def is_importable(module: str | None) -> bool:
 
 def importable_path(obj: object) -> tuple[str, str] | None:
     """The module and the dotted attribute under which any process finds this very object."""
-    module, path = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
+    module, path = _attribute(obj, "__module__"), _attribute(obj, "__qualname__")
     if not isinstance(module, str) or not isinstance(path, str) or not is_importable(module):
         return None
     return (module, path) if follow(vars(sys.modules[module]), path) is obj else None
+
+
+def _attribute(obj: object, name: str) -> Any:
+    """An object's attribute, or None: a `__getattr__` of the user's may raise anything, as `dict.__getitem__` does."""
+    try:
+        return getattr(obj, name, None)
+    except Exception:
+        return None
 
 
 _IPYTHON_ONLY = re.compile(r"_{1,3}|_i{1,3}|_i?\d+|_[iod]h|In|Out|get_ipython")
@@ -77,6 +85,8 @@ def follow(names: Mapping[str, Any], path: str) -> object:
     root, *attributes = path.split(".")
     found = names.get(root)
     for attribute in attributes:
+        if found is None:  # which has the attributes that every object has: `object.__hash__`
+            return None
         # What a class inherits is its parent's.
         found = (
             vars(found).get(attribute) if isinstance(found, type) else inspect.getattr_static(found, attribute, None)
@@ -96,8 +106,8 @@ def notebook_path(obj: object, names: Names) -> str | None:
         return obj_name if obj_name is not None and names.get(obj_name) is obj else None
     if not callable(obj):
         return None
-    path = getattr(obj, "__qualname__", None)
-    if not isinstance(path, str) or is_importable(getattr(obj, "__module__", None)):
+    path = _attribute(obj, "__qualname__")
+    if not isinstance(path, str) or is_importable(_attribute(obj, "__module__")):
         return None
     # IPython takes `_` back, and every replica has its own.
     return path if follow(names, path) is obj and not is_ipython(path, obj) else None
@@ -121,7 +131,7 @@ def sentinel(obj: Any) -> tuple[str, str] | None:
         or cls.__reduce__ is not object.__reduce__
         or cls.__getstate__ is not object.__getstate__
         or cls.__basicsize__ > object.__basicsize__ + 16
-        or getattr(obj, "__dict__", None)
+        or _attribute(obj, "__dict__")
         or not is_importable(cls.__module__)
     ):
         return None
