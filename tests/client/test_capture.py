@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from flyte_jupyter.client.capture import Captured
+from flyte_jupyter.client.capture.code import mentioned
 from flyte_jupyter.core.definitions import (
     ABSENT,
     AbsentDefinition,
@@ -572,3 +573,9 @@ def test_a_large_value_warns_once_and_names_the_cure(notebook) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         captured.closure()
+
+
+def test_names_that_a_command_or_a_magic_expands_are_mentioned(notebook) -> None:
+    notebook.cell("def f():\n    !echo $name {files[0]} {size + 1} '{\"k\": 1}' $$HOME\n    %env A={other}")
+    assert mentioned(notebook["f"].__code__).names == {"get_ipython", "name", "files", "size", "other"}
+    assert mentioned(compile("print('$name {files}')", "", "exec")).names == {"print"}

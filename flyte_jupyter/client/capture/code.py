@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -63,8 +64,14 @@ def _collect(code: CodeType, names: set[str], chains: set[tuple[str, ...]]) -> N
     for const in code.co_consts:
         if isinstance(const, CodeType):
             _collect(const, names, chains)
+        elif isinstance(const, str) and "get_ipython" in code.co_names:  # `!echo $name {size + 1}`
+            for expression in _EXPANDED.findall(const):
+                with contextlib.suppress(SyntaxError, ValueError):
+                    names |= _of_text("".join(expression).strip()).names
 
 
+_EXPANDED = re.compile(r"(?<![$\\])\$([^\W\d]\w*)|\{([^{}]+)\}")
+"""What IPython puts values in place of."""
 _ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 _GLOBALS = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL"})
 _NAMES = frozenset({"LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
