@@ -308,8 +308,9 @@ class NotebookModule:
 
     def _executed(self, definition: SourceDefinition, old: Bound | None) -> Bound:
         made: Any
+        before: set[str] = set()
         if old is not None and (_is_again(definition, old) or _is_edited(definition, old)):
-            made = old.value
+            made, before = old.value, _text_and_state(old)[1]
         else:
             text = definition.text
             # Blank lines put the text where the user wrote it. What is indented stood inside an `if` or `with`,
@@ -323,6 +324,8 @@ class NotebookModule:
             if definition.wrap is not None:
                 made = Finder(definition.wrap, self.find_class).load()(made)
         state = set() if definition.state is None else set(self._set(definition, made))
+        if not before <= state:  # something was taken away again
+            return self._executed(definition, None)
         return Bound(
             made,
             definition.mark,
@@ -495,8 +498,13 @@ def _is_again(definition: SourceDefinition, old: Bound) -> bool:
 def _is_edited(definition: SourceDefinition, old: Bound) -> bool:
     """Whether it is the same class, on which more has been set."""
     same = bool(definition.identity) and old.identity == definition.identity and isinstance(old.value, type)
-    # Where something was set before, that may have been taken away since.
-    return same and old.made.get(0) == (definition.text.lines, set())
+    return same and _text_and_state(old)[0] == definition.text.lines
+
+
+def _text_and_state(bound: Bound) -> tuple[str, set[str]]:
+    """Of what was made of a text: that, and which attributes were set on it since."""
+    found = bound.made.get(0)
+    return found if isinstance(found, tuple) else ("", set())
 
 
 def _is_still_mixed(definition: ValueDefinition | SourceDefinition, old: Bound | None) -> bool:

@@ -416,3 +416,29 @@ def test_what_every_object_has_is_not_taken_for_a_name(notebook, replica) -> Non
     notebook.cell("class C:\n    def __eq__(self, other): return True\n    __hash__ = object.__hash__")
     notebook.cell("make = object.__new__\ndef f(): return C.__hash__ is object.__hash__, type(make(C)) is C")
     assert send(notebook["f"], replica)() == (True, True)
+
+
+def test_what_a_class_holds_crosses_although_only_its_text_can_make_it(notebook, replica) -> None:
+    notebook.cell("import threading\nclass C:\n    lock = threading.Lock()\n    items, named = [], {'lock': lock}")
+    notebook.cell(
+        "kept = []\ndef f():\n    kept[:] = kept or [C]\n"
+        "    return C.items, [*C.named], getattr(C, 'more', None), kept == [C]"
+    )
+    captured = Captured(notebook["f"])
+
+    def there() -> Any:
+        closure = captured.closure()
+        found = replica.lookup(closure.digest)
+        return (found or replica.define(closure.beyond(replica.marks())))()
+
+    assert there() == ([], ["lock"], None, True)
+    for change, expected in [
+        ("C.items.append(1)", ([1], ["lock"], None, True)),
+        ("C.more = {1}", ([1], ["lock"], {1}, True)),
+        ("C.more.add(2)", ([1], ["lock"], {1, 2}, True)),
+        ("C.items = [3]", ([3], ["lock"], {1, 2}, True)),
+    ]:
+        notebook.cell(change)
+        assert there() == expected
+    notebook.cell("del C.more")
+    assert there()[:3] == ([3], ["lock"], None)

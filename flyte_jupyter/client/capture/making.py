@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import inspect
 import re
 import types
 import typing
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -236,6 +239,8 @@ class Maker:
     # --- by its text
 
     def _by_source(self) -> Piece | None:
+        from .values import bytes_of
+
         bare, is_task = bare_of(self._obj)
         wrap = type(self._obj).__flyte_capture__(self._obj)[1] if is_task else None
         source = self._named_source(bare, is_task)
@@ -247,7 +252,8 @@ class Maker:
         bound = names.get(source.node.name, self._obj)
         source = source.without_decorators(_is_ours, names, certain=hasattr(type(bound), "__flyte_capture__"))
         mentions = references(source, names)
-        watch = Watch(lambda value: b"")
+        is_class = isinstance(bare, type)  # a function's closure may hold anything
+        watch = Watch(functools.partial(bytes_of, self._names, "", None, {}) if is_class else lambda value: b"")
         state, late = self._state(bare, source, watch)
         content = digest_of(
             "source", source.lines, source.flags, source.node.name, wrap, None if state is None else state.mark.content
@@ -279,7 +285,7 @@ class Maker:
             modules=mentions.modules,
             watch=watch,
             serials=serials,
-            caches=not isinstance(bare, type),
+            caches=not is_class,
             source=source,
         )
 
@@ -303,7 +309,10 @@ class Maker:
         state: Names
         if isinstance(obj, type):
             watch.attributes(obj)
-            state = {"attributes": _set_since(obj, source)}
+            held = self._held_by(obj, source)
+            for value in held.values():
+                watch.value(value)
+            state = {"attributes": {**_set_since(obj, source), **held}}
         else:
             try:
                 function = inspect.unwrap(obj)
@@ -329,6 +338,21 @@ class Maker:
             early=frozenset(pickled.early),
         )
         return definition, frozenset(pickled.late)
+
+    def _held_by(self, cls: type, source: Source) -> Names:
+        """Lists, dictionaries and sets on a class: its text says what was in them at first."""
+        from .values import bytes_of
+
+        bound = None if type(cls) is type else source.bound()  # a metaclass keeps its own things on a class
+        found: Names = {}
+        for name, value in vars(cls).items():
+            if type(value) not in _CONTAINERS or name[:1] == name[-1:] == "_":
+                continue
+            if bound is None or name in bound:
+                with suppress(Exception):  # the text makes it, as it makes what it holds
+                    bytes_of(self._names, "", None, {}, value)
+                    found[name] = value
+        return found
 
 
 def _kept(pickled: Pickled) -> tuple[tuple[str, str], ...]:
@@ -372,6 +396,9 @@ def _texts(pickled: Pickled) -> tuple[Text, ...]:
     return tuple(dict.fromkeys(text for text in texts if text is not None))
 
 
+_CONTAINERS: Final = frozenset(
+    {list, dict, set, collections.deque, collections.defaultdict, collections.Counter, collections.OrderedDict}
+)
 _CONSTANTS: Final = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 

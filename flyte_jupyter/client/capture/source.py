@@ -59,6 +59,10 @@ class Source:
                     found[name] = value
         return found
 
+    def bound(self) -> set[str]:
+        """The names that a class body binds to values."""
+        return set().union(*map(_bound_by, self.node.body))
+
     def without_decorators(
         self, ours: Callable[[object], bool], names: Mapping[str, Any], *, certain: bool = False
     ) -> Source:

@@ -110,7 +110,7 @@ def _pickler(scope: Names, name: str, root: object, links: Links) -> _ByValue:
     return (_Linked if links else _ByValue)(scope, name, root, links)
 
 
-def _bytes_of(scope: Names, name: str, root: object, links: Links, value: object) -> bytes:
+def bytes_of(scope: Names, name: str, root: object, links: Links, value: object) -> bytes:
     """For `Watch`: a part of `root` alone, which refers to the whole by its name; or all of it."""
     pickler = _pickler(scope, name if value is root else "", value, links)
     pickler.dump(value)
@@ -145,7 +145,7 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         self._filled: set[int] = set()
         self._foreign: dict[int, _Foreign] = {}
         self._notebook = _Stand("globals")
-        self.watch = Watch(functools.partial(_bytes_of, scope, name, root, links))
+        self.watch = Watch(functools.partial(bytes_of, scope, name, root, links))
 
     def pickled(self) -> Pickled:
         memo = self.memo.copy()
