@@ -343,6 +343,10 @@ def replay(*history: str) -> list[Any]:
         ),
         pytest.param(["b = []", "b = a = b", "a.append(1)", "b = [*a]"], id="two-names-of-a-list"),
         pytest.param(
+            ["a = []", "class Q: attribute = a", "c = [Q, Q]", "a = (c, c)"],
+            id="a-name-that-meant-a-part-of-something",
+        ),
+        pytest.param(
             ["class P: pass", "a = P()", RESTART, "a = [P()]", SECOND, "class P: attribute = 2"], id="processes"
         ),
     ],

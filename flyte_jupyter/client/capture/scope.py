@@ -193,8 +193,9 @@ class Scope:
             name = queue.pop()
             if name not in reached:
                 reached.add(name)
-                if name in self.pieces:
-                    queue += self.pieces[name].definition.early
+                known = self.pieces.get(name)
+                if known is not None and not self.has_lost_an_owner(known):  # else it is to be captured again
+                    queue += known.definition.early
         return reached
 
 
