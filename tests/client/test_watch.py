@@ -55,6 +55,7 @@ def watch(names: dict[str, Any]) -> Watch:
         # a class
         ("class x: a = 1", "x.a = 2"),
         ("class x: a = 1", "x.b = 1"),
+        ("class x(enum.Enum): A = [1]", "x.A.value.append(2)"),
         ("class x: a = 1", "del x.a"),
         ("class x: a = [1]", "x.a = [1]"),
         ("class x: a = [1]", "x.a.append(2)"),

@@ -311,7 +311,8 @@ class Watch:
             self.value(part)
 
     def _member(self, attributes: dict[str, Any]) -> None:
-        """What an enum's `__init__` has set; names like `_value_` are Python's."""
+        """Its value, and what an enum's `__init__` has set; other names like `_value_` are Python's."""
+        self.value(attributes.get("_value_"))
         for name, value in attributes.items():
             if not name[:1] == name[-1:] == "_":
                 self._names.append((attributes, name, value))
