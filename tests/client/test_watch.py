@@ -70,6 +70,8 @@ def watch(names: dict[str, Any]) -> Watch:
         ("class x:\n    @functools.cached_property\n    def p(self): pass", "vars(x)['p'].func.seen = 1"),
         ("class x:\n    a: int", "x.__annotations__['b'] = str"),
         ("class x(enum.Enum):\n    A = 1", "x.more = 2"),
+        ("class x(enum.Enum):\n    A = 1", "x.A.more = 2"),
+        ("class x(enum.Enum):\n    A = [1]", "x.A.value.append(2)"),
         ("class x(abc.ABC): pass\nclass V: pass", "x.register(V)"),
         # a function
         ("def x(): pass", "x.__code__ = (lambda: 1).__code__"),

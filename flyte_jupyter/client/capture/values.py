@@ -37,7 +37,7 @@ from .places import (
     path_of_task,
     sentinel,
 )
-from .watch import EMPTY, LRU_CACHE, Watch, content_of
+from .watch import EMPTY, INVERTED, LRU_CACHE, Watch, content_of
 
 Names = dict[str, Any]
 Links = Mapping[int, tuple[str, int]]
@@ -382,7 +382,8 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             function, arguments, *_ = base.__reduce_ex__(member, 2)
             if function is _NEW_OBJECT:
                 arguments = arguments[1:]
-        return make, ("raw_member", cls, base, arguments), dict(vars(member)), None, None, fill
+        own = {name: value for name, value in vars(member).items() if name != INVERTED}
+        return make, ("raw_member", cls, base, arguments), own, None, None, fill
 
     def _lru_cache(self, cached: Any) -> Any:
         if (path := self._named(cached)) is not None:

@@ -48,6 +48,8 @@ _OF_AN_ENUM: Final = frozenset(
     "_member_map_ _member_names_ _value2member_map_ _unhashable_values_ _unhashable_values_map_ _hashable_values_"
     " _member_type_ _new_member_ _generate_next_value_ _boundary_".split()
 )
+INVERTED: Final = "_inverted_"
+"""Where Python keeps the opposite of a flag, once somebody has asked for it."""
 _ELEMENTS: Final = frozenset({list, set, collections.deque})
 _NOTHING: Final[Any] = object()
 
@@ -77,7 +79,7 @@ def _is_inert(value: object) -> bool:
 
 
 _LOOKED_AT: Final = tuple(
-    "_cells _classes _dicts _functions _inert _kinds _lists _names _pickles _registrations".split()
+    "_cells _classes _dicts _functions _inert _kinds _lists _members _names _pickles _registrations".split()
 )
 
 
@@ -89,8 +91,8 @@ class Watch:
     """
 
     __slots__ = (
-        "_cells", "_classes", "_dicts", "_elements", "_functions", "_inert", "_kinds", "_lists", "_names", "_pickled",
-        "_pickles", "_registrations", "_seen", "parts",
+        "_cells", "_classes", "_dicts", "_elements", "_functions", "_inert", "_kinds", "_lists", "_members", "_names",
+        "_pickled", "_pickles", "_registrations", "_seen", "parts",
     )  # fmt: skip
 
     def __init__(self, pickled: Callable[[object], bytes]) -> None:
@@ -103,6 +105,7 @@ class Watch:
         self._dicts: list[tuple[Mapping[Any, Any], list[Any], list[Any]]] = []
         self._names: list[tuple[dict[str, Any], str, Any]] = []
         self._kinds: list[tuple[Any, type]] = []
+        self._members: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._inert: list[tuple[Any, bytes]] = []
         self._pickles: list[tuple[Callable[[object], bytes], Any, bytes]] = []
         self._elements = 0
@@ -134,7 +137,7 @@ class Watch:
             found.append(self._classes_changed)
         if self._inert:
             found.append(self._inert_changed)
-        if self._lists or self._cells or self._names or self._kinds or self._pickles:
+        if self._lists or self._cells or self._names or self._kinds or self._members or self._pickles:
             found.append(self._others_changed)
         return tuple(found)
 
@@ -182,6 +185,11 @@ class Watch:
                 return True
         for instance, kind in self._kinds:
             if type(instance) is not kind:
+                return True
+        for attributes, own in self._members:
+            if len(attributes) - (INVERTED in attributes) != len(own):
+                return True
+            if any(attributes.get(name, _NOTHING) is not value for name, value in own.items()):
                 return True
         return any(self._differs(pickled, value, before) for pickled, value, before in self._pickles)
 
@@ -311,12 +319,11 @@ class Watch:
             self.value(part)
 
     def _member(self, attributes: dict[str, Any]) -> None:
-        """Its value, and what an enum's `__init__` has set; other names like `_value_` are Python's."""
-        self.value(attributes.get("_value_"))
-        for name, value in attributes.items():
-            if not name[:1] == name[-1:] == "_":
-                self._names.append((attributes, name, value))
-                self.value(value)
+        """The value of an enum's member, and what else was set on it."""
+        own = {name: value for name, value in attributes.items() if name != INVERTED}
+        self._members.append((attributes, own))
+        for value in own.values():
+            self.value(value)
 
     def _cell(self, cell: types.CellType) -> None:
         if self._is_new(cell):
