@@ -107,6 +107,13 @@ def test_names_of_ipython_stay_at_home_but_the_users_own_open_goes(notebook) -> 
     assert sorted(names(Captured(notebook["train"]).closure())) == ["open", "train"]
 
 
+def test_a_user_may_call_something_of_theirs_as_ipython_does(notebook) -> None:
+    notebook.cell("class In: pass\nOut = [1]\n_ = str.upper\ndef train(): return In, Out, _, __")
+    assert sorted(names(Captured(notebook["train"]).closure())) == ["In", "Out", "_", "train"]
+    definition = find(Captured(notebook["train"]).closure(), "In")
+    assert definition.name == "In"
+
+
 def test_bases_inner_scopes_and_annotations_in_strings_are_searched_and_what_ran_is_not(notebook) -> None:
     notebook.cell("a, b, c, d, e, f, g, h = range(8)\nclass Base: pass\ndef mark(value): return lambda x: x")
     notebook.cell(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import CodeType
 from typing import Any
 
+from ..identity import ipython
 from .watch import LRU_CACHE
 
 Names = dict[str, Any]
@@ -53,9 +54,17 @@ _IPYTHON_ONLY = re.compile(r"_{1,3}|_i{1,3}|_i?\d+|_[iod]h|In|Out|get_ipython")
 
 
 def is_ipython(name: str, obj: Any) -> bool:
-    """Names that IPython keeps in every notebook; a replica has its own, and `_` may hold anything."""
+    """Names that IPython keeps in every notebook; a replica has its own, and `_` may hold anything.
+
+    A user may give them to something else: `_ = gettext.gettext`, `class In`, or in a script, where no IPython is.
+    """
     if _IPYTHON_ONLY.fullmatch(name):
-        return True
+        shell: Any = ipython()
+        if name == "get_ipython" or shell is None:
+            return name == "get_ipython"
+        if name in ("In", "Out"):
+            return obj is shell.user_ns.get(f"_{name[0].lower()}h")
+        return name.strip("_") != "" or not hasattr(shell.displayhook, name) or obj is getattr(shell.displayhook, name)
     # IPython puts its own `open` among the names of a notebook; a user's function of that name is theirs.
     if name in ("exit", "quit", "open"):
         module = getattr(obj, "__globals__", {}).get("__name__") or type(obj).__module__
