@@ -7,9 +7,10 @@ and `%magics`, `get_ipython().user_ns` and `__main__` mean the right ones everyw
 from __future__ import annotations
 
 import builtins
+import sys
 import weakref
 from contextvars import ContextVar
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from ipykernel.zmqshell import ZMQInteractiveShell
@@ -55,6 +56,10 @@ class Layer:
 
 _SHOWN: Final = ("_", "__", "___")
 _layer: Final[ContextVar[weakref.ref[Layer] | None]] = ContextVar("flyte_jupyter_layer", default=None)
+
+
+_expanding: Final[ContextVar[dict[str, Any] | None]] = ContextVar("flyte_jupyter_expanding", default=None)
+"""The names that `$name` in a command may mean, while one is replaced in this context."""
 
 
 preloading: Final[ContextVar[ModuleType | None]] = ContextVar("flyte_jupyter_preloading", default=None)
@@ -115,6 +120,9 @@ class ReplicaShell(ZMQInteractiveShell):
 
     @property
     def user_ns(self) -> dict[str, Any]:
+        names = _expanding.get()
+        if names is not None:
+            return names
         main = _main()
         return self._user_ns if main is None else vars(main)
 
@@ -129,6 +137,19 @@ class ReplicaShell(ZMQInteractiveShell):
     @user_module.setter
     def user_module(self, module: ModuleType) -> None:
         self._user_module = module
+
+    def var_expand(self, cmd: str, depth: int = 0, *formatter: Any, **named: Any) -> str:
+        """A function that a cell has got from the notebook finds `$name` among the notebook's names, too."""
+        frame: FrameType | None = sys._getframe()
+        for _ in range(depth + 1):
+            frame = frame and frame.f_back
+        names = {} if frame is None or ORIGIN not in frame.f_globals else frame.f_globals
+        token = _expanding.set({**self.user_ns, **names})
+        try:
+            expanded: str = super().var_expand(cmd, depth + 1, *formatter, **named)
+        finally:
+            _expanding.reset(token)
+        return expanded
 
     def remember(self, value: object) -> None:
         """A cell has shown this value."""

@@ -114,6 +114,14 @@ def test_a_user_may_call_something_of_theirs_as_ipython_does(notebook) -> None:
     assert definition.name == "In"
 
 
+def test_a_command_takes_the_names_along_that_ipython_replaces_in_it(notebook) -> None:
+    notebook.cell("a = b = c = d = 1\ndef train(c):\n    !echo $a {b + c} ${HOME}\n    %time $d")
+    assert {"a", "b", "d"} <= set(names(Captured(notebook["train"]).closure()))
+    assert "c" not in names(Captured(notebook["train"]).closure())
+    notebook.cell("def train(): return '$a {b}'")
+    assert names(Captured(notebook["train"]).closure()) == ["train"]
+
+
 def test_bases_inner_scopes_and_annotations_in_strings_are_searched_and_what_ran_is_not(notebook) -> None:
     notebook.cell("a, b, c, d, e, f, g, h = range(8)\nclass Base: pass\ndef mark(value): return lambda x: x")
     notebook.cell(

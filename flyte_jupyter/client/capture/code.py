@@ -6,6 +6,7 @@ import contextlib
 import dis
 import functools
 import re
+import string
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -64,14 +65,20 @@ def _collect(code: CodeType, names: set[str], chains: set[tuple[str, ...]]) -> N
     for const in code.co_consts:
         if isinstance(const, CodeType):
             _collect(const, names, chains)
-        elif isinstance(const, str) and "get_ipython" in code.co_names:  # `!echo $name {size + 1}`
-            for expression in _EXPANDED.findall(const):
-                with contextlib.suppress(SyntaxError, ValueError):
-                    names |= _of_text("".join(expression).strip()).names
+        elif isinstance(const, str) and "get_ipython" in code.co_names:
+            names |= _expanded(const) - {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
 
 
-_EXPANDED = re.compile(r"(?<![$\\])\$([^\W\d]\w*)|\{([^{}]+)\}")
-"""What IPython puts values in place of."""
+def _expanded(command: str) -> set[str]:
+    """Names that IPython replaces in a `!command` or after a `%magic`: `$name`, `{expression}`."""
+    found = set(re.findall(r"\$([^\W\d]\w*)", command))
+    with contextlib.suppress(ValueError):  # of a shell, or of awk
+        for _, expression, *_ in string.Formatter().parse(command):
+            with contextlib.suppress(SyntaxError, ValueError):
+                found |= _of_text(expression or "0").names
+    return found
+
+
 _ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 _GLOBALS = frozenset({"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL"})
 _NAMES = frozenset({"LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
