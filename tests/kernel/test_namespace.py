@@ -446,6 +446,28 @@ def test_a_class_that_is_executed_is_still_that_class_when_more_is_set_on_it(not
     assert not hasattr(program.send("f", notebook)(), "b")
 
 
+@pytest.mark.parametrize(
+    ("made", "change"),
+    [
+        ("[1]", "x.append(2)"),
+        ("{1: 2}", "x.clear()"),
+        ("{1}", "x.add(2)"),
+        ("collections.deque([1], 2)", "x.append(2); x.append(3)"),
+        ("collections.deque([1])", "x.clear()"),
+        ("collections.Counter('a')", "x['b'] = 1"),
+        ("bytearray(b'a')", "x.append(98)"),
+    ],
+)
+def test_a_container_that_has_changed_is_what_it_is_in_the_notebook(
+    notebook: NotebookModule, made: str, change: str
+) -> None:
+    program = Program(f"import collections\nx = {made}\ndef f(): return x")
+    program.send("f", notebook)()
+    program.run(change)
+    found = program.send("f", notebook)()
+    assert repr(found) == repr(program.names["x"])
+
+
 def test_a_list_that_was_made_anew_begins_anew_and_an_unchanged_one_goes_on(notebook: NotebookModule) -> None:
     program = Program("seen = []\ndef f(): seen.append(1); return len(seen)")
     assert [program.send("f", notebook)() for _ in range(2)] == [1, 2]
