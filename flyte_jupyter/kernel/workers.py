@@ -15,6 +15,9 @@ from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
 from typing import Any, Final
 
+from ..core.definitions import ORIGIN
+from ..core.payload import follow
+
 _LRU_CACHE: Final[Any] = type(functools.lru_cache(len))
 
 
@@ -35,7 +38,7 @@ def _teach_pickler(reduction: Any) -> None:
 
 
 def _reducer_override(pickler: Any, obj: Any) -> Any:
-    if isinstance(obj, type | FunctionType) and obj.__module__ == "__main__":
+    if isinstance(obj, type | FunctionType) and _goes_by_value(obj):
         from cloudpickle import Pickler
         from cloudpickle.cloudpickle import _dynamic_class_reduce
 
@@ -45,12 +48,21 @@ def _reducer_override(pickler: Any, obj: Any) -> Any:
             # Code, cells, properties and other parts of them.
             pickler.dispatch_table = {**Pickler.dispatch_table, **pickler.dispatch_table}
         is_class = isinstance(obj, type)
-        return _reduced(*(_dynamic_class_reduce(obj) if is_class else Pickler._dynamic_function_reduce(pickler, obj)))
+        return _reduced(
+            obj, *(_dynamic_class_reduce(obj) if is_class else Pickler._dynamic_function_reduce(pickler, obj))
+        )
     if isinstance(obj, type) and obj.__module__ == "builtins":  # `code` and others that are not where they say
         from cloudpickle.cloudpickle import _class_reduce
 
         return _class_reduce(obj)
     return _reduce_cached(obj) if isinstance(obj, _LRU_CACHE) else NotImplemented
+
+
+def _goes_by_value(obj: Any) -> bool:
+    """Whether it is the notebook's, or a function that no module has: methods of a namedtuple say otherwise."""
+    if obj.__module__ == "__main__" or isinstance(obj, type):
+        return bool(obj.__module__ == "__main__")
+    return follow(vars(sys.modules.get(obj.__module__, sys)), obj.__qualname__) is not obj
 
 
 def _teach_caches(cloudpickle: Any) -> None:
@@ -66,19 +78,93 @@ def _reduce_cached(obj: Any) -> Any:
 
 
 def _reduced(
-    maker: Callable[..., Any], arguments: tuple[Any, ...], state: Any, _: None, __: None, setter: Callable[..., Any]
+    obj: Any,
+    maker: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    state: Any,
+    _: None,
+    __: None,
+    setter: Callable[..., Any],
 ) -> Any:
-    return make, (maker, *arguments), state, None, None, setter
+    origin = getattr(obj, "__globals__", {}).get(ORIGIN)
+    home = "" if origin is None else _key(origin)
+    return make, (home, obj.__qualname__, id(obj), maker, *arguments), (setter, state), None, None, fill
 
 
-def make(maker: Callable[..., Any], *arguments: Any) -> Any:
+def _key(origin: Any) -> str:
+    return f"{origin.notebook_id}:{origin.process.token}:{id(origin)}"
+
+
+def _here() -> Any:
+    """The names of the notebook whose task runs here: in a replica, and in what is forked from it."""
+    return getattr(sys.modules["__main__"], ORIGIN, None)
+
+
+_homes: Final[dict[str, dict[str, Any]]] = {}
+"""In a worker that was not forked: the globals of each notebook that has sent it functions, and what they have set."""
+_received: Final[dict[int, dict[str, Any]]] = {}
+"""By the id of such globals, the plain values that came last."""
+
+
+def make(home: str, path: str, identity: int, maker: Callable[..., Any], *arguments: Any) -> Any:
     """A class or function without its state. In the worker: what it sends back goes by value, too."""
     install()
+    origin = _here()
+    is_home = origin is not None and home == _key(origin)
+    known = None if origin is None else _bare(follow(origin.names, path))
+    if is_home and id(known) == identity:
+        return known  # the process is forked from the notebook's, and has it already
+    if isinstance(known, type) and _tracker(known) in arguments:
+        return known
+    if home:
+        code, head, *rest = arguments
+        return maker(code, origin.names if is_home else _homes.setdefault(home, head), *rest)
     return maker(*arguments)
 
 
+def fill(made: Any, state: tuple[Callable[..., Any], Any]) -> None:
+    """Give it its state, unless the process has it already. What a worker's initializer has set stays."""
+    setter, given = state
+    origin = _here()
+    if origin is not None and _bare(follow(origin.names, made.__qualname__)) is made:
+        return
+    if isinstance(made, FunctionType):
+        there, sent = made.__globals__, given[1]["__globals__"]
+        if ORIGIN in there:
+            fresh = {name: value for name, value in sent.items() if name not in there}
+        else:
+            last = _received.setdefault(id(there), {})
+            fresh = {
+                n: value for n, value in sent.items() if n not in there or n not in last or not _same(last[n], value)
+            }
+            last.update((name, value) for name, value in sent.items() if type(value) in _PLAIN)
+        given[1]["__globals__"] = fresh
+    setter(made, given)
+
+
+def _tracker(cls: type) -> str:
+    """cloudpickle's id of a class: it is the same in all processes."""
+    from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_CLASS
+
+    return str(_DYNAMIC_CLASS_TRACKER_BY_CLASS.get(cls, cls))
+
+
+def _bare(found: Any) -> Any:
+    return found.__wrapped__ if isinstance(found, _LRU_CACHE) else found
+
+
+def _same(last: Any, value: Any) -> bool:
+    return type(last) is type(value) and last == value
+
+
+_PLAIN: Final = frozenset({int, float, bool, str, bytes, type(None)})
+
+
 def cached(function: Any, maxsize: int | None, typed: bool) -> Any:
-    """A function with a cache of its own, which is empty."""
+    """A function with a cache: the one that the process has, or an empty one."""
+    known = follow(function.__globals__, function.__qualname__)
+    if isinstance(known, _LRU_CACHE) and known.__wrapped__ is function:
+        return known
     return functools.lru_cache(maxsize, typed)(function)
 
 
