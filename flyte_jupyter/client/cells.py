@@ -28,7 +28,7 @@ from ..core.policy import SINGLE_USE_SCALING, RetryStrategy, Timeout
 from ..core.snapshot import PoolView
 from . import broker, comms, outputs, remote, runs
 from .capture import Captured
-from .drivers import ChannelLost, Conversation, drive
+from .drivers import ChannelLost, drive
 from .handle import PoolHandle
 from .identity import describe_client
 from .leases import Channel, Lease, LeaseGroup
@@ -146,7 +146,7 @@ class CellTarget(Target):
             self._closure = self._captured.closure()
             closures.append(self._closure)
         reference = json.dumps([[closure.digest for closure in closures], self.name, "cell"]).encode()
-        return _Noted(Outgoing(reference, closures, pickled, self.attempt), self.times)
+        return _Noted(Outgoing(reference, closures, pickled, self.attempt, _main()), self.times)
 
     def group(self) -> LeaseGroup:
         if not self.times.asked_at:
@@ -200,6 +200,7 @@ class _Noted(Outgoing):
 
     def __init__(self, plain: Outgoing, times: Times) -> None:
         self.closures = plain.closures
+        self.names = plain.names
         self.nbytes = plain.nbytes
         self._plain = plain
         self._times = times
@@ -524,8 +525,9 @@ def _ask_names(pool: PoolHandle, key: tuple[str, str, str]) -> None:
         answered = False
         try:
             pickled = payload.dump_arguments(((key[1], key[2]), {}))
-            number, pieces = Outgoing(b'[[], "names", "names"]', (), pickled, 0).on(lease.channel())
-            frame = drive(lease.channel(), Conversation(number, ()), pieces, deadline)
+            outgoing = Outgoing(b'[[], "names", "names"]', (), pickled, 0, _main())
+            number, pieces = outgoing.on(lease.channel())
+            frame = drive(lease.channel(), outgoing.talk(number), pieces, deadline)
             answered = True
         finally:
             if answered:

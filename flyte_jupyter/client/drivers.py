@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from .. import errors
 from ..core import modules
@@ -36,11 +36,12 @@ class ChannelLost(Exception):
 class Conversation:
     """A call, from its first frame to its outcome. Frames in, frames out; no I/O."""
 
-    __slots__ = ("_closures", "_number", "answered", "outcome")
+    __slots__ = ("_closures", "_names", "_number", "answered", "outcome")
 
-    def __init__(self, number: int, closures: Sequence[Closure]) -> None:
+    def __init__(self, number: int, closures: Sequence[Closure], names: dict[str, Any]) -> None:
         self._number = number
         self._closures = closures
+        self._names = names  # of the notebook that calls
         self.answered = False  # the replica has shown that it knows of this call
         self.outcome: Frame | None = None
 
@@ -64,11 +65,11 @@ class Conversation:
             missing = [closure.beyond(has) for closure in self._closures]
             return encode(Kind.DEFINE, self._number, pickle.dumps(missing, 5))
         elif frame.kind == Kind.WANT:
-            return encode(Kind.GIVE, self._number, _given(*pickle.loads(frame.body)))
+            return encode(Kind.GIVE, self._number, _given(self._names, *pickle.loads(frame.body)))
         return None
 
 
-def _given(name: str, has: dict[str, Mark | None] | None) -> bytes:
+def _given(names: dict[str, Any], name: str, has: dict[str, Mark | None] | None) -> bytes:
     """The definitions of a name that a task looks for; empty if the notebook has no such name, or cannot send it.
 
     Or, if `has` is None, the text that the module of that name was loaded from.
@@ -77,7 +78,7 @@ def _given(name: str, has: dict[str, Mark | None] | None) -> bytes:
         loaded = modules.loaded(name)
         return b"" if loaded is None else pickle.dumps(loaded.text, 5)
     try:
-        closure = Captured.of_names([name], vars(sys.modules["__main__"])).closure()
+        closure = Captured.of_names([name], names).closure()
     except (NameError, errors.ArgumentNotSerializable):
         return b""
     return pickle.dumps(closure.beyond(has), 5)
@@ -89,7 +90,7 @@ class Conversations(Conversation):
     __slots__ = ("_talks",)
 
     def __init__(self, talks: Sequence[Conversation]) -> None:
-        super().__init__(talks[-1]._number, ())
+        super().__init__(talks[-1]._number, (), {})
         self._talks = talks
 
     def receive(self, frame: Frame) -> list[Buffer] | None:

@@ -145,7 +145,7 @@ class Call:
     def receive(self, frame: Frame) -> list[Buffer] | None:
         """A frame of its own that is not its outcome; what to send back, if anything."""
         if self.talk is None:
-            self.talk = Conversation(self.number, self.outgoing.closures if self.outgoing is not None else ())
+            self.talk = self.encode().talk(self.number)
         if self.abandoned and frame.kind == Kind.OUTPUT:
             return None
         return self.context.run(self.talk.receive, frame)
@@ -655,7 +655,7 @@ class Stream:
             self._pipeline.group.drop(self.lease)
             call.failed(limits.exceeded(True))
             return
-        talk = call.talk or Conversation(call.number, call.encode().closures)
+        talk = call.talk or call.encode().talk(call.number)
         stopped = self._loop.run_in_executor(None, stopping.stop_late, call.target, self.lease, self._channel, talk)
 
         def failed(stopped: asyncio.Future[str]) -> None:
@@ -675,7 +675,7 @@ class Stream:
         if self._unsent:  # half a call; what follows it would not be understood
             self._pipeline.group.drop(self.lease)
         else:
-            talks = [call.talk or Conversation(call.number, call.encode().closures) for call in calls]
+            talks = [call.talk or call.encode().talk(call.number) for call in calls]
             stopping.see_off(calls[0].target, self.lease, self._channel, *talks)
         return True
 

@@ -14,7 +14,7 @@ from ..core import context, failure
 from ..errors.shown import show_as_ours
 from . import gpu_memory, runs
 from .attempts import Attempts, Limits
-from .drivers import ChannelLost, Conversation, drive, interruptible
+from .drivers import ChannelLost, drive, interruptible
 from .leases import Lease, Waiter
 from .pipeline import AwaitedCall
 from .stopping import stop_interrupted, stop_late
@@ -136,7 +136,7 @@ def _attempt(target: Target, outgoing: Outgoing, limits: Limits | None, attempt:
     try:
         channel = lease.channel()
         number, pieces = outgoing.on(channel)
-        talk = Conversation(number, outgoing.closures)
+        talk = outgoing.talk(number)
         until = None if limits is None else limits.while_running()
         try:
             frame = drive(channel, talk, pieces, until)

@@ -21,6 +21,7 @@ from ..core.frames import CALL, OK, Buffer, Frame, Status, encode, join_small
 from . import broker, runs
 from .capture import Captured
 from .capture.places import is_ipython
+from .drivers import Conversation
 from .handle import PoolHandle, handle_of
 from .leases import Channel, Lease, LeaseGroup
 
@@ -72,16 +73,16 @@ class Target:
             raise
         except Exception as problem:
             raise self._not_serializable(args, kwargs, problem) from None
-        if not pickled.names:
-            return Outgoing(self._reference, (closure,), pickled, attempt)
-        # Classes of the notebook that only the arguments use.
         home = vars(sys.modules["__main__"])
+        if not pickled.names:
+            return Outgoing(self._reference, (closure,), pickled, attempt, home)
+        # Classes of the notebook that only the arguments use.
         captured = self._extra.get((id(home), pickled.names))
         if captured is None:
             captured = self._extra[id(home), pickled.names] = Captured.of_names(pickled.names, home)
         extra = captured.closure()
         reference = json.dumps([[extra.digest, closure.digest], self.shown]).encode()
-        return Outgoing(reference, (extra, closure), pickled, attempt)
+        return Outgoing(reference, (extra, closure), pickled, attempt, home)
 
     def _not_serializable(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], problem: Exception
@@ -211,16 +212,28 @@ def shown_name(task: Task[..., Any]) -> str:
 class Outgoing:
     """A call, ready to be sent on any lease."""
 
-    __slots__ = ("_attempt", "_pieces", "_reference", "closures", "nbytes")
+    __slots__ = ("_attempt", "_pieces", "_reference", "closures", "names", "nbytes")
 
-    def __init__(self, reference: bytes, closures: Sequence[Closure], pickled: payload.Pickled, attempt: int) -> None:
+    def __init__(
+        self,
+        reference: bytes,
+        closures: Sequence[Closure],
+        pickled: payload.Pickled,
+        attempt: int,
+        names: dict[str, Any],
+    ) -> None:
         self._reference = reference
         self.closures = closures
+        self.names = names  # of the notebook that calls
         self._pieces: list[Buffer] = [pickled.data, *pickled.buffers]
         self.nbytes = len(pickled.data)
         if pickled.buffers:
             self.nbytes += sum(memoryview(buffer).nbytes for buffer in pickled.buffers)
         self._attempt = attempt
+
+    def talk(self, number: int) -> Conversation:
+        """What follows once it is sent under that number."""
+        return Conversation(number, self.closures, self.names)
 
     def on(self, channel: Channel) -> tuple[int, list[Buffer]]:
         channel.calls += 1

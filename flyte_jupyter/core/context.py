@@ -49,7 +49,7 @@ class TaskContext:
     process: tuple[str, int] = ("", 0)  # whose names these are: its token and its pid
     main: Any = None  # the module that is `__main__` for the task
     sink: Any = None  # where the task's output goes; the replica's own
-    want: Any = None  # asks the client for a name of the notebook that something looks for
+    want: Any = None  # asks the client for a name of the notebook that something looks for; where it is
 
     def is_in_cluster(self) -> bool:
         return False

@@ -177,7 +177,6 @@ def notebook_pickler() -> Any:
         def __init__(self, file: io.BytesIO, **kwargs: Any) -> None:
             super().__init__(file, **kwargs)
             self.names: set[str] = set()
-            self._names: dict[str, Any] = vars(sys.modules["__main__"])
 
         def reducer_override(self, obj: Any) -> Any:
             kind = type(obj)
@@ -193,12 +192,22 @@ def notebook_pickler() -> Any:
         def _path(self, obj: Any) -> str | None:
             if obj.__module__ != "__main__":
                 return None
+            main = sys.modules["__main__"]
             path: str = obj.__qualname__
-            if follow(self._names, path) is obj:
+            if _attribute(main, path) is obj:
                 return path
-            return next((name for name, value in list(self._names.items()) if value is obj and name[:1] != "_"), None)
+            names = [name for name, value in list(vars(main).items()) if value is obj and name[:1] != "_"]
+            return next((name for name in names if _attribute(main, name) is obj), None)
 
     return NotebookPickler
+
+
+def _attribute(main: Any, path: str) -> object:
+    """What the notebook calls so now, on a replica, too; None if it has no such name."""
+    try:
+        return operator.attrgetter(path)(main)
+    except AttributeError:
+        return None
 
 
 _BY_REFERENCE: Final = (FunctionType, type, type(functools.lru_cache(len)))

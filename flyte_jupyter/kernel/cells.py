@@ -344,7 +344,8 @@ def _pickler() -> Any:
 
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, type | FunctionType) and obj.__module__ == "__main__":
-                if payload.follow(self._notebook.names, obj.__qualname__) is obj:
+                names = self._notebook.ask(obj.__qualname__.partition(".")[0])
+                if payload.follow(names, obj.__qualname__) is obj:
                     return payload.named, (obj.__qualname__,)
                 # It could take classes along, too; but instances of such a copy are of no class that the notebook has.
                 if isinstance(obj, type):

@@ -8,7 +8,9 @@ it carries cancels, and the broker's orders.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
+import contextvars
 import functools
 import json
 import os
@@ -20,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from IPython.core.error import StdinNotImplementedError
 
@@ -38,6 +40,8 @@ from .namespace import Namespaces, NotebookModule, NotSent
 from .outputs import NOBODY_TO_ASK, OutputSink
 from .recorder import Recorder, Span
 from .runner import Runner, RunningCall, dump_failure, enter, make_context
+
+T = TypeVar("T")
 
 HANDSHAKE_S: Final = 5.0
 GREETING_BYTES: Final = 64 * 1024
@@ -110,6 +114,8 @@ class CallChannel:
         self._number = 0  # of the call that is defined, or runs
         self._asked = 0  # for definitions of the present call
         self._defining: NotebookModule  # where those will be
+        self._pid = os.getpid()
+        self._asking = threading.RLock()  # held by the thread that reads the client's answer
         self._lock = threading.Lock()
         self._backlog: deque[memoryview] = deque()
         self._backlog_bytes = 0
@@ -193,45 +199,92 @@ class CallChannel:
             raise StdinNotImplementedError(NOBODY_TO_ASK)
         return str(answer.body, "utf-8")
 
-    def _want(self, number: int, name: str) -> None:
-        """Have the client send what its notebook calls `name`, if there is such a name. On the main thread only."""
+    def _want(self, number: int, module: NotebookModule, name: str) -> Mapping[str, Any]:
+        """Where the call finds what its notebook calls so: the client is asked once for each name.
+
+        What the call has brought along stays as it was then.
+        """
         call = self.running
-        if threading.current_thread() is not threading.main_thread() or call is None or call.number != number:
-            return
-        module: NotebookModule = getattr(call.context.main, ORIGIN)
-        question = pickle.dumps((name, module.marks()), 5)
-        given = self._answer(encode(Kind.WANT, number, question), number, Kind.GIVE, WANTED_S)
-        if given is not None and given.body:
-            module.define(pickle.loads(given.body))
+        if call is None or call.number != number or any(name in module.manifests.get(d, ()) for d in call.digests):
+            return module.names
+        if os.getpid() != self._pid:  # a worker that the task has forked has the names of then
+            return module.names
+        if call.task is not None and threading.current_thread() is not threading.main_thread():
+            found = self._on_main_thread(functools.partial(self._want, number, module, name))
+            return module.names if found is None else found
+        with self._asking:  # a thread of a sync task: the main thread only waits for it, or asks, too
+            if name not in call.asked and self.running is call:
+                call.asked[name] = module.names  # if making it needs it
+                call.asked[name] = self._given(number, module, name)
+            return call.asked.get(name, module.names)
+
+    def _on_main_thread(self, function: Callable[[], T]) -> T | None:
+        """What the function returns there; None if that thread has not come to it soon."""
+        done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def do() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(function())
+                except BaseException as error:
+                    done.set_exception(error)
+
+        self._loop.call_soon_threadsafe(do, context=contextvars.copy_context())
+        try:
+            return done.result(WANTED_S)
+        except TimeoutError:
+            return None if done.cancel() else done.result()
+
+    def _given(self, number: int, module: NotebookModule, name: str) -> Mapping[str, Any]:
+        in_use = self.replica.manifests_in_use(module)
+        there = module
+        while True:
+            question = pickle.dumps((name, there.marks()), 5)
+            given = self._answer(encode(Kind.WANT, number, question), number, Kind.GIVE, WANTED_S)
+            if given is None:
+                return module.names
+            if not given.body:  # the notebook has no such name, or none that it can send
+                if any(name in manifest for manifest in in_use):
+                    return {}
+                module.let_go(name)
+                return module.names
+            closure: Closure = pickle.loads(given.body)
+            beside = there if there is not module else module.beside([closure], in_use)
+            if beside is there:
+                there.define(closure)
+                return there.names
+            there = beside  # what runs here goes on with the names that it began with
 
     def module_text(self, number: int, name: str) -> str | None:
         """The text that the client has loaded that module from; None if it does not say."""
         if threading.current_thread() is not threading.main_thread() or self.closed or self._number != number:
             return None
-        given = self._answer(encode(Kind.WANT, number, pickle.dumps((name, None), 5)), number, Kind.GIVE, WANTED_S)
+        with self._asking:
+            given = self._answer(encode(Kind.WANT, number, pickle.dumps((name, None), 5)), number, Kind.GIVE, WANTED_S)
         return pickle.loads(given.body) if given is not None and given.body else None
 
     def _answer(self, question: list[Buffer], number: int, kind: Kind, patience: float | None) -> Frame | None:
-        """Ask the client and wait, on the main thread. A cancel interrupts it as it interrupts anything there.
+        """Ask the client and wait, while the loop stands still. A cancel interrupts it as it interrupts anything.
 
         None if the client is gone, or has not answered within `patience` seconds.
         """
-        self._answers.clear()
-        self.send(question)
-        until = None if patience is None else time.monotonic() + patience
-        poller = select.poll()
-        while not self.closed:
-            # The loop stands still meanwhile: what it would read and write is done here.
-            poller.register(self.connection, select.POLLIN | (0 if self._drain() else select.POLLOUT))
-            left = None if until is None else max(0.0, until - time.monotonic())
-            if not poller.poll(None if left is None else left * 1000) and left == 0.0:
-                return None
-            self._on_readable()
-            while self._answers:
-                answer = self._answers.popleft()
-                if answer.call == number and answer.kind == kind:  # else to a question that nobody asks any more
-                    return answer
-        return None
+        with self._asking:
+            self._answers.clear()
+            self.send(question)
+            until = None if patience is None else time.monotonic() + patience
+            poller = select.poll()
+            while not self.closed:
+                # The loop stands still meanwhile: what it would read and write is done here.
+                poller.register(self.connection, select.POLLIN | (0 if self._drain() else select.POLLOUT))
+                left = None if until is None else max(0.0, until - time.monotonic())
+                if not poller.poll(None if left is None else left * 1000) and left == 0.0:
+                    return None
+                self._on_readable()
+                while self._answers:
+                    answer = self._answers.popleft()
+                    if answer.call == number and answer.kind == kind:  # else to a question that nobody asks any more
+                        return answer
+            return None
 
     def _next(self) -> Frame | None:
         # No call begins before the outcomes of those before it are in the client's socket: should this process die,
@@ -360,7 +413,7 @@ class CallChannel:
         digests: tuple[str, ...],
     ) -> None:
         ask = functools.partial(self._ask, frame.call)
-        want = functools.partial(self._want, frame.call)
+        want = functools.partial(self._want, frame.call, module)
         sink = OutputSink(frame.call, self.send_output, self.replica.later, ask)
         context = make_context(frame.call, name, self, frame.flags, sink, module.module, want)
         self.running = RunningCall(self, frame.call, name, function, frame.buffers, context, sink, recorded, digests)
@@ -380,7 +433,8 @@ class CallChannel:
 
     def finished(self, call: RunningCall, reply: list[Buffer], now: float) -> None:
         """The runner's last word on a call. There is none on one that did not begin."""
-        self.running = None
+        with self._asking:  # a thread that it leaves behind reads from the connection until it has its answer
+            self.running = None
         self._number = 0
         if reply and not self.closed:
             self.send(reply)

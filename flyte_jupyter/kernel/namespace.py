@@ -185,16 +185,27 @@ class NotebookModule:
             found = self.shared(*self._parts[name])
         else:
             self._ensure(name)
-            found = self.names[name] if self.ask(name) else getattr(self.module, name)
+            names = self.ask(name)
+            found = names[name] if name in names else getattr(self.module, name)
         return operator.attrgetter(rest)(found) if rest else found
 
-    def ask(self, name: str) -> bool:
-        """Whether the name is there; if not, the running call's notebook is asked for it, whatever looks for it."""
-        if name not in self.names and name.isidentifier() and name[:2] != "__" and not self._loading:
+    def ask(self, name: str) -> Mapping[str, Any]:
+        """Where the running call finds what its notebook calls so now, if it is the notebook that has the name.
+
+        The notebook is asked, whatever looks for it: what is here may have come with another call, long ago.
+        """
+        bound = self._bound.get(name)
+        has_own = name in self.names if bound is None else bound.preloaded or self.names.get(name) is not bound.value
+        if not has_own and name.isidentifier() and name[:2] != "__" and not self._loading:
             task = current.get()
             if task is not None and task.main is self.module and task.want is not None:
-                task.want(name)
-        return name in self.names
+                found: Mapping[str, Any] = task.want(name)
+                return found
+        return self.names
+
+    def let_go(self, name: str) -> None:
+        """The notebook has no such name any more."""
+        self._unbind(name)
 
     def shared(self, name: str, position: int) -> Any:
         """A part of what a name stands for, by its position in that definition's pickle."""

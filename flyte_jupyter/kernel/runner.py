@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -51,6 +51,7 @@ class RunningCall:
 
     __slots__ = (
         "arguments",
+        "asked",
         "began",
         "cancelled",
         "channel",
@@ -91,6 +92,7 @@ class RunningCall:
         self.task: asyncio.Task[None] | None = None
         self.recorded = recorded
         self.digests = digests  # of the closures that it uses
+        self.asked: dict[str, Mapping[str, Any]] = {}  # names that it has looked for, and where they are
         self.began = 0.0  # stays so where nobody is told of it
         self.span: Span | None = None  # once it is known to take long
         self.status = OK
@@ -360,7 +362,7 @@ def make_context(
     attempt: int,
     sink: OutputSink,
     main: ModuleType,
-    want: Callable[[str], None],
+    want: Callable[[str], Mapping[str, Any]],
 ) -> TaskContext:
     """What `flyte_jupyter.ctx()` shows inside the call."""
     return TaskContext(

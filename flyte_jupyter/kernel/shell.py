@@ -84,20 +84,22 @@ def _main() -> ModuleType | None:
 def route_main(plain: ModuleType) -> ModuleType:
     """A `__main__` that is that of whoever asks, so that classes can be pickled; `plain` where nothing runs.
 
-    What a notebook has not sent, it is asked for: a file may hold objects of any of its classes.
+    A notebook is asked for what its call does not take along: a file may hold objects of any of its classes.
     """
 
     class MainModule(ModuleType):
         def __getattribute__(self, name: str) -> Any:
             module = _main() or plain
-            try:
+            task = current.get()
+            origin = None if task is None or task.main is None else getattr(task.main, ORIGIN, None)
+            if origin is None or (module is not origin.module and name in vars(module)):
                 return getattr(module, name)
-            except AttributeError:
-                task = current.get()
-                origin = None if task is None or task.main is None else getattr(task.main, ORIGIN, None)
-                if origin is None or not origin.ask(name):
-                    raise
-                return origin.names[name]
+            names = origin.ask(name)
+            if name in names:
+                return names[name]
+            if names is origin.names:
+                return getattr(module, name)
+            raise AttributeError(f"module '__main__' has no attribute {name!r}", name=name, obj=module)
 
         def __setattr__(self, name: str, value: object) -> None:
             setattr(_main() or plain, name, value)

@@ -13,7 +13,7 @@ from support import START_S, Counter, assert_quiet, mark, pids, view_of, wait_un
 
 import flyte_jupyter as flyte
 from flyte_jupyter.client import broker
-from flyte_jupyter.client.drivers import Conversation, drive
+from flyte_jupyter.client.drivers import drive
 from flyte_jupyter.client.leases import Lease
 from flyte_jupyter.client.target import target_of
 from flyte_jupyter.core import protocol as p
@@ -64,7 +64,7 @@ class Line:
         channel = self.lease.channel()
         outgoing = self._target.encode(args, {}, 0)
         self.number, pieces = outgoing.on(channel)
-        self._talk = Conversation(self.number, outgoing.closures)
+        self._talk = outgoing.talk(self.number)
         channel.send(pieces)
 
     def end(self) -> Frame:

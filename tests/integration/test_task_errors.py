@@ -281,10 +281,7 @@ def explained(notebook: Notebook, body: str) -> Cell:
         "return '{unseen}'.format(**globals())",
         "return __import__('string').Template('$unseen').substitute(globals())",
         "return __import__('operator').itemgetter('unseen')(globals())",
-        "return getattr(sys.modules['__main__'], 'unseen')",
         "return vars(sys.modules['__main__'])['unseen']",
-        "import __main__\n    return __main__.unseen",
-        "from __main__ import unseen as other\n    return other",
         "import pandas\n    return pandas.DataFrame({'a': [1]}).query('a > @unseen')",
     ],
 )

@@ -173,21 +173,24 @@ def test_an_unpickler_finds_the_notebooks_names_under_main(notebook: NotebookMod
 def test_what_a_running_call_looks_for_is_asked_of_its_notebook(notebook: NotebookModule) -> None:
     asked = []
 
-    def want(name: str) -> None:
+    def want(name: str) -> Mapping[str, Any]:
         asked.append(name)
         if name == "Config":
             notebook.define(Closure.of("", [source("class Config: pass\n")]))
+        return notebook.names
 
+    notebook.names["of_a_task"] = 1
     token = current.set(TaskContext(Action("f-1", "local"), main=notebook.module, want=want))
     try:
         assert notebook.find_class("__main__", "Config") is notebook.names["Config"]
+        assert notebook.find_class("__main__", "Config") is notebook.names["Config"]  # or has it another one by now?
         with pytest.raises(AttributeError, match="Missing"):
             notebook.attribute("Missing")
-        assert not notebook.ask("__path__")
-        assert not notebook.ask("<lambda>")  # as pickle does, of every lambda
+        for own in ("of_a_task", "__path__", "<lambda>"):  # pickle looks for the last one, of every lambda
+            assert notebook.ask(own) is notebook.names
     finally:
         current.reset(token)
-    assert asked == ["Config", "Missing"]
+    assert asked == ["Config", "Config", "Missing"]
 
 
 def test_two_notebooks_do_not_meet(namespaces: Namespaces) -> None:

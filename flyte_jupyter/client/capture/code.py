@@ -71,7 +71,7 @@ def _collect(code: CodeType, names: set[str], chains: set[tuple[str, ...]]) -> N
 
 def _expanded(command: str) -> set[str]:
     """Names that IPython replaces in a `!command` or after a `%magic`: `$name`, `{expression}`."""
-    found = set(re.findall(r"\$([^\W\d]\w*)", command))
+    found = set(re.findall(r"(?<![$\\])\$([^\W\d]\w*)", command))
     with contextlib.suppress(ValueError):  # of a shell, or of awk
         for _, expression, *_ in string.Formatter().parse(command):
             with contextlib.suppress(SyntaxError, ValueError):
