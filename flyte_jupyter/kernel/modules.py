@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from types import CodeType, ModuleType
 from typing import Any, Final, Protocol
@@ -23,6 +23,7 @@ from ..core.modules import (
     current,
     digest_of_text,
     imports_of,
+    is_installed,
     is_users,
     note,
     package_of,
@@ -74,7 +75,7 @@ class Modules:
         self._left: dict[tuple[str, ...], dict[str, ModuleType]] = {}
         """By path, modules that only tasks from there have loaded."""
         self._objects: dict[Any, Any] = {}  # autoreload's: what modules had before they were loaded anew
-        sys.meta_path.insert(0, self)
+        sys.meta_path.insert(sys.meta_path.index(PathFinder), self)
 
     def place(self, process: str, path: Sequence[str], digest: str, described: str) -> Place:
         """The place; the same object for the same one.
@@ -141,11 +142,21 @@ class Modules:
 
     # --- as a finder
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """Where the caller has this module from. Source: importlib.abc.MetaPathFinder."""
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Where the caller has this module from; if it has not, what its file says, which is kept in mind.
+
+        Source: importlib.abc.MetaPathFinder.
+        """
         wanted = self._present.modules.get(name)
         if wanted is None:
-            return None
+            spec = PathFinder.find_spec(name, path, target)
+            file = None if spec is None else spec.origin
+            if spec is not None and file and type(spec.loader) is SourceFileLoader and not is_installed(file):
+                text = text_in(file)
+                spec.loader = spec.loader if text is None else _Given(name, file, text)
+            return spec
         file, digest = wanted
         text = text_in(file)
         if text is not None and digest_of_text(text) == digest:
@@ -228,7 +239,7 @@ class Modules:
 
 
 class _Given(SourceFileLoader):
-    """Loads a module from a text that is not in its file."""
+    """Loads a module from a text that may not be in its file any more."""
 
     def __init__(self, name: str, file: str, text: str) -> None:
         super().__init__(name, file)
