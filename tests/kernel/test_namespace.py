@@ -95,6 +95,13 @@ def test_a_closure_is_known_once_it_is_defined(notebook: NotebookModule) -> None
     assert wanted.beyond(notebook.marks()).definitions == ()
 
 
+def test_objects_that_are_made_together_bring_the_names_that_their_code_looks_for(namespaces: Namespaces) -> None:
+    program = Program("def a(): return a.other\ndef b(): return b.other\na.other, b.other = b, a\nx = a")
+    program.run("def f(): return x()() is x\ndef g(): return x()() is x")
+    for number, name in enumerate(["f", "g"]):  # the second finds them captured
+        assert program.send(name, namespaces.notebook(str(number)))() is True
+
+
 def test_only_what_differs_is_applied(notebook: NotebookModule) -> None:
     notebook.define(closure(source("def f(): return g(), seen\n"), source("def g(): return 1\n"), value("seen", [])))
     seen = notebook.names["seen"]

@@ -160,6 +160,7 @@ class Maker:
         made.name = f"{self._name}:"
         made.definition = replace(made.definition, name=made.name)
         made.members = self._members
+        made.names |= frozenset(self._members)  # its code may look for any of them
         made.named = {**made.named, **self._obj}
         return made
 
