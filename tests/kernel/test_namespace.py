@@ -95,6 +95,29 @@ def test_a_closure_is_known_once_it_is_defined(notebook: NotebookModule) -> None
     assert wanted.beyond(notebook.marks()).definitions == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "expression"),
+    [
+        ("x = [object.__init__]", "x[0] is object.__init__"),
+        ("import typing\nclass P(typing.Protocol): pass\nclass x(P): pass\nx()", "isinstance(x(), x)"),
+        ("x = [memoryview(b'a')]\ny = (x[0],)", "x == [b'a'] and y == (b'a',)"),
+        (
+            "class Meta(type):\n    def __getattr__(cls, name): return 'any'\nclass x(metaclass=Meta): pass",
+            "x.n == 'any'",
+        ),
+        (
+            "import weakref\ndef make():\n    class Own: all = weakref.WeakSet()\n    Own.all.add(own := Own())\n"
+            "    return own\nx = [make()]",
+            "x[0] in type(x[0]).all",
+        ),
+    ],
+    ids=["slot", "protocol", "view", "metaclass", "instances"],
+)
+def test_an_object_is_made_again(notebook: NotebookModule, text: str, expression: str) -> None:
+    program = Program(f"import sys\n{text}\ndef f(): return {expression}")
+    assert program.send("f", notebook)() is True
+
+
 def test_objects_that_are_made_together_bring_the_names_that_their_code_looks_for(namespaces: Namespaces) -> None:
     program = Program("def a(): return a.other\ndef b(): return b.other\na.other, b.other = b, a\nx = a")
     program.run("def f(): return x()() is x\ndef g(): return x()() is x")

@@ -92,7 +92,9 @@ def path_of_task(bare: Any, task: Any = None) -> tuple[str, str] | None:
 def follow(names: Mapping[str, Any], path: str) -> object:
     """The object at a dotted path, or None."""
     root, *attributes = path.split(".")
-    found = names.get(root)
+    if root not in names:  # None has attributes, too: `object.__init__` is one
+        return None
+    found = names[root]
     for attribute in attributes:
         if found is None:  # which has the attributes that every object has: `object.__hash__`
             return None

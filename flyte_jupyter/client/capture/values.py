@@ -114,6 +114,7 @@ def bytes_of(scope: Names, name: str, root: object, links: Links, value: object)
     """For `Watch`: a part of `root` alone, which refers to the whole by its name; or all of it."""
     pickler = _pickler(scope, name if value is root else "", value, links)
     pickler.dump(value)
+    pickler.watch = Watch(lambda value: b"")  # a class may keep its instances there, whose class it is
     return pickler.file.getvalue()
 
 
@@ -503,12 +504,14 @@ _HEAP_TYPE: Final = 1 << 9
 _NEW_OBJECT: Final[Any] = copyreg.__newobj__  # type: ignore[attr-defined]
 _NEVER_SHARED: Final = (
     str, bytes, int, float, complex, tuple, frozenset, range, type(None), types.BuiltinFunctionType, types.CodeType,
-    types.ModuleType, _Stand, enum.Enum,
+    types.ModuleType, _Stand, enum.Enum, memoryview, types.MemberDescriptorType, types.GetSetDescriptorType,
+    types.WrapperDescriptorType, types.MethodDescriptorType,
 )  # fmt: skip
 _PLAIN_METACLASSES: Final = frozenset({"builtins", "abc", "enum", "typing", "_py_abc", "typing_extensions"})
 _PLAIN: Final = frozenset({int, float, bool, str, bytes, list, dict, tuple, set, object})
 _SKELETON: Final = ("__module__", "__slots__", "__orig_bases__", "__doc__")
 _MADE_BY_PYTHON: Final = frozenset(
+"""What cannot change, and what text and bytes are made of on the other side."""
     "__dict__ __weakref__ __slotnames__ _abc_impl __firstlineno__ __annotate_func__ __annotations_cache__".split()
 )
 _OF_A_WRAPPER: Final = frozenset({*functools.WRAPPER_ASSIGNMENTS, "__wrapped__"})

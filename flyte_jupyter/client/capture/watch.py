@@ -235,8 +235,9 @@ class Watch:
             for name, value in list(vars(cls).items()):
                 if name not in skipped:
                     self.value(value)
-            for member in getattr(cls, "_member_map_", {}).values():
-                self._member(vars(member))
+            if isinstance(cls, enum.EnumMeta):
+                for member in cls._member_map_.values():
+                    self._member(vars(member))
 
     def attributes(self, cls: type) -> None:
         """Which attributes a class has, and not what is in them."""
