@@ -7,17 +7,20 @@ not. `__main__` is the notebook's module on both sides, so what a notebook defin
 from __future__ import annotations
 
 import copyreg
+import enum
 import functools
 import importlib
 import io
 import operator
 import pickle
 import sys
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Final
 
+from .definitions import ORIGIN
 from .frames import LIMIT_BUFFERS, Buffer
 
 OUT_OF_BAND_BYTES: Final = 64 * 1024
@@ -49,7 +52,7 @@ def dump_arguments(arguments: object) -> Pickled:
     except Exception:  # a lambda, a local class, a thing that only cloudpickle knows
         pass
     else:
-        if b"__main__" not in data:
+        if b"__main__" not in data and _BARE_OBJECT not in data:
             return Pickled(data, keep.views)
     return _dump_by_name(arguments)
 
@@ -58,9 +61,13 @@ def dump_result(value: object) -> Pickled:
     """What a replica sends back."""
     keep = _BufferSink()
     try:
-        return Pickled(_dumps(value, keep), keep.views)
+        data = _dumps(value, keep)
     except Exception:
-        return _dump_by_name(value)
+        pass
+    else:
+        if _BARE_OBJECT not in data:
+            return Pickled(data, keep.views)
+    return _dump_by_name(value)
 
 
 def _dump_by_name(value: object) -> Pickled:
@@ -177,27 +184,42 @@ def notebook_pickler() -> Any:
         def __init__(self, file: io.BytesIO, **kwargs: Any) -> None:
             super().__init__(file, **kwargs)
             self.names: set[str] = set()
+            self._names: dict[str, Any] = vars(sys.modules["__main__"])
 
         def reducer_override(self, obj: Any) -> Any:
             kind = type(obj)
             if kind is getattr(sys.modules.get("torch"), "Tensor", None):
                 return _reduce_tensor(obj)
-            if isinstance(obj, _BY_REFERENCE) or hasattr(kind, "__flyte_capture__"):
+            if isinstance(obj, _BY_REFERENCE) or kind is object or hasattr(kind, "__flyte_capture__"):
                 path = self._path(obj)
                 if path is not None:
                     self.names.add(path.partition(".")[0])
                     return named, (path,)
+            if (place := stream(obj)) is not None:
+                return getattr, (sys.modules[place[0]], place[1])
+            if isinstance(obj, enum.Enum) and kind._member_map_.get(obj._name_) is obj and _is_found_by_value(kind):
+                return getattr, (kind, obj._name_)
             return super().reducer_override(obj)
 
         def _path(self, obj: Any) -> str | None:
+            if type(obj) is object:
+                return next(filter(functools.partial(self._is_of_caller, obj), self._found(obj)), None)
             if obj.__module__ != "__main__":
                 return None
             main = sys.modules["__main__"]
-            path: str = obj.__qualname__
+            path: str = getattr(obj, "__qualname__", None) or obj.__name__
             if _attribute(main, path) is obj:
                 return path
-            names = [name for name, value in list(vars(main).items()) if value is obj and name[:1] != "_"]
-            return next((name for name in names if _attribute(main, name) is obj), None)
+            return next((name for name in self._found(obj) if _attribute(main, name) is obj), None)
+
+        def _found(self, obj: Any) -> Iterator[str]:
+            return (name for name, value in list(self._names.items()) if value is obj and _is_own(name))
+
+        def _is_of_caller(self, obj: Any, name: str) -> bool:
+            """Whether the caller has it, too: on a replica the preload may have made it."""
+            origin = self._names.get(ORIGIN)
+            received = None if origin is None else origin.received(name, obj)
+            return origin is None or (received is not None and received[0].epoch != "")
 
     return NotebookPickler
 
@@ -210,7 +232,28 @@ def _attribute(main: Any, path: str) -> object:
         return None
 
 
-_BY_REFERENCE: Final = (FunctionType, type, type(functools.lru_cache(len)))
+VARIABLES: Final = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple, typing.NewType)
+"""Types of what code refers to by identity, as it does to a class."""
+_BY_REFERENCE: Final = (FunctionType, type, type(functools.lru_cache(len)), *VARIABLES)
+_BARE_OBJECT: Final = b"\x8c\x06object\x94\x93"
+"""Stands in the pickle of `object()`: what code compares by identity, and may have by name."""
+
+
+def _is_own(name: str) -> bool:
+    """Whether the name is the user's: IPython's are `_`, `_1`, `_i` and the like."""
+    return name[:1] != "_" or name.isupper()
+
+
+def _is_found_by_value(kind: type[enum.Enum]) -> bool:
+    """Whether Python would look for a member by its value, which may be equal to nothing but itself."""
+    return kind.__reduce_ex__ is enum.Enum.__reduce_ex__ and sys.version_info < (3, 12)
+
+
+def stream(obj: object) -> tuple[str, str] | None:
+    """Where the object is found if it is a standard stream, as whatever stands for one, too."""
+    if obj is sys.stdout:
+        return "sys", "stdout"
+    return ("sys", "stderr") if obj is sys.stderr else None
 
 
 def find_unpicklable(value: object, path: str) -> tuple[str, object]:

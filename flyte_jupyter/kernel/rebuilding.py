@@ -15,7 +15,6 @@ import io
 import operator
 import pickle
 import types
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -312,31 +311,21 @@ class Rebuilder(pickle.Unpickler):
     def _raw_member(self, cls: Any, base: Any, arguments: Iterable[Any]) -> Any:
         return base.__new__(cls, *arguments)
 
-    def _type_var(self, index: int, name: str, constraints: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        found = self._again(index, typing.TypeVar)
+    def _variable(
+        self, index: int, kind: Any, name: str, module: str, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        found = self._again(index, kind)
         if found is None:
-            type_var: Any = typing.TypeVar
-            found = type_var(name, *constraints, **options)
+            found = kind(name, *arguments, **options)
+            found.__module__ = module  # it takes its caller's
         return self._remember(index, found)
-
-    def _param_spec(self, name: str, options: dict[str, Any]) -> Any:
-        return typing.ParamSpec(name, **options)
-
-    def _type_var_tuple(self, name: str) -> Any:
-        return typing.TypeVarTuple(name)
-
-    def _new_type(self, name: str, supertype: Any, module: str) -> Any:
-        new_type: Any = typing.NewType
-        made = new_type(name, supertype)
-        made.__module__ = module
-        return made
 
 
 _MAKERS: Final[Mapping[str, Callable[..., Any]]] = {
     kind: getattr(Rebuilder, f"_{kind}")
     for kind in (
         "name import globals module_globals namespace code function cell cell_of class cached frozenset dispatching"
-        " method cached_property wrap member raw_member type_var param_spec type_var_tuple new_type"
+        " method cached_property wrap member raw_member variable"
     ).split()
 }
 _LRU_CACHE: Final[Any] = type(functools.lru_cache(len))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 import threading
 import types
+import typing
 from typing import Any
 
 import numpy as np
 import pytest
 
 from flyte_jupyter.core import payload
+from flyte_jupyter.core.definitions import ORIGIN, Mark
 from flyte_jupyter.core.payload import OUT_OF_BAND_BYTES, plain_find
 
 
@@ -75,6 +78,57 @@ def test_an_inner_function_goes_by_the_name_that_the_notebook_gave_it(home: type
 
 def test_a_cached_function_goes_back_by_its_name(home: types.ModuleType) -> None:
     assert arrive(payload.dump_result([home.model, lambda: 1]))[0] is home.model
+
+
+@pytest.mark.parametrize("dump", [payload.dump_arguments, payload.dump_result])
+@pytest.mark.parametrize("made", [object(), typing.TypeVar("T"), typing.ParamSpec("P"), typing.NewType("Id", int)])
+def test_what_code_compares_by_identity_goes_by_name(home: types.ModuleType, dump: Any, made: Any) -> None:
+    if type(made) is not object:
+        made.__module__ = "__main__"
+    home._OWN = made  # type: ignore[attr-defined]
+    pickled = dump([made, {"b": made}])
+    assert pickled.names == {"_OWN"}
+    assert arrive(pickled) == [made, {"b": made}]
+
+
+def test_a_bare_object_without_a_name_or_under_one_of_ipythons_is_copied(home: types.ModuleType) -> None:
+    made = home._1 = home._ = object()  # type: ignore[attr-defined]
+    for pickled in (payload.dump_arguments([made]), payload.dump_result([made])):
+        assert pickled.names == frozenset()
+        [found] = arrive(pickled)
+        assert type(found) is object
+        assert found is not made
+
+
+@pytest.mark.parametrize("epoch", ["", "of a notebook"])
+def test_a_bare_object_goes_back_by_name_only_if_the_caller_has_sent_it(home: types.ModuleType, epoch: str) -> None:
+    class Origin:
+        def received(self, name: str, obj: object) -> tuple[Mark, str] | None:
+            return Mark("content", epoch), ""
+
+    home.NOTHING = object()  # type: ignore[attr-defined]
+    vars(home)[ORIGIN] = Origin()
+    assert payload.dump_result(home.NOTHING).names == ({"NOTHING"} if epoch else frozenset())
+
+
+def test_a_member_whose_value_is_a_function_goes_by_its_name(home: types.ModuleType) -> None:
+    class Op(enum.Enum):
+        ADD = enum.member(lambda a, b: a + b)
+
+    Op.__module__, Op.__qualname__, home.Op = "__main__", "Op", Op  # type: ignore[attr-defined]
+    for pickled in (payload.dump_arguments([Op.ADD]), payload.dump_result([Op.ADD])):
+        assert arrive(pickled) == [Op.ADD]
+
+
+def test_standard_streams_are_those_of_the_other_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream:
+        def __reduce__(self) -> Any:
+            raise TypeError("it cannot be pickled")
+
+    monkeypatch.setattr(sys, "stderr", Stream())
+    pickled = [payload.dump_arguments([sys.stdout, sys.stderr]), payload.dump_result([sys.stdout, sys.stderr])]
+    monkeypatch.setattr(sys, "stderr", Stream())
+    assert [arrive(each) for each in pickled] == [[sys.stdout, sys.stderr]] * 2
 
 
 def test_an_instance_of_a_notebooks_class_names_its_class(home: types.ModuleType) -> None:

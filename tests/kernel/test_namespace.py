@@ -110,12 +110,22 @@ def test_a_closure_is_known_once_it_is_defined(notebook: NotebookModule) -> None
             "    return own\nx = [make()]",
             "x[0] in type(x[0]).all",
         ),
+        ("import sys\nx = [sys.stderr]", "x[0] is sys.stderr"),
     ],
-    ids=["slot", "protocol", "view", "metaclass", "instances"],
+    ids=["slot", "protocol", "view", "metaclass", "instances", "stream"],
 )
 def test_an_object_is_made_again(notebook: NotebookModule, text: str, expression: str) -> None:
     program = Program(f"import sys\n{text}\ndef f(): return {expression}")
     assert program.send("f", notebook)() is True
+
+
+@pytest.mark.parametrize("kind", ["TypeVar", "ParamSpec", "TypeVarTuple"])
+def test_a_type_variable_is_one_object_in_all_that_mentions_it(notebook: NotebookModule, kind: str) -> None:
+    program = Program("import typing\ndef make(T):\n    def g(): pass\n    g.__annotations__['a'] = T\n    return T, g")
+    program.run(f"T = typing.{kind}('T')\npair = make(typing.{kind}('T'))")
+    program.run("def f(): return pair[1].__annotations__['a'] is pair[0], T.__module__, pair[0] is not T")
+    program.names["T"].__module__ = "__main__"
+    assert program.send("f", notebook)() == (True, "__main__", True)
 
 
 def test_objects_that_are_made_together_bring_the_names_that_their_code_looks_for(namespaces: Namespaces) -> None:

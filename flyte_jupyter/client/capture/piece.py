@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import itertools
 import types
-import typing
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ...core.definitions import Definition, ValueDefinition
 from ...core.modules import Table, current
+from ...core.payload import VARIABLES
 from .places import follow, is_importable
 from .source import Source, function_source
 from .watch import LRU_CACHE, Watch
@@ -97,7 +97,7 @@ def source_of(obj: Any) -> Source | None:
 
 def serial_of(part: Any, known: dict[int, tuple[Any, int]]) -> int:
     """A number for this very object: equal ones have others."""
-    if isinstance(part, types.FunctionType | LRU_CACHE | type | typing.TypeVar):
+    if isinstance(part, (types.FunctionType, LRU_CACHE, type, *VARIABLES)):
         with suppress(TypeError):  # a metaclass whose classes have no hash
             serial = _of_functions.get(part)
             if serial is None:

@@ -26,6 +26,7 @@ import cloudpickle
 
 from ...core.code import canonical
 from ...core.definitions import fill, make
+from ...core.payload import VARIABLES, stream
 from .code import mentioned, names_in_strings
 from .places import (
     aliases,
@@ -113,8 +114,8 @@ def _pickler(scope: Names, name: str, root: object, links: Links) -> _ByValue:
 def bytes_of(scope: Names, name: str, root: object, links: Links, value: object) -> bytes:
     """For `Watch`: a part of `root` alone, which refers to the whole by its name; or all of it."""
     pickler = _pickler(scope, name if value is root else "", value, links)
-    pickler.dump(value)
     pickler.watch = Watch(lambda value: b"")  # a class may keep its instances there, whose class it is
+    pickler.dump(value)
     return pickler.file.getvalue()
 
 
@@ -199,7 +200,7 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             return make, ("cached_property", obj.func), (obj.attrname, obj.__doc__), None, None, fill
         if (path := self._named(obj)) is not None:
             return self._by_name(path, obj)
-        if (place := sentinel(obj)) is not None:
+        if (place := sentinel(obj) or stream(obj)) is not None:
             return make, ("import", *place)
         return super().reducer_override(obj)
 
@@ -413,15 +414,16 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         module = sys.modules.get(str(variable.__module__))
         if module is not None and is_importable(module.__name__) and vars(module).get(name) is variable:
             return make, ("import", module.__name__, name)
+        arguments: tuple[Any, ...] = ()
+        options: Names = {}
         if isinstance(variable, typing.NewType):
-            return make, ("new_type", name, variable.__supertype__, variable.__module__)
-        if isinstance(variable, typing.TypeVarTuple):
-            return make, ("type_var_tuple", name)
-        options = {"covariant": variable.__covariant__, "contravariant": variable.__contravariant__}
-        options["bound"] = variable.__bound__
-        if isinstance(variable, typing.ParamSpec):
-            return make, ("param_spec", name, options)
-        return make, ("type_var", self._keep(variable), name, variable.__constraints__, options)
+            arguments = (variable.__supertype__,)
+        elif not isinstance(variable, typing.TypeVarTuple):
+            options = {"covariant": variable.__covariant__, "contravariant": variable.__contravariant__}
+            options["bound"] = variable.__bound__
+            arguments = getattr(variable, "__constraints__", ())
+        made = self._keep(variable), type(variable), name, variable.__module__, arguments, options
+        return make, ("variable", *made)
 
 
 class _Linked(_ByValue):
@@ -507,12 +509,12 @@ _NEVER_SHARED: Final = (
     types.ModuleType, _Stand, enum.Enum, memoryview, types.MemberDescriptorType, types.GetSetDescriptorType,
     types.WrapperDescriptorType, types.MethodDescriptorType,
 )  # fmt: skip
+"""What cannot change, and what text and bytes are made of on the other side."""
 _PLAIN_METACLASSES: Final = frozenset({"builtins", "abc", "enum", "typing", "_py_abc", "typing_extensions"})
 _PLAIN: Final = frozenset({int, float, bool, str, bytes, list, dict, tuple, set, object})
 _SKELETON: Final = ("__module__", "__slots__", "__orig_bases__", "__doc__")
 _MADE_BY_PYTHON: Final = frozenset(
-"""What cannot change, and what text and bytes are made of on the other side."""
     "__dict__ __weakref__ __slotnames__ _abc_impl __firstlineno__ __annotate_func__ __annotations_cache__".split()
 )
 _OF_A_WRAPPER: Final = frozenset({*functools.WRAPPER_ASSIGNMENTS, "__wrapped__"})
-_VARIABLES: Final = frozenset({typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple, typing.NewType})
+_VARIABLES: Final = frozenset(VARIABLES)
