@@ -109,12 +109,17 @@ def _dumps(value: object, keep: _BufferSink) -> bytes:
         return pickle.dumps(value, 5, buffer_callback=keep)
     file = io.BytesIO()
     pickler = pickle.Pickler(file, 5, buffer_callback=keep)
-    pickler.dispatch_table = {**copyreg.dispatch_table, tensor: _reduce_tensor}
+    pickler.dispatch_table = {**copyreg.dispatch_table, tensor: reduce_tensor}
     pickler.dump(value)
     return file.getvalue()
 
 
-def _reduce_tensor(tensor: Any) -> Any:
+def is_tensor(kind: type) -> bool:
+    """Whether it is torch's own class of tensors."""
+    return kind is getattr(sys.modules.get("torch"), "Tensor", None)
+
+
+def reduce_tensor(tensor: Any) -> Any:
     """A plain tensor in main memory as a buffer: torch itself copies its bytes into the pickle, more than once."""
     torch = sys.modules["torch"]
     plain = (
@@ -188,8 +193,8 @@ def notebook_pickler() -> Any:
 
         def reducer_override(self, obj: Any) -> Any:
             kind = type(obj)
-            if kind is getattr(sys.modules.get("torch"), "Tensor", None):
-                return _reduce_tensor(obj)
+            if is_tensor(kind):
+                return reduce_tensor(obj)
             if isinstance(obj, _BY_REFERENCE) or kind is object or hasattr(kind, "__flyte_capture__"):
                 path = self._path(obj)
                 if path is not None:

@@ -126,3 +126,12 @@ def test_equal_text_may_be_one_object_or_two(one: str, other: str) -> None:
 )
 def test_what_differs_is_of_other_content(one: str, other: str) -> None:
     assert marks_of(one)[0] != marks_of(other)[0]
+
+
+def test_equal_tensors_are_of_equal_content() -> None:
+    pytest.importorskip("torch")
+    mains = [ModuleType("__main__"), ModuleType("__main__")]  # both live, so that the addresses differ
+    for main in mains:
+        exec("import torch\nx = [torch.nn.Parameter(torch.arange(3.0))]", vars(main))
+    one, other = (Captured.of_names(["x"], vars(main)).closure().manifest["x"].content for main in mains)
+    assert one == other

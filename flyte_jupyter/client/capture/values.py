@@ -26,7 +26,7 @@ import cloudpickle
 
 from ...core.code import canonical
 from ...core.definitions import fill, make
-from ...core.payload import VARIABLES, stream
+from ...core.payload import VARIABLES, is_tensor, reduce_tensor, stream
 from .code import mentioned, names_in_strings
 from .places import (
     aliases,
@@ -189,6 +189,8 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             return obj.reduced()
         if isinstance(obj, enum.Enum):
             return self._member(obj)
+        if is_tensor(kind):  # torch's own pickle holds an address
+            return reduce_tensor(obj)
         if kind in _VARIABLES:
             return self._variable(obj)
         if kind is staticmethod or kind is classmethod:
