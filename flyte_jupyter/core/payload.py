@@ -52,7 +52,7 @@ def dump_arguments(arguments: object) -> Pickled:
     except Exception:  # a lambda, a local class, a thing that only cloudpickle knows
         pass
     else:
-        if b"__main__" not in data and _BARE_OBJECT not in data:
+        if b"main__" not in data and _BARE_OBJECT not in data:  # `__mp_main__`, too, is the notebook
             return Pickled(data, keep.views)
     return _dump_by_name(arguments)
 
@@ -65,7 +65,7 @@ def dump_result(value: object) -> Pickled:
     except Exception:
         pass
     else:
-        if _BARE_OBJECT not in data:
+        if _BARE_OBJECT not in data and b"__mp_main__" not in data:
             return Pickled(data, keep.views)
     return _dump_by_name(value)
 

@@ -91,6 +91,18 @@ def test_what_code_compares_by_identity_goes_by_name(home: types.ModuleType, dum
     assert arrive(pickled) == [made, {"b": made}]
 
 
+@pytest.mark.parametrize("dump", [payload.dump_arguments, payload.dump_result])
+def test_a_function_of_no_module_is_not_looked_for_in_the_main_module_of_multiprocessing(
+    home: types.ModuleType, dump: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exec("def f(): return 1", made := {})  # type: ignore[var-annotated]
+    home.f = made["f"]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "__mp_main__", home)  # as torch does
+    pickled = dump(home.f)
+    home.f = None  # type: ignore[attr-defined]
+    assert arrive(pickled)() == 1
+
+
 def test_a_bare_object_without_a_name_or_under_one_of_ipythons_is_copied(home: types.ModuleType) -> None:
     made = home._1 = home._ = object()  # type: ignore[attr-defined]
     for pickled in (payload.dump_arguments([made]), payload.dump_result([made])):
