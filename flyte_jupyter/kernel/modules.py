@@ -111,6 +111,7 @@ class Modules:
         if (place is self._present and here is self._seen and not self._beside) or place is NOWHERE:
             return
         self._asked = None if caller is None else (caller, number)
+        self._seen = None  # if this fails, the next call tries again
         if place is not self._present:
             self._move(place)
         before, self._beside = self._beside, {}
@@ -155,14 +156,12 @@ class Modules:
             file = None if spec is None else spec.origin
             if spec is not None and file and type(spec.loader) is SourceFileLoader and not is_installed(file):
                 text = text_in(file)
-                spec.loader = spec.loader if text is None else _Given(name, file, text)
+                spec.loader = spec.loader if text is None else _Kept(name, file, text)
             return spec
         file, digest = wanted
         text = text_in(file)
-        if text is not None and digest_of_text(text) == digest:
-            loader = SourceFileLoader(name, file)
-        else:
-            loader = _Given(name, file, self._text(name, file, digest))
+        is_there = text is not None and digest_of_text(text) == digest
+        loader = _Kept(name, file, text or "") if is_there else _Given(name, file, self._text(name, file, digest))
         inside = [os.path.dirname(file)] if os.path.basename(file) == "__init__.py" else None
         return spec_from_file_location(name, file, loader=loader, submodule_search_locations=inside)
 
@@ -238,12 +237,20 @@ class Modules:
         note(name, text, file)
 
 
-class _Given(SourceFileLoader):
-    """Loads a module from a text that may not be in its file any more."""
+class _Kept(SourceFileLoader):
+    """Loads a module from its file, and keeps in mind what that said."""
 
     def __init__(self, name: str, file: str, text: str) -> None:
         super().__init__(name, file)
         self._text = text
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        note(self.name, self._text, self.path)
+
+
+class _Given(_Kept):
+    """Loads a module from a text that is not in its file any more."""
 
     def get_source(self, fullname: str) -> str:
         return self._text
@@ -254,7 +261,6 @@ class _Given(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         _show(self.path, self._text)
         super().exec_module(module)
-        note(self.name, self._text, self.path)
 
 
 MOST_PLACES: Final = 200
