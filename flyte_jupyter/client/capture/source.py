@@ -445,9 +445,17 @@ def bindings_of(cell: str) -> list[Binding]:
         names = _bound_by(node)
         if isinstance(node, ast.Expr | ast.Assign | ast.If | ast.While):
             names |= {each.target.id for each in ast.walk(node) if isinstance(each, ast.NamedExpr)}
+        match node:
+            case ast.Expr(ast.Call(ast.Attribute(attr=kind), [ast.Constant(name), *_, ast.Constant(text)])):
+                if kind in ("run_line_magic", "run_cell_magic") and name in _RUNS_CODE and isinstance(text, str):
+                    names |= {each for inner in bindings_of(text) for each in inner.names}
         if names:
             found.append(Binding(_end_of_binding(node), frozenset(names)))
     return found
+
+
+_RUNS_CODE = frozenset({"time", "capture", "prun"})
+"""Magics that run the code after them among the notebook's names."""
 
 
 def _end_of_binding(node: ast.stmt) -> Position:
