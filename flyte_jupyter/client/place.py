@@ -52,7 +52,7 @@ class Place:
         return {
             "folder": self.folder,
             "arguments": self.arguments,
-            "path": [os.path.abspath(entry) for entry in self.path],
+            "path": [os.path.abspath(entry) for entry in self.path if isinstance(entry, str)],  # as Python does
             "modules": [self.modules.digest, self.modules.described],
         }
 
