@@ -97,7 +97,7 @@ class Channel:
 class Lease:
     """One slot, while this process holds it."""
 
-    __slots__ = ("_channel", "address", "group", "id", "idle_since", "lost", "name", "recalled", "replica")
+    __slots__ = ("_channel", "address", "group", "id", "idle_since", "is_lost", "lost", "name", "recalled", "replica")
 
     def __init__(self, group: LeaseGroup, granted: p.Granted) -> None:
         self.group = group
@@ -107,6 +107,7 @@ class Lease:
         self.address = granted.address
         self.recalled = False
         self.idle_since = 0.0
+        self.is_lost = False  # as `lost.done()`, which takes longer to ask
         self.lost: Future[p.Lost | errors.BaseRuntimeError] = Future()
         self._channel: Channel | None = None
 
@@ -191,7 +192,7 @@ class LeaseGroup:
         surplus: Iterable[str] = ()
         more: tuple[str, str] | None = None
         with self._lock:
-            over = lease.recalled or lease.lost.done()
+            over = lease.recalled or lease.is_lost
             if over:
                 pass
             elif self._serve(lease):
@@ -435,6 +436,7 @@ def _fail(waiter: Waiter, error: BaseException) -> None:
 
 def _tell(lease: Lease, why: p.Lost | errors.BaseRuntimeError) -> None:
     with suppress(InvalidStateError):  # the broker said why, and then it ended, too
+        lease.is_lost = True
         lease.lost.set_result(why)
 
 

@@ -41,12 +41,15 @@ class Place:
 
     def still_holds(self) -> bool:
         """Whether all is as it was. Each call asks."""
-        return (
-            sys.path == self.path
-            and modules.current() is self.modules
-            and getattr(sys, "argv", None) == self.arguments
-            and _folder() == self.folder
-        )
+        try:
+            return (
+                os.getcwd() == self.folder
+                and sys.path == self.path
+                and sys.argv == self.arguments
+                and modules.current() is self.modules
+            )
+        except (FileNotFoundError, AttributeError):  # a folder that was removed; a `sys.argv` that was deleted
+            return False
 
     def as_json(self) -> dict[str, Any]:
         return {

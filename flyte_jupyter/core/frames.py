@@ -32,6 +32,7 @@ FIRST_CALL: Final = 1
 """A client numbers the calls of a connection from here."""
 
 FILE_BIT: Final = 1 << 63
+_SIZE: Final = struct.Struct("!Q")
 TICKET: Final = struct.Struct("!Q")
 
 Buffer = bytes | bytearray | memoryview
@@ -222,7 +223,7 @@ class FrameReader:
                 self._complete(frame, self._files)
             return
         self._end += count
-        while self._parse():
+        while self._end - self._start >= HEADER.size and self._parse():
             pass
 
     def feed(self, data: Buffer) -> None:
@@ -240,14 +241,21 @@ class FrameReader:
 
     def _parse(self) -> bool:
         available = self._end - self._start
-        if available < HEADER.size:
-            return False
         kind, flags, count, call, body_size = HEADER.unpack_from(self._scratch, self._start)
         head = HEADER.size + 8 * count
         if count > LIMIT_BUFFERS or not FIRST_KIND <= kind <= LAST_KIND:
             raise ProtocolError(f"not a frame: kind {kind}, {count} buffers")
         if available < head:
             return False
+        if count < 2:  # most calls and outcomes: no more than this is needed if it is all there
+            at = self._start + head
+            end = at + body_size
+            size = _SIZE.unpack_from(self._scratch, at - 8)[0] if count else 0
+            if end + size <= self._end:  # a file's size is far larger
+                buffers: list[Buffer] = [bytearray(self._view[end : end + size])] if count else []
+                self._frames.append(Frame(kind, call, flags, bytes(self._view[at:end]), buffers))
+                self._start = end + size
+                return True
         sizes = struct.unpack_from(f"!{count}Q", self._scratch, self._start + HEADER.size) if count else ()
         files = _NO_FILES
         if count and max(sizes) >= FILE_BIT:
@@ -260,7 +268,7 @@ class FrameReader:
         if head + total <= available:
             body = bytes(self._view[at : at + body_size])
             at += body_size
-            buffers: list[Buffer] = []
+            buffers = []
             for size in sizes:
                 # A copy: the scratch is overwritten by the next read, and arrays are made of this memory.
                 buffers.append(bytearray(self._view[at : at + size]))
