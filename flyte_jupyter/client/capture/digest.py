@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import pickletools
-from collections.abc import Iterator
 from typing import Any, Final
 
 MOST_BYTES: Final = 1 << 18
@@ -21,14 +20,11 @@ def content_digest(pickled: bytes, *, has_code: bool) -> str:
     Args:
         has_code: There are functions or classes in it, whose names are such strings.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    has_sets = _ADD_TO_SET in pickled or _FROZENSET in pickled
-    if len(pickled) > MOST_BYTES or not (has_code or has_sets):
-        digest.update(pickled)
+    if len(pickled) > MOST_BYTES or not (has_code or _ADD_TO_SET in pickled or _FROZENSET in pickled):
+        parts = [pickled]
     else:
-        for part in _Reader(pickled, has_sets).parts():
-            digest.update(part)
-    return digest.hexdigest()
+        parts = _Reader(pickled, has_sets=False).parts() or _Reader(pickled, has_sets=True).parts()
+    return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
 
 class _Reader:
@@ -40,17 +36,42 @@ class _Reader:
         self._memo: list[bytes | int] = []  # the text at that position, or which of the others it is
         self._others = 0
 
-    def parts(self) -> Iterator[bytes]:
-        """Its content, piece by piece."""
-        position, last = 0, b""
-        while position < len(self._pickled):
-            if self._has_sets and self._pickled[position] == _MARK and (found := self._set(position)) is not None:
-                position, elements = found
-                yield from sorted(elements)
-                last = b""
-                continue
-            position, part, last = self._next(position, last)
-            yield part
+    def parts(self) -> list[bytes]:
+        """Its content, piece by piece; nothing if there is a set, and that was not expected.
+
+        What has no text in it is one piece: most of the time goes by here.
+        """
+        pickled, memo, sizes, has_sets = self._pickled, self._memo, _FIXED, self._has_sets
+        parts: list[bytes] = []
+        position, begin, end = 0, 0, len(pickled)
+        while position < end:
+            code = pickled[position]
+            size = sizes[code]
+            if size and not (has_sets and code == _MARK):
+                position += size
+            elif code == _MEMOIZE:  # of no text
+                memo.append(self._others)
+                self._others += 1
+                position += 1
+            elif code in _TEXTS or code in _GETS or code == _FRAME:
+                parts.append(pickled[begin:position])
+                begin, part, text = self._next(position, b"")
+                parts.append(part)
+                if text and begin < end and pickled[begin] == _MEMOIZE:
+                    memo.append(text)
+                    begin += 1
+                position = begin
+            elif code in _SETS and not has_sets:
+                return []
+            elif code == _MARK and (found := self._set(position)) is not None:
+                parts.append(pickled[begin:position])
+                begin, elements = found
+                parts += sorted(elements)
+                position = begin
+            else:
+                position = _after(pickled, code, position + 1)
+        parts.append(pickled[begin:])
+        return parts
 
     def _next(self, position: int, last: bytes) -> tuple[int, bytes, bytes]:
         """The next position, what this opcode means, and the text if it is one."""
@@ -77,7 +98,7 @@ class _Reader:
 
     def _set(self, position: int) -> tuple[int, list[bytes]] | None:
         """If a set of numbers and texts begins here: where it ends, and its elements."""
-        memo, others = list(self._memo), self._others
+        known, others = len(self._memo), self._others
         elements: list[bytes] = []
         position, last = position + 1, b""
         while position < len(self._pickled):
@@ -89,7 +110,8 @@ class _Reader:
             position, part, last = self._next(position, last)
             if part:
                 elements.append(part)
-        self._memo, self._others = memo, others
+        del self._memo[known:]
+        self._others = others
         return None
 
 
@@ -116,3 +138,6 @@ _FROZENSET: Final = 0x91
 _SETS: Final = {_ADD_TO_SET, _FROZENSET}
 _SIMPLE: Final = {*_TEXTS, *_GETS, _MEMOIZE, _FRAME, *map(ord, "NKMJG"), 0x88, 0x89, 0x8A}  # None, numbers, booleans
 _COUNTED: Final = {-2: 1, -3: 4, -4: 4, -5: 8}  # pickletools: TAKEN_FROM_ARGUMENT1, 4, 4U, 8U
+_LOOKED_AT: Final = {*_TEXTS, *_GETS, *_SETS, _MEMOIZE, _FRAME}
+_FIXED: Final = [0 if code in _LOOKED_AT else 1 + max(_SIZES.get(code, -1), -1) for code in range(256)]
+"""How many bytes an opcode takes; 0 of one to look at, or whose argument says it."""

@@ -111,9 +111,7 @@ class Maker:
         return self._symbol if self._name == ":" else self._name
 
     def _by_value(self, owners: tuple[Piece, ...], *, forced: bool = False) -> Piece:
-        from .values import pickle_value
-
-        pickled = pickle_value(self._obj, self._names, name=self._name, forced=forced)
+        pickled = self._pickled(name=self._name, forced=forced)
         if not owners and pickled.found and self._name != ":":
             owners = tuple(self._scope.owners(pickled, self._name, self._symbol))
             needed = {owner.name for owner in owners}
@@ -123,8 +121,13 @@ class Maker:
             if not needed.isdisjoint(together) or any(each is not None and each.owners for each in known):
                 return self._together(together)
         if owners:
-            pickled = pickle_value(self._obj, self._names, name=self._name, forced=forced, links=links_of(owners))
+            pickled = self._pickled(name=self._name, forced=forced, links=links_of(owners))
         return self._piece_of(pickled, owners)
+
+    def _pickled(self, **options: Any) -> Pickled:
+        from .values import pickle_value
+
+        return pickle_value(self._obj, self._names, aliases=self._scope.aliases, **options)
 
     def _together(self, names: list[str]) -> Piece:
         """Objects that need each other's parts go in one pickle; each of them then is a part of that."""
@@ -148,14 +151,12 @@ class Maker:
 
     def group(self) -> Piece:
         """All objects of a dictionary, as one piece."""
-        from .values import pickle_value
-
-        pickled = pickle_value(self._obj, self._names, name=self._name)
+        pickled = self._pickled(name=self._name)
         owners = tuple(
             owner for owner in self._scope.owners(pickled, self._name, self._symbol) if owner.name not in self._members
         )
         if owners:
-            pickled = pickle_value(self._obj, self._names, name=self._name, links=links_of(owners))
+            pickled = self._pickled(name=self._name, links=links_of(owners))
         made = self._piece_of(pickled, owners)
         made.name = f"{self._name}:"
         made.definition = replace(made.definition, name=made.name)
@@ -166,9 +167,7 @@ class Maker:
 
     def part_of(self, group: Piece) -> Piece:
         """An object that the group has made."""
-        from .values import pickle_value
-
-        made = self._piece_of(pickle_value(self._obj, self._names, links=links_of((group,))), (group,))
+        made = self._piece_of(self._pickled(links=links_of((group,))), (group,))
         position, _ = group.found[id(self._obj)]
         assert isinstance(made.definition, ValueDefinition)
         made.definition = replace(made.definition, part_of=(group.name, position))

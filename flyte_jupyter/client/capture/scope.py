@@ -16,6 +16,7 @@ from ...core.definitions import ORIGIN
 from ..identity import ipython
 from .making import Maker
 from .piece import NOTHING, Names, Piece
+from .places import aliases
 from .source import Binding, Position, bindings_of
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Scope:
         self.binding: list[Binding] = []
         """What the cell that runs has not bound yet, as far as is known."""
         self._renewing: set[str] = set()
+        self._aliases: dict[int, str] | None = None
 
     @classmethod
     def of(cls, names: Names) -> Scope:
@@ -122,8 +124,15 @@ class Scope:
             step = step.tb_next
         return None if step is None else _position(step.tb_frame.f_code, step.tb_lasti)
 
+    def aliases(self) -> dict[int, str]:
+        """As `places.aliases`, found once for each time that a closure is made."""
+        if self._aliases is None:
+            self._aliases = aliases(self.names)
+        return self._aliases
+
     def purge(self) -> None:
         """Let go of objects that their names no longer mean."""
+        self._aliases = None
         for name, piece in list(self.pieces.items()):
             if not (piece.members or self.names.get(name, NOTHING) is piece.seen):
                 del self.pieces[name]

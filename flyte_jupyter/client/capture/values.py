@@ -18,7 +18,7 @@ import io
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -86,7 +86,13 @@ class Pickled:
 
 
 def pickle_value(
-    value: object, scope: Names, *, name: str = "", links: Links | None = None, forced: bool = False
+    value: object,
+    scope: Names,
+    *,
+    name: str = "",
+    links: Links | None = None,
+    forced: bool = False,
+    aliases: Callable[[], dict[int, str]] | None = None,
 ) -> Pickled:
     """`value` by value, as seen from the globals `scope`.
 
@@ -95,6 +101,7 @@ def pickle_value(
             other to be made, all of their names, joined by "+".
         links: By id, objects that belong to what another name stands for: that name, and the position in its pickle.
         forced: Do without `NeedsSource`.
+        aliases: `places.aliases` of the globals, where somebody has it.
 
     Raises:
         NeedsSource: `value` is a class that only its text can make.
@@ -102,6 +109,7 @@ def pickle_value(
     """
     pickler = _pickler(scope, name, value, links or {})
     pickler.forced = forced
+    pickler.find_aliases = aliases
     pickler.dump(value)
     pickler.watch.value(value)
     return pickler.pickled()
@@ -140,6 +148,7 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         self._kept: list[Any] = []
         self._codes: list[types.CodeType] = []
         self._caches = False
+        self.find_aliases: Callable[[], dict[int, str]] | None = None
         self._aliases: dict[int, str] | None = None
         self._by_names: dict[str, Any] = {}
         self._inlined: dict[int, Any] = {}
@@ -212,7 +221,7 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         path = notebook_path(obj, self._scope)
         if path is None and isinstance(obj, types.FunctionType | type | LRU_CACHE):
             if self._aliases is None:
-                self._aliases = aliases(self._scope)
+                self._aliases = aliases(self._scope) if self.find_aliases is None else self.find_aliases()
             path = self._aliases.get(id(obj))
         # What is called by the name itself, or is a part of that, would be defined by itself.
         return None if path is None or path.partition(".")[0] in self._own else path
