@@ -27,9 +27,10 @@ ALLOWED = {
     "logs": {"runtime"},
     "peek": {"core", "errors", "runtime"},
     "usage": {"core", "devices"},
-    "client": {"errors", "core", "loader", "memory", "runtime", "_version"},
+    "modules": {"core"},
+    "client": {"errors", "core", "loader", "memory", "modules", "runtime", "_version"},
     "broker": {"errors", "core", "runtime", "orphans", "devices", "usage", "_version"},
-    "kernel": {"errors", "core", "loader", "memory", "runtime", "_version"},
+    "kernel": {"errors", "core", "loader", "memory", "modules", "runtime", "_version"},
     "server": {"errors", "core", "runtime", "logs", "peek", "_version"},
 }
 CALLERS = ALLOWED["client"] | {"client", "orphans", "devices", "usage", "logs", "peek"}

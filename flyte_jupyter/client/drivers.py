@@ -15,9 +15,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Final
 
-from .. import errors
-from ..core import modules
-from ..core.definitions import Closure, Mark
+from .. import errors, modules
+from ..core.definitions import Closure
 from ..core.frames import OUTCOME, WITHDRAWN, Buffer, Frame, Kind, encode
 from . import outputs
 from .capture import Captured
@@ -61,7 +60,7 @@ class Conversation:
             text, nobody = outputs.answer(frame.body)
             return encode(Kind.ANSWER, self._number, text, flags=nobody)
         elif frame.kind == Kind.NEED:
-            has: dict[str, Mark | None] = pickle.loads(frame.body)
+            has: dict[str, tuple[str, ...] | None] = pickle.loads(frame.body)
             missing = [closure.beyond(has) for closure in self._closures]
             return encode(Kind.DEFINE, self._number, pickle.dumps(missing, 5))
         elif frame.kind == Kind.WANT:
@@ -69,7 +68,7 @@ class Conversation:
         return None
 
 
-def _given(names: dict[str, Any], name: str, has: dict[str, Mark | None] | None) -> bytes:
+def _given(names: dict[str, Any], name: str, has: dict[str, tuple[str, ...] | None] | None) -> bytes:
     """The definitions of a name that a task looks for; empty if the notebook has no such name, or cannot send it.
 
     Or, if `has` is None, the text that the module of that name was loaded from.

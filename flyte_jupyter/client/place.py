@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..core import modules
+from .. import modules
 from .warning import warn
 
 

@@ -7,7 +7,7 @@ it. Each is marked, so that a replica applies only what it has not got.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
@@ -178,13 +178,13 @@ class Closure:
         parts = (part for name in sorted(manifest) for part in (name, *manifest[name]))
         return cls(entry, digest_of(entry, *parts), definitions, manifest)
 
-    def beyond(self, has: Mapping[str, Mark | None]) -> Closure:
+    def beyond(self, has: Mapping[str, Sequence[str] | None]) -> Closure:
         """The same closure, less what a replica has; see `NotebookModule.marks`.
 
         A name that it has with no mark is the preload's, and stays; but the entry is always the notebook's own.
         """
         wanted = [d for d in self.definitions if d.name == self.entry or has.get(d.name, ABSENT) is not None]
-        sent = {d.name for d in wanted if not (has.get(d.name) or ABSENT).covers(d.mark)}
+        sent = {d.name for d in wanted if not Mark(*(has.get(d.name) or ABSENT)).covers(d.mark)}
         # What holds an object of another definition goes along with it: it may be given another one.
         while more := {d.name for d in wanted if d.name not in sent and not sent.isdisjoint(d.shaping | d.linked)}:
             sent |= more

@@ -28,9 +28,9 @@ from IPython.core.error import StdinNotImplementedError
 
 from ..core.definitions import ORIGIN, Closure, ImportDefinition, Mark
 from ..core.frames import CALL, FIRST_CALL, Answer, Buffer, Frame, FrameReader, Kind, Status, encode
-from ..core.modules import current as current_modules
 from ..errors import ProtocolError
 from ..memory import Exchange, receive_with_fds
+from ..modules import current as current_modules
 from ..runtime import peer_pid, peer_uid
 from . import descriptors
 from .cells import Cells

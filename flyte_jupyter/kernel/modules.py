@@ -10,14 +10,14 @@ import linecache
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import spec_from_file_location
 from types import CodeType, ModuleType
 from typing import Any, Final, Protocol
 
-from ..core.modules import (
+from ..errors import with_notes
+from ..modules import (
     Loaded,
     Table,
     current,
@@ -81,7 +81,7 @@ class Modules:
         """The place; the same object for the same one.
 
         Args:
-            digest: Of the caller's `core.modules.Table`; `described`: what that says.
+            digest: Of the caller's `modules.Table`; `described`: what that says.
         """
         if not path:
             return NOWHERE
@@ -231,22 +231,28 @@ class Modules:
         except BaseException as error:
             vars(module).clear()
             vars(module).update(before)
-            with suppress(Exception):
-                error.add_note(f'"{name}" has changed, and loading it anew failed on the replica.')
+            with_notes(error, f'"{name}" has changed, and loading it anew failed on the replica.')
             raise
         note(name, text, file)
 
 
 class _Kept(SourceFileLoader):
-    """Loads a module from its file, and keeps in mind what that said."""
+    """Loads a module from its file, and keeps in mind what that said.
+
+    It says so before the module runs: Python leaves its own lines out of a traceback, and would not leave out ours.
+    """
 
     def __init__(self, name: str, file: str, text: str) -> None:
         super().__init__(name, file)
         self._text = text
 
-    def exec_module(self, module: ModuleType) -> None:
-        super().exec_module(module)
-        note(self.name, self._text, self.path)
+    def get_code(self, fullname: str) -> CodeType | None:
+        self._note()
+        return super().get_code(fullname)
+
+    def _note(self) -> None:
+        if self.name in sys.modules:
+            note(self.name, self._text, self.path)
 
 
 class _Given(_Kept):
@@ -256,11 +262,9 @@ class _Given(_Kept):
         return self._text
 
     def get_code(self, fullname: str) -> CodeType:
-        return compile(self._text, self.path, "exec", dont_inherit=True)
-
-    def exec_module(self, module: ModuleType) -> None:
+        self._note()
         _show(self.path, self._text)
-        super().exec_module(module)
+        return compile(self._text, self.path, "exec", dont_inherit=True)
 
 
 MOST_PLACES: Final = 200

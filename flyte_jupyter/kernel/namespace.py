@@ -33,6 +33,7 @@ from ..core.definitions import (
     texts_of,
 )
 from ..core.payload import Finder, plain_find
+from ..errors import with_notes
 from .process import NOBODY, Process
 from .rebuilding import Bound, Rebuilder
 
@@ -89,9 +90,12 @@ class NotebookModule:
         found = self._closures.get(closure_digest)
         return None if found is None else found[0]
 
-    def marks(self) -> dict[str, Mark | None]:
-        """What is defined, for `Closure.beyond`; None for a name that the preload made: it stays."""
-        found: dict[str, Mark | None] = {name: bound.mark for name, bound in self._bound.items()}
+    def marks(self) -> dict[str, tuple[str, ...] | None]:
+        """What is defined, for `Closure.beyond`; None for a name that the preload made: it stays.
+
+        Plain tuples: there may be thousands, and it takes five times as long to send marks.
+        """
+        found: dict[str, tuple[str, ...] | None] = {name: bound.mark[:2] for name, bound in self._bound.items()}
         return found | dict.fromkeys(self._preloaded)
 
     def received(self, name: str, obj: object) -> tuple[Mark, str] | None:
@@ -244,7 +248,7 @@ class NotebookModule:
         except Exception as error:
             note = f"{_describe(definition)}, which the task needs, failed on the replica."
             if note not in getattr(error, "__notes__", ()):
-                error.add_note(note)
+                with_notes(error, note)
             raise
 
     def _is_outdated(self, name: str) -> bool:

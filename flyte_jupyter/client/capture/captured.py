@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...core.definitions import AbsentDefinition, Closure, Definition, Mark, digest_of
-from ...core.modules import current
+from ...modules import current
 from .making import Maker, import_definition
 from .piece import NOTHING, Names, Piece, bare_of
 from .places import follow, is_ipython

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ...core.definitions import Definition, ValueDefinition
-from ...core.modules import Table, current
 from ...core.payload import VARIABLES
+from ...modules import Table, current
 from .places import follow, is_importable
 from .source import Source, function_source
 from .watch import LRU_CACHE, Watch

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from ...core.definitions import Closure, ImportDefinition, ValueDefinition, texts_of
-from ...core.modules import Table, imports_of
+from ...modules import Table, imports_of
 
 
 def imported_modules(closure: Closure) -> set[str]:

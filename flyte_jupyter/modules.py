@@ -24,7 +24,7 @@ from functools import cache, lru_cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
-from .code import canonical
+from .core.code import canonical
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ def _places() -> tuple[str, ...]:
     places = {paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")}
     with suppress(Exception):  # an interpreter without `site`
         places.update((site.getusersitepackages(), *site.getsitepackages()))
-    ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    ours = os.path.dirname(os.path.abspath(__file__))
     return tuple(place.rstrip(os.sep) + os.sep for place in (*places, ours))
 
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from flyte_jupyter.core import modules
+from flyte_jupyter import modules
 
 NAMES = ("mine", "mine_too", "bag", "bag.one", "bag.two")
 
@@ -52,7 +52,7 @@ def test_a_module_is_there_with_its_text_as_soon_as_it_is_imported(folder: Path)
     assert modules.loaded("mine") is None
 
 
-@pytest.mark.parametrize("name", ["json", "pytest", "flyte_jupyter.core.modules", "sys", "no_such_module"])
+@pytest.mark.parametrize("name", ["json", "pytest", "flyte_jupyter.modules", "sys", "no_such_module"])
 def test_modules_of_python_of_packages_and_of_ours_are_not_the_users(name: str) -> None:
     assert modules.loaded(name) is None
 
