@@ -246,7 +246,7 @@ def test_two_thousand_short_calls_are_few_spans_and_all_are_counted() -> None:
     pool = flyte.pool(many).warm()
     began = time.monotonic()
     list(flyte.map(one_of_many, range(2000)))
-    wait_until(lambda: view_of(many).calls == 2000)
+    wait_until(lambda: view_of(many).calls == 2000, what=lambda: str(view_of(many).calls))
     found = spans("many.one_of_many", pool)
     assert sum(span.calls for span in found) == 2000
     assert len(found) <= 20 * (time.monotonic() - began + 1)
