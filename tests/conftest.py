@@ -20,6 +20,8 @@ def pytest_configure() -> None:
     """Tests press Ctrl-C in processes that they start; a shell's background job would have them all ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Without a broker of its own a test must not find that of the user.
+    os.environ[runtime.VARIABLE] = f"/tmp/fj-none-{os.getpid()}"
 
 
 @pytest.fixture(scope="session")

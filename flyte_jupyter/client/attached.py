@@ -165,7 +165,6 @@ class Attachment:
                 "notebook": describe_client().notebook,
                 "process": process_token(),
                 "pid": 0,
-                "where": {"folder": "", "arguments": [], "path": [], "modules": ["", ""]},
                 "run": "local",
                 "replica": "",
                 "session": self._session,

@@ -47,7 +47,7 @@ class Channel:
 
     def __init__(self, address: str, hello: bytes) -> None:
         self.address = address
-        self._told = Place.here()
+        self._told: Place | None = None
         self.files: Exchange | None = None
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -63,8 +63,8 @@ class Channel:
         self.cut = False  # in the middle of a frame: what followed would not be understood
 
     def moved(self) -> list[Buffer]:
-        """What the replica must hear before the next call, if this process is in another place by now."""
-        if self._told.still_holds():
+        """What the replica must hear before the next call: where this process is, if that is new."""
+        if self._told is not None and self._told.still_holds():
             return []
         before, self._told = self._told, Place.here()
         return [] if self._told == before else encode(Kind.PLACE, 0, self._told.described().encode())
@@ -257,7 +257,6 @@ class LeaseGroup:
                 "notebook": client.notebook if task is None else task.notebook,
                 "process": process_token() if task is None else task.process[0],
                 "pid": 0 if task is None else task.process[1],  # 0 is this one
-                "where": Place.here().as_json(),
                 "run": self.run,
                 "replica": lease.name,
             }

@@ -75,7 +75,7 @@ class Kind(IntEnum):
     WITHDRAWN = 17  # that many calls, from this one on (flags), will not begin: send them elsewhere
     INTERRUPT = 18  # stop what runs in that lease; if the body is empty, all that runs
     CALLS = 19  # which calls ran since the last of these, and which do now
-    PLACE = 20  # the client has moved since HELLO: its folder, import path and arguments, for what follows
+    PLACE = 20  # where the client is, for the calls that follow: its folder, import path, arguments, modules
     WANT = 21  # the call looks for a name that was not sent; body: that name and what the replica has, pickled
     GIVE = 22  # its definitions, pickled; empty: there is no such name
 

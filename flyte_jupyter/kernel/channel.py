@@ -67,8 +67,6 @@ class CallerHello:
     notebook: str
     process: tuple[str, int]
     """Whose names these are: its token and its pid."""
-    where: Mapping[str, Any]
-    """Its folder, arguments, import path and modules, as `client.place` tells them; later a PLACE does."""
     run: str
     replica: str
     files: Exchange | None
@@ -126,11 +124,11 @@ class CallChannel:
     def open(self) -> None:
         """Begin with what came along with the greeting. Cancels and withdrawals can reach it before."""
         self.module = self.replica.namespaces.notebook(self.hello.notebook, *self.hello.process)
-        self._move(self.hello.where)
         self._loop.add_reader(self.connection, self._on_readable)
         self._take_frames()
 
     def _move(self, where: Mapping[str, Any]) -> None:
+        """The client is there: see `client.place`."""
         self._folder, self._arguments = where["folder"], where["arguments"]
         self._place = self.replica.modules.place(self.hello.process[0], where["path"], *where["modules"])
 
@@ -606,7 +604,6 @@ class Listener:
                 label=hello.get("label", ""),
                 notebook=hello["notebook"],
                 process=(hello["process"], hello["pid"] or peer_pid(connection)),
-                where=hello["where"],
                 run=hello["run"],
                 replica=hello["replica"],
                 files=files,

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.kernel
 
 plain = flyte.TaskEnvironment("plain", reusable=flyte.ReusePolicy(replicas=(1, 1)))
 set_up = flyte.TaskEnvironment("set-up", reusable=flyte.ReusePolicy(replicas=(1, 1)))
-many = flyte.TaskEnvironment("many", reusable=flyte.ReusePolicy(replicas=(1, 1), concurrency=3))
+many = flyte.TaskEnvironment("put-back-many", reusable=flyte.ReusePolicy(replicas=(1, 1), concurrency=3))
 
 
 class Tee(io.StringIO):

@@ -91,7 +91,7 @@ def test_a_closure_is_known_once_it_is_defined(notebook: NotebookModule) -> None
     entry = notebook.define(wanted)
     assert entry() == 3
     assert notebook.lookup(wanted.digest) is entry
-    assert notebook.marks() == wanted.manifest
+    assert notebook.marks() == {name: mark[:2] for name, mark in wanted.manifest.items()}
     assert wanted.beyond(notebook.marks()).definitions == ()
 
 
