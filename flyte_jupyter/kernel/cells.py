@@ -30,7 +30,8 @@ from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult
 from .. import errors
 from ..core import payload
 from ..core.cells import CellReply, CellRequest, Scope
-from .namespace import Namespaces, NotebookModule
+from .namespace import NotebookModule
+from .namespaces import Namespaces
 from .shell import Layer, ReplicaShell
 from .surroundings import Surroundings, changed, changes, put, take
 

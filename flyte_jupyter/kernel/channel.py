@@ -36,7 +36,8 @@ from . import descriptors
 from .cells import Cells
 from .comms import Comms
 from .modules import NOWHERE, Modules
-from .namespace import Namespaces, NotebookModule, NotSent
+from .namespace import NotebookModule, NotSent
+from .namespaces import Namespaces
 from .outputs import NOBODY_TO_ASK, OutputSink
 from .recorder import Recorder, Span
 from .runner import Runner, RunningCall, dump_failure, enter, make_context

@@ -36,7 +36,7 @@ from ..core.context import cell, current
 from . import comms, descriptors, logs, outputs, shell, workers
 from .cells import Cells
 from .channel import Replica
-from .namespace import Namespaces
+from .namespaces import Namespaces
 from .runner import Runner
 from .surroundings import Surroundings
 

@@ -13,7 +13,7 @@ import inspect
 import linecache
 import operator
 import weakref
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from types import FunctionType, ModuleType
 from typing import Any, Final
@@ -446,54 +446,6 @@ class NotebookModule:
         # A module's task is imported as the task; what a runner calls is the function inside.
         capture = getattr(type(entry), "__flyte_capture__", None)
         return entry if capture is None else capture(entry)[0]
-
-
-class Namespaces:
-    """Every module of names on this replica."""
-
-    def __init__(self) -> None:
-        self.preload = NotebookModule("preload")
-        self._notebooks: dict[tuple[str, str], NotebookModule] = {}
-        self.in_use: Callable[[NotebookModule], bool] = lambda module: False
-        """Whether something runs in that module."""
-
-    def define_preload(self, closure: Closure) -> Any:
-        """Define the preload; running what this returns is the caller's part, before any notebook comes."""
-        return self.preload.define(closure)
-
-    def notebook(self, notebook_id: str, token: str = "", pid: int = 0) -> NotebookModule:
-        """The module of this process; a new one starts with the names that the preload has made.
-
-        A process that has ended leaves its caches to the next one of its notebook.
-        """
-        found = self._notebooks.get((notebook_id, token))
-        if found is not None:
-            return found
-        process = Process.of(token, pid)
-        ended = [
-            key
-            for key, module in self._notebooks.items()
-            if key[0] == notebook_id and module.process.has_ended() and not self.in_use(module)
-        ]
-        if ended:
-            found = self._notebooks[ended[-1]]
-            for key in ended:
-                del self._notebooks[key]
-            found.take_over(process)
-        else:
-            found = NotebookModule(notebook_id, process, self.preload)
-        self._notebooks[notebook_id, token] = found
-        return found
-
-    def reloaded(self, modules: frozenset[str]) -> None:
-        """These modules have been loaded anew."""
-        for module in self._notebooks.values():
-            module.reloaded(modules)
-
-    def forget(self, notebook_id: str) -> None:
-        """Let go of all that a notebook defined, so that a cached model of a closed one can be freed."""
-        for key in [key for key in self._notebooks if key[0] == notebook_id]:
-            del self._notebooks[key]
 
 
 MOST_MANIFESTS: Final = 1000

@@ -11,7 +11,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from flyte_jupyter.core.definitions import Closure, texts_of
-from flyte_jupyter.kernel.namespace import Namespaces, NotebookModule
+from flyte_jupyter.kernel.namespace import NotebookModule
+from flyte_jupyter.kernel.namespaces import Namespaces
 
 
 class Notebook:

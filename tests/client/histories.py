@@ -20,8 +20,10 @@ from flyte_jupyter.client import identity
 from flyte_jupyter.client.capture import Captured, scope
 from flyte_jupyter.core import context
 from flyte_jupyter.core.definitions import Closure
-from flyte_jupyter.kernel import namespace, rebuilding
-from flyte_jupyter.kernel.namespace import Namespaces, NotebookModule
+from flyte_jupyter.kernel import process as processes
+from flyte_jupyter.kernel import rebuilding
+from flyte_jupyter.kernel.namespace import NotebookModule
+from flyte_jupyter.kernel.namespaces import Namespaces
 
 _cells = iter(range(1, 1_000_000_000))
 
@@ -132,13 +134,13 @@ def worlds() -> Iterator[Worlds]:
     patch = pytest.MonkeyPatch()
     made = Worlds()
 
-    def has_ended(process: namespace.Process) -> bool:
+    def has_ended(process: processes.Process) -> bool:
         return process.pid in made.ended
 
     identity.process_token()
     patch.setattr(rebuilding, "_track", lambda tracker, made: None)
-    patch.setattr(namespace.Process, "of", classmethod(lambda cls, token, pid: cls(token, pid, 1.0)))
-    patch.setattr(namespace.Process, "has_ended", has_ended)
+    patch.setattr(processes.Process, "of", classmethod(lambda cls, token, pid: cls(token, pid, 1.0)))
+    patch.setattr(processes.Process, "has_ended", has_ended)
     scopes = list(scope._main)
     try:
         yield made

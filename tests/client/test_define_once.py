@@ -15,7 +15,8 @@ import pytest
 
 from flyte_jupyter.client.capture import Captured
 from flyte_jupyter.core.definitions import ABSENT, Closure
-from flyte_jupyter.kernel.namespace import Namespaces, NotebookModule
+from flyte_jupyter.kernel.namespace import NotebookModule
+from flyte_jupyter.kernel.namespaces import Namespaces
 
 
 class Env:
@@ -240,7 +241,7 @@ def test_a_function_of_a_module_is_the_modules(notebook, replica) -> None:
 
 OTHER_PROCESS = """
 import pickle, sys, traceback
-from flyte_jupyter.kernel.namespace import Namespaces
+from flyte_jupyter.kernel.namespaces import Namespaces
 module = Namespaces().notebook("abc")
 entry = module.define(pickle.load(sys.stdin.buffer))
 first, second = entry(0), entry(0)

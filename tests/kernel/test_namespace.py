@@ -28,7 +28,8 @@ from flyte_jupyter.core.definitions import (
     digest_of,
     make,
 )
-from flyte_jupyter.kernel.namespace import Namespaces, NotebookModule
+from flyte_jupyter.kernel.namespace import NotebookModule
+from flyte_jupyter.kernel.namespaces import Namespaces
 
 
 def source(

@@ -38,6 +38,7 @@ from .places import (
     path_of_task,
     sentinel,
 )
+from .stands import Foreign, Shell, Stand, attributes_of
 from .watch import EMPTY, INVERTED, LRU_CACHE, Watch, content_of
 
 Names = dict[str, Any]
@@ -152,10 +153,10 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         self._aliases: dict[int, str] | None = None
         self._by_names: dict[str, Any] = {}
         self._inlined: dict[int, Any] = {}
-        self._shells: dict[int, _Shell] = {}  # of cells
+        self._shells: dict[int, Shell] = {}  # of cells
         self._filled: set[int] = set()
-        self._foreign: dict[int, _Foreign] = {}
-        self._notebook = _Stand("globals")
+        self._foreign: dict[int, Foreign] = {}
+        self._notebook = Stand("globals")
         self.watch = Watch(functools.partial(bytes_of, scope, name, root, links))
 
     def pickled(self) -> Pickled:
@@ -194,7 +195,7 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             return self._lru_cache(obj)
         if hasattr(kind, "__flyte_capture__"):
             return self._task(obj)
-        if isinstance(obj, _Stand):
+        if isinstance(obj, Stand):
             return obj.reduced()
         if isinstance(obj, enum.Enum):
             return self._member(obj)
@@ -256,7 +257,7 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         code = function.__code__
         closure = function.__closure__
         names = self._globals(function)
-        if not (isinstance(names, _Stand) and names.is_module):
+        if not (isinstance(names, Stand) and names.is_module):
             self._codes.append(code)
         index = self._keep(function)
         shells = None if closure is None else tuple(self._shell(cell, index, n) for n, cell in enumerate(closure))
@@ -286,10 +287,10 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             # Names that no file can have were put there by what rewrote it, as pytest does.
             used = mentioned(function.__code__).names
             odd = {name: names[name] for name in used if name[:1] == "@" and name in names}
-            return _Stand("module_globals", module, odd, is_module=True)
+            return Stand("module_globals", module, odd, is_module=True)
         foreign = self._foreign.get(id(names))
         if foreign is None:
-            foreign = self._foreign[id(names)] = _Foreign(self._keep(None), names)
+            foreign = self._foreign[id(names)] = Foreign(self._keep(None), names)
         return foreign
 
     def _subset(self, function: types.FunctionType) -> Names | None:
@@ -329,16 +330,16 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
         self._kept.append(obj)
         return len(self._kept) - 1
 
-    def _shell(self, cell: types.CellType, function: int, number: int) -> _Shell:
+    def _shell(self, cell: types.CellType, function: int, number: int) -> Shell:
         """The cell, empty; it is that function's variable of that number."""
         shell = self._shells.get(id(cell))
         if shell is None:
-            shell = self._shells[id(cell)] = _Shell(cell, self._keep(None), function, number)
+            shell = self._shells[id(cell)] = Shell(cell, self._keep(None), function, number)
         return shell
 
-    def _unfilled(self, cells: Any) -> list[tuple[_Shell, Any]]:
+    def _unfilled(self, cells: Any) -> list[tuple[Shell, Any]]:
         """What is in those cells that no other function has announced."""
-        found: list[tuple[_Shell, Any]] = []
+        found: list[tuple[Shell, Any]] = []
         for cell in cells:
             if id(cell) not in self._filled:
                 self._filled.add(id(cell))
@@ -361,7 +362,7 @@ class _ByValue(cloudpickle.Pickler):  # type: ignore[misc]
             return super().reducer_override(cls)
         self._inlined[id(cls)] = cls
         self.watch.cls(cls)
-        attributes = _attributes(cls)
+        attributes = attributes_of(cls)
         skeleton: Names = {name: attributes.pop(name) for name in _SKELETON if name in attributes}
         skeleton["__qualname__"] = cls.__qualname__
         registered: list[Any] = []
@@ -441,12 +442,12 @@ class _Linked(_ByValue):
     """Some objects belong to other pickles. Asking for each object is slow, so there are two classes."""
 
     def persistent_id(self, obj: Any) -> tuple[str, int] | None:
-        shared = obj.cell if type(obj) is _Shell else obj
+        shared = obj.cell if type(obj) is Shell else obj
         link = self.links.get(id(shared))
         if link is not None:
             self._early.add(link[0])
             self._linked.add(link[0])
-            if type(obj) is _Shell:
+            if type(obj) is Shell:
                 self._filled.add(id(shared))
         return link
 
@@ -463,69 +464,16 @@ class _Lenient(_ByValue):
         return super()._named(obj)
 
 
-class _Stand:
-    """Stands for an object that must not be pickled itself: a notebook's globals, for example."""
-
-    def __init__(self, *made: Any, is_module: bool = False) -> None:
-        self._made = made
-        self.is_module = is_module
-
-    def reduced(self) -> Any:
-        return make, self._made
-
-
-class _Foreign(_Stand):
-    """The globals of code that belongs to no module: functions that share them do so on a replica."""
-
-    def __init__(self, index: int, names: Names) -> None:
-        head = {name: names[name] for name in ("__name__", "__package__", "__file__") if name in names}
-        super().__init__("namespace", index, head)
-        self.names = names
-
-
-class _Shell(_Stand):
-    """A closure's cell, before anything is in it."""
-
-    def __init__(self, cell: types.CellType, index: int, function: int, number: int) -> None:
-        super().__init__("cell", index, function, number)
-        self.cell = cell
-
-
-def _attributes(cls: type) -> Names:
-    """What is set on a class; less what Python makes of it by itself."""
-    found = {}
-    for name, value in vars(cls).items():
-        own = getattr(value, "__objclass__", None) is cls
-        if own and isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType):
-            continue  # made of `__slots__`; `__dict__`, `__weakref__`
-        if name in _MADE_BY_PYTHON or (name == "__annotations__" and not value):
-            continue
-        # Their order differs from process to process.
-        is_of_text = isinstance(value, frozenset) and all(isinstance(each, str) for each in value)
-        found[name] = _Stand("frozenset", sorted(value)) if is_of_text else value
-    slots = found.get("__slots__")
-    if slots is not None and not isinstance(slots, str | tuple | list | dict):  # an iterator, which is used up
-        found["__slots__"] = tuple(
-            name for name, value in vars(cls).items() if isinstance(value, types.MemberDescriptorType)
-        )
-    # Python adds some of its own names sooner on a replica than it did here. The user's order is the user's.
-    special = sorted(name for name in found if name[:2] == name[-2:] == "__")
-    return {name: found[name] for name in (*special, *(name for name in found if name not in special))}
-
-
 _HEAP_TYPE: Final = 1 << 9
 _NEW_OBJECT: Final[Any] = copyreg.__newobj__  # type: ignore[attr-defined]
 _NEVER_SHARED: Final = (
     str, bytes, int, float, complex, tuple, frozenset, range, type(None), types.BuiltinFunctionType, types.CodeType,
-    types.ModuleType, _Stand, enum.Enum, memoryview, types.MemberDescriptorType, types.GetSetDescriptorType,
+    types.ModuleType, Stand, enum.Enum, memoryview, types.MemberDescriptorType, types.GetSetDescriptorType,
     types.WrapperDescriptorType, types.MethodDescriptorType,
 )  # fmt: skip
 """What cannot change, and what text and bytes are made of on the other side."""
 _PLAIN_METACLASSES: Final = frozenset({"builtins", "abc", "enum", "typing", "_py_abc", "typing_extensions"})
 _PLAIN: Final = frozenset({int, float, bool, str, bytes, list, dict, tuple, set, object})
 _SKELETON: Final = ("__module__", "__slots__", "__orig_bases__", "__doc__")
-_MADE_BY_PYTHON: Final = frozenset(
-    "__dict__ __weakref__ __slotnames__ _abc_impl __firstlineno__ __annotate_func__ __annotations_cache__".split()
-)
 _OF_A_WRAPPER: Final = frozenset({*functools.WRAPPER_ASSIGNMENTS, "__wrapped__"})
 _VARIABLES: Final = frozenset(VARIABLES)
