@@ -16,6 +16,7 @@ import struct
 import sys
 import sysconfig
 import textwrap
+import threading
 import tokenize
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -183,7 +184,7 @@ class _Seen:
         # At first, autoreload only notes when a module's file was written; later, when it has loaded it anew.
         if self.module is module and self.spec is spec and self.time in (time, None):
             return self.loaded
-        now, before = _load(module, str(module.__file__)), self.loaded
+        now, before = _load(module, str(module.__file__)) or self.loaded, self.loaded
         # A text that raises leaves the module as it was.
         failed = not _describes(now.text, module) and self.module is module and _describes(before.text, module)
         return before if failed or now == before else now
@@ -197,14 +198,20 @@ class _State:
         self.count = -1
         self.times: dict[str, float] | None = None
         self.watched: tuple[tuple[str, ModuleType, Any, float | None], ...] = ()
+        self._lock = threading.Lock()
         self._users: dict[str, _Seen] = {}
         self._others: dict[str, Any] = {}
 
     def renew(self) -> None:
-        self.count = len(sys.modules)
+        with self._lock:
+            count = len(sys.modules)
+            self._look(list(sys.modules.items()))
+            self.count = count
+
+    def _look(self, found: list[tuple[str, Any]]) -> None:
         self.times = times = _reload_times()
         users: dict[str, _Seen] = {}
-        for name, module in list(sys.modules.items()):
+        for name, module in found:
             if self._others.get(name, self) is module:
                 continue
             if not isinstance(module, ModuleType) or not is_users(module):
@@ -213,13 +220,17 @@ class _State:
             spec, time = module.__spec__, None if times is None else times.get(name)
             seen = self._users.get(name)
             loaded = _load(module, str(module.__file__)) if seen is None else seen.loaded_now(module, spec, time)
+            if loaded is None:  # in a zip file, or removed before anybody looked
+                self._others[name] = module
+                continue
             users[name] = _Seen(module, spec, time, loaded)
         self._set(users)
 
     def note(self, name: str, loaded: Loaded) -> None:
-        module = sys.modules[name]
-        time = None if self.times is None else self.times.get(name)
-        self._set({**self._users, name: _Seen(module, getattr(module, "__spec__", None), time, loaded)})
+        with self._lock:
+            module = sys.modules[name]
+            time = None if self.times is None else self.times.get(name)
+            self._set({**self._users, name: _Seen(module, getattr(module, "__spec__", None), time, loaded)})
 
     def _set(self, users: dict[str, _Seen]) -> None:
         self._users = users
@@ -258,10 +269,10 @@ def _reload_times() -> dict[str, float] | None:
     return None
 
 
-def _load(module: ModuleType, file: str) -> Loaded:
+def _load(module: ModuleType, file: str) -> Loaded | None:
     found = _read(file)
     if found is None:
-        return Loaded(file, "", "", is_known=False)
+        return None
     text, time, size = found
     return Loaded(file, digest_of_text(text), text, _is_of(module, text, time, size))
 

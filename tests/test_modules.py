@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -150,6 +151,27 @@ def test_a_file_changes_its_stamp_and_a_lost_one_has_none(folder: Path) -> None:
     assert modules.stamp_of(str(path)) != before
     path.unlink()
     assert (modules.stamp_of(str(path)), modules.text_in(str(path))) == (None, None)
+
+
+def test_what_no_file_has_is_left_to_its_importer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(folder / "zipped.zip", "w") as archive:
+        archive.writestr("mine.py", "K = 1\n")
+    monkeypatch.syspath_prepend(str(folder / "zipped.zip"))
+    gone = write(folder, "mine_too.py", "K = 1\n")
+    for name in ("mine", "mine_too"):
+        importlib.import_module(name)
+    gone.unlink()
+    assert (modules.loaded("mine"), modules.loaded("mine_too")) == (None, None)
+
+
+def test_a_file_that_is_removed_later_leaves_what_was_loaded(folder: Path) -> None:
+    path = write(folder, "mine.py", "def f(): return 1\n")
+    importlib.import_module("mine")
+    known = loaded("mine")
+    path.unlink()
+    write(folder, "mine_too.py", "")
+    importlib.import_module("mine_too")
+    assert loaded("mine") is known
 
 
 def test_strange_things_among_the_modules_are_left_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
