@@ -251,7 +251,7 @@ def _is_own(name: str) -> bool:
 
 def _is_found_by_value(kind: type[enum.Enum]) -> bool:
     """Whether Python would look for a member by its value, which may be equal to nothing but itself."""
-    return kind.__reduce_ex__ is enum.Enum.__reduce_ex__ and sys.version_info < (3, 12)
+    return kind.__reduce_ex__ is enum.Enum.__reduce_ex__
 
 
 def stream(obj: object) -> tuple[str, str] | None:

@@ -97,7 +97,7 @@ def test_what_a_library_notes_on_a_function_of_python_is_no_part_of_it(
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ("def x(a='one', b='one'): pass", "def x(a='one', b=''.join(['o', 'ne'])): pass"),
+        ("def x(a='one', b='one'):\n    pass", "def x(a='one', b=''.join(['o', 'ne'])):\n    pass"),
         ("class x: a, b = 'on e', 'on e'", "class x: a, b = 'on e', 'on ' + chr(101)"),
         ("def x(): pass\nx.a = {'k': 'k'}", "def x(): pass\nx.a = {'k': ''.join(['', 'k'])}"),
     ],
