@@ -17,7 +17,7 @@ from support import START_S, TIME_SCALE, assert_quiet
 pytestmark = pytest.mark.kernel
 
 HEAD = """
-import asyncio, functools, itertools, json, os, random, sys, time
+import asyncio, functools, json, os, random, sys, time
 import flyte_jupyter as flyte
 env = flyte.TaskEnvironment("scripts", reusable=flyte.ReusePolicy(replicas=(1, 1)))
 many = flyte.TaskEnvironment("scripts-many", reusable=flyte.ReusePolicy(replicas=(1, 1), concurrency=8))
@@ -96,7 +96,7 @@ TWICE = """
 import numpy as np
 seen, stats, rng, gen, total = set(), {"calls": 0}, random.Random(0), np.random.default_rng(0), 0
 class C: n = 0
-c, count = C(), itertools.count()
+c, count = C(), iter(range(9))
 @env.task
 def step(x):
     global total
