@@ -16,12 +16,20 @@ from flyte_jupyter import runtime
 from flyte_jupyter.client import broker
 
 
+NOBODYS = f"/tmp/fj-none-{os.getpid()}"
+"""A runtime folder without a broker."""
+
+
 def pytest_configure() -> None:
     """Tests press Ctrl-C in processes that they start; a shell's background job would have them all ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # Without a broker of its own a test must not find that of the user.
-    os.environ[runtime.VARIABLE] = f"/tmp/fj-none-{os.getpid()}"
+    os.environ[runtime.VARIABLE] = NOBODYS
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(NOBODYS, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
