@@ -15,7 +15,6 @@ from support import OwnBroker, end_broker, memory_files
 from flyte_jupyter import runtime
 from flyte_jupyter.client import broker
 
-
 NOBODYS = f"/tmp/fj-none-{os.getpid()}"
 """A runtime folder without a broker."""
 
