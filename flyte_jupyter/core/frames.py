@@ -209,7 +209,8 @@ class FrameReader:
             return self._partial.space()
         if self._start == self._end:
             self._start = self._end = 0
-        elif self._end == SCRATCH_BYTES:
+            return self._view
+        if self._end == SCRATCH_BYTES:
             rest = self._end - self._start
             self._scratch[:rest] = self._scratch[self._start : self._end]
             self._start, self._end = 0, rest

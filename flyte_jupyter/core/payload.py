@@ -25,6 +25,8 @@ from .frames import LIMIT_BUFFERS, Buffer
 
 OUT_OF_BAND_BYTES: Final = 64 * 1024
 """A buffer of at least this size travels beside the pickle; below it a copy is cheaper than another piece."""
+SHORTEST_NAME: Final = 20
+"""Bytes of the shortest pickle in which anything goes by its name."""
 MAX_DEPTH: Final = 20
 """How far `find_unpicklable` goes down; a list nested a thousand times fails at no part in particular."""
 
@@ -52,7 +54,8 @@ def dump_arguments(arguments: object) -> Pickled:
     except Exception:  # a lambda, a local class, a thing that only cloudpickle knows
         pass
     else:
-        if b"main__" not in data and _BARE_OBJECT not in data:  # `__mp_main__`, too, is the notebook
+        # `__mp_main__` is the notebook, too.
+        if len(data) < SHORTEST_NAME or (b"main__" not in data and _BARE_OBJECT not in data):
             return Pickled(data, keep.views)
     return _dump_by_name(arguments)
 
@@ -65,7 +68,7 @@ def dump_result(value: object) -> Pickled:
     except Exception:
         pass
     else:
-        if _BARE_OBJECT not in data and b"__mp_main__" not in data:
+        if len(data) < SHORTEST_NAME or (_BARE_OBJECT not in data and b"__mp_main__" not in data):
             return Pickled(data, keep.views)
     return _dump_by_name(value)
 

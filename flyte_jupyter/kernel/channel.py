@@ -26,11 +26,11 @@ from typing import Any, Final, TypeVar
 
 from IPython.core.error import StdinNotImplementedError
 
+from ..core.context import TaskContext
 from ..core.definitions import ORIGIN, Closure, ImportDefinition, Mark
 from ..core.frames import CALL, FIRST_CALL, Answer, Buffer, Frame, FrameReader, Kind, Status, encode
 from ..errors import ProtocolError
 from ..memory import Exchange, receive_with_fds
-from ..modules import current as current_modules
 from ..runtime import peer_pid, peer_uid
 from . import descriptors
 from .cells import Cells
@@ -198,23 +198,24 @@ class CallChannel:
             raise StdinNotImplementedError(NOBODY_TO_ASK)
         return str(answer.body, "utf-8")
 
-    def _want(self, number: int, module: NotebookModule, name: str) -> Mapping[str, Any]:
+    def _want(self, task: TaskContext, name: str) -> Mapping[str, Any]:
         """Where the call finds what its notebook calls so: the client is asked once for each name.
 
         What the call has brought along stays as it was then.
         """
         call = self.running
-        if call is None or call.number != number or any(name in module.manifests.get(d, ()) for d in call.digests):
+        module: NotebookModule = getattr(task.main, ORIGIN)
+        if call is None or call.context is not task or any(name in module.manifests.get(d, ()) for d in call.digests):
             return module.names
         if os.getpid() != self._pid:  # a worker that the task has forked has the names of then
             return module.names
         if call.task is not None and threading.current_thread() is not threading.main_thread():
-            found = self._on_main_thread(functools.partial(self._want, number, module, name))
+            found = self._on_main_thread(functools.partial(self._want, task, name))
             return module.names if found is None else found
         with self._asking:  # a thread of a sync task: the main thread only waits for it, or asks, too
             if name not in call.asked and self.running is call:
                 call.asked[name] = module.names  # if making it needs it
-                call.asked[name] = self._given(number, module, name)
+                call.asked[name] = self._given(call.number, module, name)
             return call.asked.get(name, module.names)
 
     def _on_main_thread(self, function: Callable[[], T]) -> T | None:
@@ -412,9 +413,8 @@ class CallChannel:
         digests: tuple[str, ...],
     ) -> None:
         ask = functools.partial(self._ask, frame.call)
-        want = functools.partial(self._want, frame.call, module)
         sink = OutputSink(frame.call, self.send_output, self.replica.later, ask)
-        context = make_context(frame.call, name, self, frame.flags, sink, module.module, want)
+        context = make_context(frame.call, name, self, frame.flags, sink, module.module, self._want)
         self.running = RunningCall(self, frame.call, name, function, frame.buffers, context, sink, recorded, digests)
         self.replica.runner.start(self.running)
 
@@ -439,7 +439,7 @@ class CallChannel:
             self.send(reply)
         if call.began:  # noted while the client reads already
             self._recorder.ended(call, now)
-        current_modules()  # what it has imported is what the files say now
+        self.replica.modules.left()
         if self.closed:
             self.replica.left_for_good(self)
             return

@@ -107,8 +107,7 @@ class Modules:
             Exception: Whatever a module raises when it is loaded anew; it stays as it was, and a note says so.
             ImportError: Its text is not in its file any more, and the caller does not send it.
         """
-        here = current()
-        if (place is self._present and here is self._seen and not self._beside) or place is NOWHERE:
+        if (place is self._present and self._seen is not None and not self._beside) or place is NOWHERE:
             return
         self._asked = None if caller is None else (caller, number)
         self._seen = None  # if this fails, the next call tries again
@@ -126,6 +125,11 @@ class Modules:
         if stale:
             self._renewed(frozenset(stale))
         self._seen = current()
+
+    def left(self) -> None:
+        """A call has ended: what it has imported is what the files say now."""
+        if current() is not self._seen:
+            self._seen = None  # the next call looks
 
     def check(self, name: str) -> None:
         """A caller uses this module.

@@ -203,7 +203,7 @@ class NotebookModule:
         if not has_own and name.isidentifier() and name[:2] != "__" and not self._loading:
             task = current.get()
             if task is not None and task.main is self.module and task.want is not None:
-                found: Mapping[str, Any] = task.want(name)
+                found: Mapping[str, Any] = task.want(task, name)
                 return found
         return self.names
 

@@ -362,7 +362,7 @@ def make_context(
     attempt: int,
     sink: OutputSink,
     main: ModuleType,
-    want: Callable[[str], Mapping[str, Any]],
+    want: Callable[[TaskContext, str], Mapping[str, Any]],
 ) -> TaskContext:
     """What `flyte_jupyter.ctx()` shows inside the call."""
     return TaskContext(

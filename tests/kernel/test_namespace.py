@@ -214,7 +214,7 @@ def test_an_unpickler_finds_the_notebooks_names_under_main(notebook: NotebookMod
 def test_what_a_running_call_looks_for_is_asked_of_its_notebook(notebook: NotebookModule) -> None:
     asked = []
 
-    def want(name: str) -> Mapping[str, Any]:
+    def want(task: TaskContext, name: str) -> Mapping[str, Any]:
         asked.append(name)
         if name == "Config":
             notebook.define(Closure.of("", [source("class Config: pass\n")]))
