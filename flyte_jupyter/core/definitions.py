@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
-PRELOAD_MODULE: Final = "flyte_preload"
 ORIGIN: Final = "__flyte_notebook__"
 """The global in a replica's notebook module that holds the module's `Origin`."""
 

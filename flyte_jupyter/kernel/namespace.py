@@ -309,17 +309,9 @@ class NotebookModule:
             value = rebuilder.renewed(rebuilder.load())
         finally:
             del self._loading[definition.name]
-        return Bound(
-            value,
-            definition.mark,
-            definition.identity,
-            shaping=definition.shaping,
-            deep=definition.mark.deep,
-            mixed=_is_still_mixed(definition, old),
-            made=rebuilder.made,
-            kept=definition.kept,
-            parts=rebuilder.parts(),
-        )
+        bound = _bound(definition, old, value, rebuilder.made)
+        bound.kept, bound.parts = definition.kept, rebuilder.parts()
+        return bound
 
     def _executed(self, definition: SourceDefinition, old: Bound | None) -> Bound:
         made: Any
@@ -341,15 +333,7 @@ class NotebookModule:
         state = set() if definition.state is None else set(self._set(definition, made))
         if not before <= state:  # something was taken away again
             return self._executed(definition, None)
-        return Bound(
-            made,
-            definition.mark,
-            definition.identity,
-            shaping=definition.shaping,
-            deep=definition.mark.deep,
-            mixed=_is_still_mixed(definition, old),
-            made={0: (definition.text.lines, state)},
-        )
+        return _bound(definition, old, made, {0: (definition.text.lines, state)})
 
     def _set(self, definition: SourceDefinition, made: Any) -> Iterable[str]:
         """What the notebook has set on it since, or evaluated when it was made; which attributes that were."""
@@ -452,6 +436,20 @@ MOST_MANIFESTS: Final = 1000
 MOST_ROUNDS: Final = 10
 _NOTHING: Final[Any] = object()
 _STALE: Final = Mark("stale")
+
+
+def _bound(
+    definition: ValueDefinition | SourceDefinition, old: Bound | None, value: Any, made: dict[int, Any]
+) -> Bound:
+    return Bound(
+        value,
+        definition.mark,
+        definition.identity,
+        shaping=definition.shaping,
+        deep=definition.mark.deep,
+        mixed=_is_still_mixed(definition, old),
+        made=made,
+    )
 
 
 def _is_again(definition: SourceDefinition, old: Bound) -> bool:
