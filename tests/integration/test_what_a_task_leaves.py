@@ -244,3 +244,69 @@ def test_a_class_is_one_class_on_both_sides(notebook: Notebook, make: str, obj: 
             assert value(notebook, "one(*f(obj))") == (True,) * 7
             assert value(notebook, "a, ps = await g([obj, obj]); a, [type(p) is T for p in ps]") == (True, [True] * 2)
     assert value(notebook, "[one(*found) for found in flyte.map(f, [obj] * 3)]") == [(True,) * 7] * 3
+
+
+def test_a_name_may_mean_one_class_after_another(notebook: Notebook) -> None:
+    cell(notebook, "@env.task\ndef f(p): return type(p) is T, p, T")
+    for make, obj in [*CLASSES.values(), *reversed(CLASSES.values())]:
+        cell(notebook, f"{make}\nobj = {obj}")
+        assert value(notebook, "a, p, t = f(obj); a, type(p) is T, p == obj, t is T") == (True,) * 4, make
+
+
+MODEL = "class T(pydantic.BaseModel):\n    n: int = 3"
+HISTORIES = {
+    "made by a function": [MODEL, "T = pydantic.create_model('T', n=(int, 4))"],
+    "of the same base": [
+        "class Base(pydantic.BaseModel): b: int = 1",
+        "class T(Base): n: int = 3",
+        "T = pydantic.create_model('T', __base__=Base, n=(int, 4))",
+    ],
+    "put there by hand": [MODEL, "globals()['T'] = pydantic.create_model('T', n=(int, 4))"],
+    "by its metaclass": [
+        MODEL,
+        "T = type(pydantic.BaseModel)('T', (pydantic.BaseModel,), "
+        "{'__module__': '__main__', '__annotations__': {'n': int}, 'n': 4})",
+    ],
+    "after a plain one": ["class T:\n    n: int = 3", "T = pydantic.create_model('T', n=(int, 4))"],
+    "after one that a decorator made": [
+        "@dataclasses.dataclass(frozen=True, slots=True)\nclass T:\n    n: int = 3",
+        "T = pydantic.create_model('T', n=(int, 4))",
+    ],
+    "a base made anew": [
+        "class Base(pydantic.BaseModel): b: int = 1",
+        "class T(Base): n: int = 4",
+        "class Base(pydantic.BaseModel): b: int = 2",
+    ],
+    "a base made anew, with a method": [
+        "class Base(pydantic.BaseModel): b: int = 1",
+        "class T(Base):\n    n: int = 4\n    def twice(self): return 2 * self.n",
+        "class Base(pydantic.BaseModel): b: int = 2",
+    ],
+    "registered by hand": [
+        MODEL,
+        "known = []\ndef registered(cls):\n    known.append(cls)\n    return cls",
+        "T = registered(T)",
+    ],
+}
+
+
+@pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
+def test_a_model_is_the_one_that_its_name_means(notebook: Notebook, history: list[str]) -> None:
+    cell(
+        notebook,
+        "import inspect\ndef look(): return T().n, str(inspect.signature(T)), [base.__name__ for base in T.__mro__]",
+    )
+    cell(notebook, "task = env.task(look)")
+    for text in history:
+        cell(notebook, text)
+        if value(notebook, "'T' in globals()"):
+            assert value(notebook, "task()") == value(notebook, "look()"), text
+
+
+def test_a_cell_that_failed_has_made_no_class(notebook: Notebook) -> None:
+    cell(notebook, f"{MODEL}\n@env.task\ndef f(): return T().n")
+    assert value(notebook, "f()") == 3
+    assert notebook.run(f"1 / 0\n{MODEL.replace('3', '4')}").error
+    assert value(notebook, "f()") == 3
+    assert notebook.run("1 / 0\nT = 5").error
+    assert value(notebook, "f()") == 3

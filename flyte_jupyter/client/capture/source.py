@@ -145,9 +145,13 @@ def function_source(function: FunctionType) -> Source | None:
 
 
 def class_source(cls: type) -> Source | None:
-    """A top-level class's own text: by the line of a method, else the newest cell that can have made it."""
+    """A top-level class's own text: by the line of a method, else what bound its name last, if that can have made it.
+
+    None too where the text would make another class today: one of its bases has been made anew since.
+    """
     if "." in cls.__qualname__:
         return None
+    names = vars(sys.modules.get(cls.__module__, ModuleType("")))
     for code in _method_codes(cls):
         lines = linecache.getlines(code.co_filename)
         tree = _parse("".join(lines))
@@ -157,10 +161,14 @@ def class_source(cls: type) -> Source | None:
                 and node.name == cls.__name__
                 and node.lineno <= code.co_firstlineno <= (node.end_lineno or 0)
             ):
-                return _source(node, lines, code.co_filename, code.co_flags & FUTURE_FLAGS)
+                source = _source(node, lines, code.co_filename, code.co_flags & FUTURE_FLAGS)
+                return source if _has_bases(node, cls, names) else None
     for node, lines, filename, flags in _bindings(cls.__name__, sys.modules.get(cls.__module__)):
-        if isinstance(node, ast.ClassDef) and _describes(node, cls):
-            return _source(node, lines, filename, flags)
+        if isinstance(node, ast.ClassDef):
+            if _describes(node, cls) and _has_bases(node, cls, names):
+                return _source(node, lines, filename, flags)
+        elif cls.__name__ not in _loads(node):  # `T = create_model("T")`; but `T = registered(T)`
+            return None
     return None
 
 
@@ -390,10 +398,22 @@ def _describes(node: ast.ClassDef, cls: type) -> bool:
                     found = getattr(found, "_value_", found)  # an enum's member
                     if type(found) is type(value.value) and found != value.value:
                         return False
-            case ast.AnnAssign(target=ast.Name(id=name)):
+            case ast.AnnAssign(target=ast.Name(id=name), value=value):
                 if name not in vars(cls).get("__annotations__", {name: None}):
                     return False
+                field = getattr(cls, "__pydantic_fields__", {}).get(name)  # what a model's metaclass took from it
+                default = vars(cls).get(name, getattr(field, "default", _NOTHING))
+                if isinstance(value, ast.Constant) and type(default) is type(value.value) and default != value.value:
+                    return False
     return True
+
+
+def _has_bases(node: ast.ClassDef, cls: type, names: Mapping[str, Any]) -> bool:
+    """Whether the bases in the text mean those of the class, as far as names and attributes tell."""
+    if not (node.bases or node.keywords or node.decorator_list) and type(cls) is not type:
+        return False
+    found = (_evaluate(base, names) for base in node.bases if not isinstance(base, ast.Call))
+    return all(base in cls.__mro__ for base in found if isinstance(base, type))
 
 
 _NOTHING = object()
