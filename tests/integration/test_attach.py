@@ -26,7 +26,7 @@ from support import START_S, OwnBroker, alive, assert_quiet, pids, ready, wait_u
 
 import flyte_jupyter as flyte
 from flyte_jupyter import cli, runtime
-from flyte_jupyter.attach import session_target
+from flyte_jupyter.attach.target import session_target
 from flyte_jupyter.client import broker
 from flyte_jupyter.core.timeline import SpanView
 
@@ -378,7 +378,7 @@ def test_nothing_of_a_front_end_is_left() -> None:
 
 
 def test_the_import_of_the_proxy_needs_no_kernel() -> None:
-    code = "import sys, flyte_jupyter.attach; print(*sys.modules)"
+    code = "import sys, flyte_jupyter.attach.proxy; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"ipykernel", "IPython", "torch", "anyio"} & set(loaded) == set()
 

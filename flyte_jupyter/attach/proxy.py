@@ -1,6 +1,6 @@
-"""`python -m flyte_jupyter.attach -f CONNECTION_FILE`: the kernel of a front end that is a guest in a warm one.
+"""The proxy: a process that passes messages between a front end and a warm kernel.
 
-The process binds the channels of the front end's connection file, holds a lease on a replica, and passes messages to
+It binds the channels of the front end's connection file, holds a lease on a replica, and passes messages to
 the replica's own channels and back, signed anew with the key of the other side. Identities travel along, so replies,
 input requests and several clients of one front end need no table. What it answers itself: the heartbeat,
 `kernel_info_request`, and `shutdown_request`, after which the replica is as warm as before.
@@ -10,112 +10,31 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hmac
-import importlib.util
 import json
 import os
 import queue
-import re
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, Literal
 
 import zmq
-from jupyter_client.session import DELIM, Session
 
-from . import _version, errors, runtime
-from .client import broker, text
-from .client.attached import Attachment, find_replica
-from .client.identity import present_as
-from .peek import jupyter_channels
+from .. import errors, runtime
+from ..client import broker, text
+from ..client.attached import Attachment, find_replica
+from ..peek import jupyter_channels
+from .side import FrontEnd, ReplicaSide, Request, kernel_info
+from .target import notebook, session_target
 
-WANTED: Final = "FLYTE_JUPYTER_ATTACH"
-SHARED: Final = "FLYTE_JUPYTER_ATTACH_SHARED"
-KERNEL: Final = "flyte-attach"
-METADATA: Final = "flyte_jupyter"
-"""A notebook's metadata `{"flyte_jupyter": {"attach": "gpu[1]"}}` name its replica."""
-MARK: Final = 100_000
-"""Messages that a front end may lag behind."""
 POLL_MS: Final = 500
 LEAVE_S: Final = 2.0
 """How long a cell that still runs may take to stop when its front end leaves."""
-CHANNELS: Final = ("shell", "control", "stdin")
-
-Header = dict[str, Any]
-
-
-@dataclass
-class Request:
-    """One message of the front end, as it came."""
-
-    channel: str
-    idents: list[bytes]
-    header: Header
-    parts: list[bytes]  # header, parent, metadata, content, buffers
-
-    @property
-    def type(self) -> str:
-        return str(self.header.get("msg_type", ""))
-
-    @property
-    def id(self) -> str:
-        return str(self.header.get("msg_id", ""))
-
-    @property
-    def silent(self) -> bool:
-        """Whether nobody sees this execution."""
-        return bool(json.loads(self.parts[3]).get("silent"))
-
-
-@dataclass
-class Side:
-    """The channels of one connection file, and its key."""
-
-    info: dict[str, Any]
-    sockets: dict[str, zmq.Socket[bytes]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.session = Session(
-            key=self.info["key"].encode(), signature_scheme=self.info.get("signature_scheme") or "hmac-sha256"
-        )
-
-    def url(self, channel: str) -> str:
-        port = self.info[f"{channel}_port"]
-        if self.info.get("transport") == "ipc":
-            return f"ipc://{self.info['ip']}-{port}"
-        return f"tcp://{self.info['ip']}:{port}"
-
-    def open(self, context: zmq.Context[Any], channel: str, kind: int) -> zmq.Socket[bytes]:
-        made: zmq.Socket[bytes] = context.socket(kind)
-        self.sockets[channel] = made
-        made.linger = 1000
-        made.set_hwm(MARK if channel == "iopub" else 0)
-        return made
-
-    def accept(self, frames: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
-        """Identities and parts of a message. Raises ValueError if it is not signed with this side's key."""
-        at = frames.index(DELIM)
-        signature, parts = frames[at + 1], list(frames[at + 2 :])
-        if self.info["key"] and not hmac.compare_digest(self.session.sign(parts[:4]), signature):
-            raise ValueError("a message has a wrong signature")
-        return list(frames[:at]), parts
-
-    def pass_on(self, channel: str, idents: list[bytes], parts: list[bytes]) -> None:
-        self.sockets[channel].send_multipart([*idents, DELIM, self.session.sign(parts[:4]), *parts])
-
-    def close(self) -> None:
-        for each in self.sockets.values():
-            each.close()
-        self.sockets.clear()
 
 
 class Proxy:
@@ -133,11 +52,11 @@ class Proxy:
         self._path = path
         self._wanted = wanted
         self._shared = shared
-        self._state: Literal["looking", "opening", "attached", "failed", "leaving"] = "looking"
+        self._state: Literal["looking", "opening", "attached", "failed"] = "looking"
         self._problem = ""
         self._context: zmq.Context[Any] = zmq.Context()
-        self._front = Side(json.loads(path.read_text()))
-        self._back: Side | None = None
+        self._front = FrontEnd(json.loads(path.read_text()))
+        self._back: ReplicaSide | None = None
         self._identity = uuid.uuid4().hex
         self._attachment: Attachment | None = None
         self._queue: list[Request] = []
@@ -161,13 +80,8 @@ class Proxy:
 
     def run(self) -> int:
         """Serve the front end until it leaves; the exit code."""
-        for channel in CHANNELS:
-            self._front.open(self._context, channel, zmq.ROUTER).bind(self._front.url(channel))
-        self._front.open(self._context, "hb", zmq.ROUTER).bind(self._front.url("hb"))
-        published = self._front.open(self._context, "iopub", zmq.XPUB)
-        published.setsockopt(zmq.XPUB_VERBOSER, 1)  # each client is welcomed, and its end is heard of
-        published.bind(self._front.url("iopub"))
-        self._publish("status", {"execution_state": "starting"}, {})
+        self._front.bind(self._context)
+        self._front.publish("status", {"execution_state": "starting"}, {})
         signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGINT, self._on_sigint)
         signal.signal(signal.SIGTERM, lambda *_: self._calls.put(lambda: self._leave(restart=False)))
@@ -243,7 +157,7 @@ class Proxy:
         snapshot = connection.snapshot().snapshot
         wanted = self._wanted or session_target([view.name for view in snapshot.pools])
         _, replica = find_replica(snapshot, wanted, again=self._again)
-        kind = "notebook" if _notebook() else "console"
+        kind = "notebook" if notebook() else "console"
         attachment = self._attachment = Attachment(
             connection,
             replica,
@@ -264,24 +178,16 @@ class Proxy:
         self._problem = what
         for request in self._queue:
             if request.type == "execute_request":
-                self._write(f"{self._problem}\n", request.header)
+                self._front.write(f"{self._problem}\n", request.header)
 
     def _open(self, attachment: Attachment, info: dict[str, Any]) -> None:
         if attachment is not self._attachment:  # lost since
             return
         self._state = "opening"
-        back = self._back = Side(info)
-        for channel in CHANNELS:
-            # One routing id on all: the kernel asks on stdin whom it heard on shell.
-            dealer = back.open(self._context, channel, zmq.DEALER)
-            dealer.setsockopt(zmq.ROUTING_ID, self._identity.encode())
-            dealer.connect(back.url(channel))
-        listener = back.open(self._context, "iopub", zmq.SUB)
-        listener.subscribe(b"")
-        listener.connect(back.url("iopub"))
+        self._back = ReplicaSide(info, identity=self._identity)
+        self._back.connect(self._context)
         self._welcome, self._info = False, None
-        # On control: it answers whatever the main thread does.
-        back.session.send(back.sockets["control"], "kernel_info_request", {})
+        self._back.ask("kernel_info_request")
 
     def _opened(self) -> None:
         if self._state != "opening" or not self._welcome or self._info is None or self._attachment is None:
@@ -307,7 +213,7 @@ class Proxy:
         self._problem = problem
         waiting, self._queue = self._queue, []
         for request in waiting:
-            self._refuse(request)
+            self._front.reply_error(request, "NoSuchReplica", self._problem)
 
     def _lose(self, attachment: Attachment, why: str) -> None:
         """The replica is gone, and with it all that this kernel was; the next cell finds another."""
@@ -320,9 +226,9 @@ class Proxy:
         self._state, self._problem = "failed", message
         self._warning = "" if asked else message
         for request in asked:
-            self._answer_error(request, "ReplicaDied", message)
+            self._front.reply_error(request, "ReplicaDied", message)
         for state in ("restarting", "starting"):  # as where a server starts a kernel anew: front ends say so
-            self._publish("status", {"execution_state": state}, {})
+            self._front.publish("status", {"execution_state": state}, {})
 
     def _part(self) -> None:
         if self._attachment is not None:
@@ -342,7 +248,7 @@ class Proxy:
             )
             cells = [request for request in self._running.values() if not request.silent]
             for cell in cells:
-                self._write(f"{warning}\n", cell.header, "stderr")
+                self._front.write(f"{warning}\n", cell.header, "stderr")
             if not cells:
                 self._warning = warning  # for the next one
 
@@ -357,7 +263,7 @@ class Proxy:
             self._listeners += 1 if joined else -1
             self._heard = True
             if joined:
-                self._publish("iopub_welcome", {"subscription": frames[0][1:].decode("utf-8", "replace")}, {})
+                self._front.publish("iopub_welcome", {"subscription": frames[0][1:].decode("utf-8", "replace")}, {})
             return
         try:
             idents, parts = self._front.accept(frames)
@@ -369,9 +275,9 @@ class Proxy:
             self._shut_down(request)
         elif request.type == "interrupt_request":
             self._interrupt()
-            self._reply(request, {"status": "ok"})
+            self._front.reply(request, {"status": "ok"})
         elif request.type == "kernel_info_request":
-            self._reply(request, self._info or _kernel_info())
+            self._front.reply(request, self._info or kernel_info())
         elif self._state == "attached":
             self._forward(request)
         elif channel == "stdin":
@@ -380,11 +286,11 @@ class Proxy:
             self._queue.append(request)
             self._look()
         elif self._state == "failed":
-            self._refuse(request)
+            self._front.reply_error(request, "NoSuchReplica", self._problem)
         else:
             self._queue.append(request)
             if self._problem and request.type == "execute_request":
-                self._write(f"{self._problem}\n", request.header)
+                self._front.write(f"{self._problem}\n", request.header)
 
     def _forward(self, request: Request) -> None:
         assert self._back is not None
@@ -398,10 +304,10 @@ class Proxy:
     def _say_news(self, request: Request) -> None:
         """What has happened since the last cell."""
         if self._warning:
-            self._write(f"{self._warning}\n", request.header, "stderr")
+            self._front.write(f"{self._warning}\n", request.header, "stderr")
             self._warning = ""
         if self._note is not None:
-            self._write(self._note, request.header)
+            self._front.write(self._note, request.header)
             self._note = None
 
     def _on_sigint(self, number: int, frame: FrameType | None) -> None:
@@ -409,17 +315,17 @@ class Proxy:
 
     def _interrupt(self) -> None:
         if self._back is not None and self._running:  # else it would hit somebody else's
-            self._back.session.send(self._back.sockets["control"], "interrupt_request", {})
+            self._back.ask("interrupt_request")
             return
         waiting, self._queue = self._queue, []
         for request in waiting:
-            self._answer_error(request, "KeyboardInterrupt", self._problem or "not attached yet")
+            self._front.reply_error(request, "KeyboardInterrupt", self._problem or "not attached yet")
 
     def _shut_down(self, request: Request) -> None:
         content = json.loads(request.parts[3])
         restart = bool(content.get("restart"))
-        self._reply(request, {"status": "ok", "restart": restart})
-        self._publish("shutdown_reply", {"status": "ok", "restart": restart}, request.header)
+        self._front.reply(request, {"status": "ok", "restart": restart})
+        self._front.publish("shutdown_reply", {"status": "ok", "restart": restart}, request.header)
         self._leave(restart=restart)
 
     def _leave(self, *, restart: bool) -> None:
@@ -455,37 +361,6 @@ class Proxy:
             self._running.pop(json.loads(parts[1]).get("msg_id", ""), None)
         self._front.pass_on(channel, idents, parts)
 
-    # --- in the replica's place
-
-    def _reply(self, request: Request, content: dict[str, Any]) -> None:
-        """Answer as a kernel does: busy, the reply, idle."""
-        self._publish("status", {"execution_state": "busy"}, request.header)
-        kind = request.type.replace("_request", "_reply")
-        session = self._front.session
-        session.send(
-            self._front.sockets[request.channel],
-            session.msg(kind, content, parent={"header": request.header}),
-            ident=request.idents,
-        )
-        self._publish("status", {"execution_state": "idle"}, request.header)
-
-    def _refuse(self, request: Request) -> None:
-        self._answer_error(request, "NoSuchReplica", self._problem)
-
-    def _answer_error(self, request: Request, name: str, message: str) -> None:
-        content = {"ename": name, "evalue": message, "traceback": [f"{name}: {message}"]}
-        if request.type == "execute_request":
-            self._publish("error", content, request.header)
-        self._reply(request, {"status": "error", "execution_count": 0, **content})
-
-    def _write(self, words: str, parent: Header, stream: str = "stdout") -> None:
-        self._publish("stream", {"name": stream, "text": text.visible(words, keep="\n\t")}, parent)
-
-    def _publish(self, kind: str, content: dict[str, Any], parent: Header) -> None:
-        session = self._front.session
-        message = session.msg(kind, content, parent={"header": parent} if parent else None)
-        session.send(self._front.sockets["iopub"], message, ident=kind.encode())
-
     # --- restart: another process of this kind, with the same connection file
 
     @property
@@ -499,134 +374,3 @@ class Proxy:
         except OSError:
             return ""
         return replica
-
-
-def session_target(pools: Sequence[str]) -> str:
-    """The replica or the pool that the front end's session names; "" if it names none.
-
-    Jupyter servers tell a kernel the folder and the name of its session, and of a nameless one the path. A notebook
-    says it in its metadata; a console is called `flyte-attach/gpu[1]/` with 8 hex digits behind it, `gpu[1]`, or as
-    one of `pools`.
-    """
-    session = os.environ.get("JPY_SESSION_NAME", "")
-    if session.endswith(".ipynb"):
-        return _target_of_notebook(Path(session))
-    marked = re.search(rf"(?:^|/){KERNEL}/(.+)/[0-9a-f]{{8}}$", session)
-    if marked is not None:
-        return marked[1]
-    name = session.rpartition("/")[2]
-    return name if name in pools or re.fullmatch(r".+\[\d+\]", name) else ""
-
-
-def _target_of_notebook(path: Path) -> str:
-    try:
-        metadata = json.loads(path.read_text())["metadata"]
-    except (OSError, ValueError, LookupError, TypeError):  # not there, or not yet what it shall be
-        return ""
-    own = metadata.get(METADATA, {}) if isinstance(metadata, dict) else {}
-    target = own.get("attach", "") if isinstance(own, dict) else ""
-    return target if isinstance(target, str) else json.dumps(target)
-
-
-def _notebook() -> str:
-    """The notebook that this kernel is for, as Jupyter servers tell it."""
-    path = os.environ.get("JPY_SESSION_NAME", "")
-    return Path(path).name if path.endswith(".ipynb") else ""
-
-
-def _kernel_info() -> dict[str, Any]:
-    """Before there is a replica that could be asked."""
-    version = sys.version.partition(" ")[0]
-    return {
-        "status": "ok",
-        "protocol_version": "5.5",
-        "implementation": "flyte_jupyter",
-        "implementation_version": _version.__version__,
-        "language_info": {
-            "name": "python",
-            "version": version,
-            "mimetype": "text/x-python",
-            "codemirror_mode": {"name": "ipython", "version": 3},
-            "pygments_lexer": "ipython3",
-            "nbconvert_exporter": "python",
-            "file_extension": ".py",
-        },
-        "banner": "A warm kernel of flyte_jupyter",
-        "help_links": [],
-        "supported_features": [],
-    }
-
-
-def terminal(wanted: str, *, shared: bool, file: Path | None) -> int:
-    """A console on a warm kernel in this terminal, or its channels for any other client; the exit code.
-
-    Args:
-        wanted: "gpu[1]" or "gpu".
-        file: Serve this connection file until Ctrl-C; it is written if it is not there.
-    """
-    with contextlib.ExitStack() as clean:
-        path = file
-        if path is None:
-            folder = runtime.private_folder() / f"a{os.getpid()}"
-            folder.mkdir(mode=0o700)
-            clean.callback(shutil.rmtree, folder, ignore_errors=True)
-            path = folder / "kernel.json"
-        if not path.exists():
-            for made in _write_connection(path.absolute()):
-                clean.callback(made.unlink, missing_ok=True)
-        if file is None and importlib.util.find_spec("jupyter_console") is not None:
-            return _console(path, wanted, shared)
-        if file is None:
-            _say("There is no jupyter_console here (pip install jupyter_console); any other Jupyter client will do:")
-        _say(f"  jupyter console --existing {path}")
-        _say("Ctrl-C detaches; the kernel stays warm.")
-        return Proxy(path, wanted, shared, foreground=True).run()
-
-
-def _say(line: str) -> None:
-    print(text.visible(line), flush=True)
-
-
-def _write_connection(path: Path) -> list[Path]:
-    """Unix sockets beside the file; all that has to be removed in the end."""
-    ports = {f"{channel}_port": number for number, channel in enumerate((*CHANNELS, "iopub", "hb"), 1)}
-    info = {"transport": "ipc", "ip": str(path.with_suffix("")), "key": uuid.uuid4().hex, **ports,
-            "signature_scheme": "hmac-sha256", "kernel_name": "flyte-attach"}  # fmt: skip
-    with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
-        json.dump(info, out)
-    return [path, *(Path(f"{info['ip']}-{port}") for port in ports.values())]
-
-
-def _console(path: Path, wanted: str, shared: bool) -> int:
-    # Both are in the terminal's foreground, and Ctrl-C reaches the proxy, which interrupts.
-    signal.signal(signal.SIGINT, lambda *_: None)
-    options = ["--shared"] if shared else []
-    command = [sys.executable, "-m", "flyte_jupyter.attach", "-f", str(path), "--replica", wanted, *options]
-    with subprocess.Popen(command) as proxy:
-        try:
-            return subprocess.call([sys.executable, "-m", "jupyter_console", "--existing", str(path)])
-        finally:
-            proxy.terminate()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Be the kernel of one front end; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m flyte_jupyter.attach", description=__doc__)
-    parser.add_argument("-f", dest="file", type=Path, metavar="CONNECTION_FILE")
-    parser.add_argument("--terminal", action="store_true", help="a console here; with -f only the channels")
-    parser.add_argument("--replica", default=os.environ.get(WANTED, ""), metavar="NAME[1]")
-    parser.add_argument("--shared", action="store_true", default=os.environ.get(SHARED, "") not in ("", "0"))
-    options = parser.parse_args(arguments)
-    os.umask(0o077)
-    present_as(_notebook() or "console", "attached")
-    if options.terminal:
-        return terminal(options.replica, shared=options.shared, file=options.file)
-    if options.file is None:
-        parser.error("-f CONNECTION_FILE is missing")
-    return Proxy(options.file, options.replica, options.shared).run()
-
-
-if __name__ == "__main__":
-    code = main()
-    sys.stderr.flush()
-    os._exit(code)  # the threads that wait for the broker need not end first
