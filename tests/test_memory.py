@@ -20,7 +20,9 @@ from support import memory_files, wait_until
 from flyte_jupyter import memory
 from flyte_jupyter.core.frames import FileTicket
 from flyte_jupyter.errors import ProtocolError
-from flyte_jupyter.memory import LEND_BYTES, Exchange, MemoryFile, MemoryFiles, Shared, exchange_pair, map_file
+from flyte_jupyter.memory import LEND_BYTES, Exchange, Shared, exchange_pair, mapping, shared, writing
+from flyte_jupyter.memory.mapping import map_file
+from flyte_jupyter.memory.writing import MemoryFile, MemoryFiles
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no memory files on this platform")
 
@@ -33,13 +35,13 @@ def files() -> Iterator[MemoryFiles]:
     made = MemoryFiles(keep_bytes=64 * MIB)
     yield made
     made.close()
-    memory.mappings.close()
+    mapping.mappings.close()
     assert memory_files(os.getpid()) == []
 
 
 @pytest.fixture
 def exchange(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Exchange, Exchange]]:
-    monkeypatch.setattr(memory, "files", files)
+    monkeypatch.setattr(writing, "files", files)
     pair = exchange_pair()
     assert pair is not None
     ours, theirs = pair[0], Exchange(pair[1])
@@ -143,7 +145,7 @@ def test_a_forked_reader_holds_the_file_until_it_is_killed(files: MemoryFiles) -
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_keeps_no_file_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    handle = write(memory.files, b"a" * MIB)  # as between its writing and its sending
+    handle = write(writing.files, b"a" * MIB)  # as between its writing and its sending
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -168,7 +170,7 @@ RECEIVER = """
 
 
 def test_a_killed_receiver_holds_nothing(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "files", files)
+    monkeypatch.setattr(writing, "files", files)
     pair = exchange_pair()
     assert pair is not None
     ours, theirs = pair
@@ -221,10 +223,10 @@ def test_closing_leaves_what_was_sent_to_its_receiver(files: MemoryFiles) -> Non
 
 
 def test_many_files_that_are_read_do_not_use_up_the_descriptors(files: MemoryFiles) -> None:
-    views = [received(write(files, bytes(MIB))) for _ in range(memory.KEEP_FILES + 20)]
+    views = [received(write(files, bytes(MIB))) for _ in range(writing.KEEP_FILES + 20)]
     files._keep_bytes = 1 << 40
-    views += [received(write(files, bytes(MIB))) for _ in range(memory.KEEP_FILES + 20)]
-    assert len(files._files) == memory.KEEP_FILES
+    views += [received(write(files, bytes(MIB))) for _ in range(writing.KEEP_FILES + 20)]
+    assert len(files._files) == writing.KEEP_FILES
     assert all(view.nbytes == MIB for view in views)
 
 
@@ -245,7 +247,7 @@ def test_content_is_copied_when_descriptors_are_scarce(files: MemoryFiles, monke
 
 
 def place(view: memoryview) -> int:
-    return memory._place(view)[0]
+    return shared._place(view)[0]
 
 
 def test_a_mapping_that_nobody_wrote_into_shows_what_comes_next(files: MemoryFiles) -> None:
@@ -298,7 +300,7 @@ def test_a_file_of_another_size_is_mapped_as_large_as_it_is(files: MemoryFiles) 
 
 
 def test_idle_mappings_are_given_back_and_the_thread_ends(files: MemoryFiles) -> None:
-    mappings = memory.Mappings(keep_s=0.05)
+    mappings = mapping.Mappings(keep_s=0.05)
     file = write(files, bytes(MIB))
     view = mappings.map(os.dup(file.fd), MIB)
     file.close()
@@ -326,7 +328,7 @@ def test_no_room_is_no_error(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_platform_without_memory_files(files: MemoryFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_SUPPORTED", False)
+    monkeypatch.setattr(writing, "SUPPORTED", False)
     assert files.write(bytes(MIB)) is None
     assert exchange_pair() is None
 
@@ -392,7 +394,7 @@ def test_files_that_nobody_took_end_with_the_connection(exchange: tuple[Exchange
         ours.lend([bytes(MIB)])
     theirs.map(1, MIB)
     theirs.close()
-    assert all(kept.is_free() for kept in memory.files._files)
+    assert all(kept.is_free() for kept in writing.files._files)
 
 
 # --- shared by many calls
@@ -401,7 +403,7 @@ def test_files_that_nobody_took_end_with_the_connection(exchange: tuple[Exchange
 def test_a_shared_buffer_is_written_once_and_kept_as_it_was(
     files: MemoryFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "files", files)
+    monkeypatch.setattr(writing, "files", files)
     content = bytearray(b"a" * 2 * MIB)
     shared = Shared([content, b"small"])
     handles = [shared.file_of(memoryview(content)) for _ in range(3)]

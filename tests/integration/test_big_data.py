@@ -192,13 +192,13 @@ def test_results_that_are_held_are_not_written_over() -> None:
 @pytest.mark.parametrize("way", ["partial", "keyword", "repeat"])
 def test_an_argument_that_the_calls_of_a_map_share_is_written_once(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
-    write = memory.files.write
+    write = memory.writing.files.write
 
     def counted(buffer: Any) -> Any:
         written.append(len(buffer))
         return write(buffer)
 
-    monkeypatch.setattr(memory.files, "write", counted)
+    monkeypatch.setattr(memory.writing.files, "write", counted)
     weights = np.ones(MIB, np.int64)
     if way == "repeat":
         results = flyte.map(total, itertools.repeat(weights), range(20))
@@ -244,6 +244,6 @@ def test_a_replica_that_is_killed_leaves_no_file() -> None:
 
 
 def test_without_memory_files_the_buffers_go_with_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.files, "write", lambda _: None)
+    monkeypatch.setattr(memory.writing.files, "write", lambda _: None)
     array = np.random.rand(MIB)
     np.testing.assert_array_equal(echo(array), array)
