@@ -1,82 +1,27 @@
 """What is known of pools, replicas, leases and clients, and the questions that are asked about them.
 
-Only the scheduler changes them. What has to be found often is kept in a `Ranking`, so that no question
-costs more with a long queue or with many replicas.
+Only the scheduler changes them.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from typing import Literal
 
-from .forecast import Usual
+from .queue import Queue
+from .ranking import Ranking
 from .spec import DeviceRequest, Scaling
+from .usual import Usual
 
 LONGEST_BACKOFF_S = 60.0
 FAILURE_WINDOW_S = 120.0  # as many failures as `Pool.failures` holds within this time are a verdict
 PROVEN_S = 300.0  # a replica that has been ready for so long shows that the preload works
 
 State = Literal["starting", "loading", "ready", "draining", "stopping"]
-
-
-class Ranking:
-    """Keys in the order of their ranks; changing a rank costs O(log n).
-
-    An outdated entry stays in the heap until it comes up; the dict says which entry counts.
-    """
-
-    __slots__ = ("_heap", "_ranks")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[tuple[float, ...], str]] = []
-        self._ranks: dict[str, tuple[float, ...]] = {}
-
-    def __len__(self) -> int:
-        return len(self._ranks)
-
-    def put(self, key: str, *rank: float) -> None:
-        ranks = self._ranks
-        if ranks.get(key) == rank:
-            return
-        ranks[key] = rank
-        heap = self._heap
-        heappush(heap, (rank, key))
-        if len(heap) > 2 * len(ranks) + 64:
-            heap[:] = [(rank, key) for key, rank in ranks.items()]
-            heapify(heap)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._ranks
-
-    def drop(self, key: str) -> None:
-        self._ranks.pop(key, None)
-
-    def pop(self) -> str:
-        """Remove the first key; only when there is one."""
-        key = self.first()
-        assert key is not None
-        self.drop(key)
-        return key
-
-    def first(self) -> str | None:
-        heap, ranks = self._heap, self._ranks
-        while heap:
-            rank, key = heap[0]
-            if ranks.get(key) == rank:
-                return key
-            heappop(heap)
-        return None
-
-    def first_rank(self) -> float:
-        """The leading number of the first rank; infinity when nothing is ranked."""
-        return math.inf if self.first() is None else self._heap[0][0][0]
-
-    def in_order(self) -> list[str]:
-        return sorted(self._ranks, key=lambda key: (self._ranks[key], key))
 
 
 @dataclass(slots=True, eq=False)
@@ -96,7 +41,6 @@ class Lease:
     abandoned: bool = False  # its client is gone; the replica is stopping what runs in it
     over: bool = False  # its replica says that its client has hung up, and that nothing runs in it
     recalled: bool = False  # its client was asked to give it back after the call that runs
-    recalled_for: Share | None = None
     lost_why: str | None = None  # what its client shall hear when the replica exits, if we know better
     opens: Replica | None = None  # of an attachment: that one and no other
     shared: bool = False  # of an attachment: calls go on there
@@ -180,18 +124,6 @@ class Client:
     latest: dict[str, str] = field(default_factory=dict)  # the pool last declared under a name
 
 
-@dataclass(slots=True, eq=False)
-class Share:
-    """One client's part of one pool: what it holds and what it waits for."""
-
-    client: str
-    turn: int  # when it was last served; of equals, the one served longest ago comes next
-    held: int = 0
-    waiting: OrderedDict[str, Lease] = field(default_factory=OrderedDict)
-    recallable: OrderedDict[str, Lease] = field(default_factory=OrderedDict)
-    claims: int = 0  # leases of others that are being recalled on its behalf
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     cause: str
@@ -236,13 +168,8 @@ class Pool:
     _indices: list[int] = field(default_factory=list)
     _next_index: int = 0
 
-    shares: dict[str, Share] = field(default_factory=dict)
-    next_up: Ranking = field(default_factory=Ranking)  # clients that wait
-    askers: Ranking = field(default_factory=Ranking)  # clients that wait and may have a lease recalled
-    givers: Ranking = field(default_factory=Ranking)  # clients with leases that can be recalled
-    waiting: int = 0
+    queue: Queue[Lease] = field(default_factory=Queue)
     running: int = 0
-    turns: int = 0
     queued_children: int = 0  # requests with a parent
     waiting_parents: int = 0  # leases held here that wait for another, in whatever pool
 
@@ -262,6 +189,10 @@ class Pool:
     usual: Usual = field(default_factory=Usual)
 
     # Sizes
+
+    @property
+    def waiting(self) -> int:
+        return self.queue.waiting
 
     @property
     def coming(self) -> int:
@@ -367,10 +298,7 @@ class Pool:
     def spare_leases(self, replica: Replica) -> None:
         """Recall none of its leases for the sake of others: that would free no slot."""
         for lease in replica.leases.values():
-            self.settle_recall(lease)
-            share = self.shares[lease.client]
-            share.recallable.pop(lease.id, None)
-            self.rank(share)
+            self.queue.spare(lease)
 
     def note_stall(self, replica: Replica) -> None:
         """A cell there may have begun to stand still, or go on: until then none of its slots can come free."""
@@ -379,9 +307,7 @@ class Pool:
         elif replica.state == "ready":
             for lease in replica.leases.values():
                 if not lease.recalled:
-                    share = self.shares[lease.client]
-                    share.recallable[lease.id] = lease
-                    self.rank(share)
+                    self.queue.offer(lease)
         self.place(replica)
 
     def place(self, replica: Replica) -> None:
@@ -431,54 +357,7 @@ class Pool:
         # What the old preload made must not answer beside what the new one made.
         return replica if replica.generation == self.generation or self.count["ready"] == self.stale else None
 
-    # The queue
-
-    def requests(self) -> Iterator[Lease]:
-        for share in self.shares.values():
-            yield from share.waiting.values()
-
-    def share_of(self, client: str) -> Share:
-        share = self.shares.get(client)
-        if share is None:
-            # As if served just before the last one: who comes back after each call must not overtake
-            # who has been waiting, and who comes anew need not wait for a second call of the last one.
-            share = self.shares[client] = Share(client, self.turns - 1)
-        return share
-
-    def rank(self, share: Share) -> None:
-        """Rank a client anew: what it holds, waits for or claims has changed."""
-        if share.waiting:
-            head = next(iter(share.waiting.values())).order
-            self.next_up.put(share.client, share.held, share.turn, head)
-            if share.claims < len(share.waiting):
-                self.askers.put(share.client, share.held + share.claims, head)
-            else:
-                self.askers.drop(share.client)
-        else:
-            self.next_up.drop(share.client)
-            self.askers.drop(share.client)
-        if share.recallable:
-            self.givers.put(share.client, -len(share.recallable))
-        else:
-            self.givers.drop(share.client)
-        if not (share.waiting or share.held or share.claims):
-            del self.shares[share.client]
-
-    def unfair_lease(self) -> tuple[Lease, Share] | None:
-        """A lease of the client with the most of them, and a client that waits and has fewer."""
-        asker, giver = self.askers.first(), self.givers.first()
-        if asker is None or giver is None:
-            return None
-        poor, rich = self.shares[asker], self.shares[giver]
-        if len(rich.recallable) <= poor.held + poor.claims:
-            return None
-        return next(iter(rich.recallable.values())), poor
-
-    def settle_recall(self, lease: Lease) -> None:
-        if lease.recalled_for is not None:
-            share, lease.recalled_for = lease.recalled_for, None
-            share.claims -= 1
-            self.rank(share)
+    # Leases
 
     def enqueue(self, lease: Lease) -> None:
         parent = lease.parent
@@ -488,36 +367,38 @@ class Pool:
             if parent.opens is not None:
                 parent.pool.note_stall(parent.opens)
             self.queued_children += 1
-        share = self.share_of(lease.client)
-        share.waiting[lease.id] = lease
-        self.waiting += 1
-        self.rank(share)
-
-    def next_request(self) -> Lease:
-        """The oldest of the client that holds the fewest leases here. Somebody must be waiting."""
-        client = self.next_up.first()
-        assert client is not None
-        return next(iter(self.shares[client].waiting.values()))
+        self.queue.add(lease)
 
     def unqueue(self, lease: Lease) -> None:
         """It waits no longer; `hold` follows if it was granted."""
         self.queued_children -= lease.parent is not None
-        share = self.shares[lease.client]
-        del share.waiting[lease.id]
-        self.waiting -= 1
-        self.rank(share)
+        self.queue.remove(lease)
 
     def hold(self, lease: Lease, replica: Replica) -> None:
         lease.replica = replica
         replica.leases[lease.id] = lease
-        share = self.share_of(lease.client)
-        share.recallable[lease.id] = lease
-        share.held += 1
-        self.turns += 2
-        share.turn = self.turns
         self.running += 1
-        self.rank(share)
+        self.queue.serve(lease)
         self.place(replica)
+
+    def free_lease(self, lease: Lease, replica: Replica) -> None:
+        lease.replica = None
+        del replica.leases[lease.id]
+        self.waiting_parents -= bool(lease.children)
+        self.running -= 1
+        self.queue.take_back(lease)
+        self.place(replica)
+
+    def unlink(self, lease: Lease) -> None:
+        """Its parent waits for it no longer."""
+        parent = lease.parent
+        if parent is not None:
+            del parent.children[lease.id]
+            parent.pool.waiting_parents -= parent.replica is not None and not parent.children
+            if parent.opens is not None:
+                parent.pool.note_stall(parent.opens)
+
+    # Attachments
 
     def invite(self, guest: Lease, replica: Replica) -> None:
         """Somebody waits to attach to this replica."""
@@ -531,7 +412,7 @@ class Pool:
         if all(each.replica for each in replica.guests.values()):
             self.wanted.pop(replica.id, None)
 
-    def see_off(self, guest: Lease, replica: Replica) -> None:
+    def part(self, guest: Lease, replica: Replica) -> None:
         """An attachment is over, or will not be."""
         guest.replica = None
         del replica.guests[guest.id]
@@ -540,36 +421,6 @@ class Pool:
         if all(each.replica for each in replica.guests.values()):
             self.wanted.pop(replica.id, None)
         self.note_stall(replica)
-
-    def free_lease(self, lease: Lease, replica: Replica) -> None:
-        lease.replica = None
-        del replica.leases[lease.id]
-        self.waiting_parents -= bool(lease.children)
-        self.running -= 1
-        self.settle_recall(lease)
-        share = self.shares[lease.client]
-        share.held -= 1
-        share.recallable.pop(lease.id, None)
-        self.rank(share)
-        self.place(replica)
-
-    def unlink(self, lease: Lease) -> None:
-        """Its parent waits for it no longer."""
-        parent = lease.parent
-        if parent is not None:
-            del parent.children[lease.id]
-            parent.pool.waiting_parents -= parent.replica is not None and not parent.children
-            if parent.opens is not None:
-                parent.pool.note_stall(parent.opens)
-
-    def claim(self, lease: Lease, share: Share) -> None:
-        """This lease is being recalled on behalf of that client."""
-        lease.recalled_for = share
-        share.claims += 1
-        self.rank(share)
-        giver = self.shares[lease.client]
-        del giver.recallable[lease.id]
-        self.rank(giver)
 
     # What went wrong
 

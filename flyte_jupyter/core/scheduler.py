@@ -61,7 +61,8 @@ from .events import (
     Tick,
 )
 from .inventory import Inventory
-from .pool import Client, Lease, Pool, Ranking, Replica
+from .pool import Client, Lease, Pool, Replica
+from .ranking import Ranking
 from .snapshot import Snapshot, describe, holders_text
 
 STARVATION_S = 1.0  # a caller may be about to cancel its child, or a slot about to be released
@@ -281,7 +282,7 @@ class Scheduler:
             client.leases.pop(lease.id, None)
         if lease.opens is not None:
             lease.opens.idle_since = now
-            pool.see_off(lease, lease.opens)
+            pool.part(lease, lease.opens)
         elif replica is None:
             pool.unqueue(lease)
         else:
@@ -454,13 +455,13 @@ class Scheduler:
         if pool.waiting:
             refusal = self._hopeless(pool)
             if refusal is not None:
-                for lease in list(pool.requests()):
+                for lease in list(pool.queue):
                     self._refuse(lease, *refusal, now)
             while pool.waiting and (replica := pool.free_slot()):
                 self._grant(pool, replica, now)
-            while found := pool.unfair_lease():
+            while found := pool.queue.unfair_lease():
                 lease, share = found
-                pool.claim(lease, share)
+                pool.queue.claim(lease, share)
                 self._recall(lease)
         pool.shaken = False
 
@@ -503,7 +504,7 @@ class Scheduler:
         self._end(lease, now)
 
     def _grant(self, pool: Pool, replica: Replica, now: float) -> None:
-        lease = pool.next_request()
+        lease = pool.queue.first()
         lease.since = now
         pool.unqueue(lease)
         pool.hold(lease, replica)
@@ -728,7 +729,7 @@ class Scheduler:
         victims = [
             lease
             for pool in stuck.values()
-            for lease in pool.requests()
+            for lease in pool.queue
             if any(a.replica and (a.pool.key in stuck or a.replica.devices) for a in lease.ancestors())
         ]
         if not victims:

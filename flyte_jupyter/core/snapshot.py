@@ -315,7 +315,7 @@ def _queue_view(pool: Pool, clients: Mapping[str, Client]) -> tuple[RequestView,
     # The client that holds the fewest leases is served first, and holds one more then.
     turns = (
         (share.held + place, share.turn, lease.order, lease)
-        for share in pool.shares.values()
+        for share in pool.queue.shares()
         for place, lease in enumerate(islice(share.waiting.values(), SHOWN_REQUESTS))
     )
     first = [turn[3] for turn in nsmallest(SHOWN_REQUESTS, turns, key=lambda turn: turn[:3])]

@@ -14,7 +14,7 @@ from flyte_jupyter.core.events import (
     ReplicaLoading,
     Tick,
 )
-from flyte_jupyter.core.forecast import MOST_TASKS, Usual
+from flyte_jupyter.core.usual import MOST_TASKS, Usual
 
 
 def seen(machine: Machine, task: str, *seconds: float, calls: int = 1, outcome: str = "succeeded") -> None:
