@@ -20,6 +20,7 @@ import math
 from collections import deque
 from heapq import nsmallest
 
+from . import starvation
 from .commands import (
     POOL_STOPPED,
     AskAfter,
@@ -64,8 +65,8 @@ from .inventory import Inventory
 from .pool import Client, Lease, Pool, Replica
 from .ranking import Ranking
 from .snapshot import Snapshot, describe, holders_text
+from .starvation import Starvation
 
-STARVATION_S = 1.0  # a caller may be about to cancel its child, or a slot about to be released
 ABANDONED_S = 6.0  # a call whose client is gone is being cancelled; then its replica is killed
 STORY_LENGTH = 1000
 
@@ -95,8 +96,7 @@ class Scheduler:
         # Pools that lack devices, those that lacked them first in front: for a waiting request, for the rest.
         self._hungry: dict[str, Pool] = {}
         self._wanting: dict[str, Pool] = {}
-        self._nested: dict[str, Pool] = {}  # pools in which a task's own call is queued
-        self._stuck: dict[str, float] = {}  # those that can never serve it, and since when
+        self._starvation = Starvation(self._inventory, self._replicas, self._hungry)
 
     def handle(self, event: Event, *, now: float) -> list[Command]:
         """Record one event, then return what must be done; `now` is in seconds, monotonic."""
@@ -116,8 +116,7 @@ class Scheduler:
 
     def next_deadline(self) -> float:
         """When a `Tick` would change something at the latest; infinity when nothing is due."""
-        starvation = min(self._stuck.values()) + STARVATION_S if self._stuck else math.inf
-        return min(self._deadlines.first_rank(), self._abandoned.first_rank(), starvation)
+        return min(self._deadlines.first_rank(), self._abandoned.first_rank(), self._starvation.next_deadline())
 
     def name_of(self, replica: str) -> str:
         """What people call a replica: "gpu[0]"."""
@@ -228,7 +227,7 @@ class Scheduler:
         parent = self._leases.get(event.parent) if event.parent else self._holder_in(client)
         if parent and parent.replica:
             lease.parent = parent
-            self._nested[pool.key] = pool
+            self._starvation.watch(pool)
             if parent.opens is not None:
                 self._touch(parent.pool)  # its cell stands still from now on
         pool.enqueue(lease)
@@ -448,6 +447,13 @@ class Scheduler:
             for step in (self._serve, self._retire, self._grow, self._keep_warm, self._close):
                 for pool in pools:
                     step(pool, now)
+
+    def _resolve_starvation(self, now: float) -> bool:
+        """Refuse one call that would wait for ever; True if one was."""
+        victim = self._starvation.victim(now)
+        if victim is not None:
+            self._refuse(victim, "starvation", starvation.explain(victim), now)
+        return victim is not None
 
     def _serve(self, pool: Pool, now: float) -> None:
         for wanted in list(pool.wanted.values()):
@@ -713,69 +719,3 @@ class Scheduler:
             replica.pool.move(replica, "stopping")
         self._commands.append(StopReplica(replica.id, why, force=force))
         self._touch(replica.pool)
-
-    # Starvation
-
-    def _resolve_starvation(self, now: float) -> bool:
-        """Refuse one call that would wait for ever, once that has been so for a while; True if one was."""
-        if not self._nested:
-            self._stuck = {}
-            return False
-        stuck = self._stuck_pools()
-        self._stuck = {key: self._stuck.get(key, now) for key in stuck}
-        if not stuck or now < min(self._stuck.values()) + STARVATION_S:
-            return False
-        self._stuck = {}
-        victims = [
-            lease
-            for pool in stuck.values()
-            for lease in pool.queue
-            if any(a.replica and (a.pool.key in stuck or a.replica.devices) for a in lease.ancestors())
-        ]
-        if not victims:
-            return False
-        lease = max(victims, key=lambda lease: lease.order)
-        pool = lease.pool
-        tasks = [lease.task, *(ancestor.task for ancestor in lease.ancestors())]
-        detail = {
-            "parent": tasks[1],
-            "child": lease.task,
-            "pool": pool.name,
-            "replicas": str(pool.scaling.max_replicas),
-            "concurrency": str(pool.slots),
-            "chain": " -> ".join(reversed(tasks)),
-        }
-        if lease.parent is not None and lease.parent.opens is not None and lease.parent.pool is pool:
-            detail["cell"] = "shared" if lease.parent.shared else "alone"
-        self._refuse(lease, "starvation", detail, now)
-        return True
-
-    def _stuck_pools(self) -> dict[str, Pool]:
-        """The pools whose queued children can never be served: the greatest set that explains itself."""
-        self._nested = {key: pool for key, pool in self._nested.items() if pool.queued_children}
-        stuck = {
-            key: pool
-            for key, pool in self._nested.items()
-            if not pool.coming and pool.waiting_parents >= pool.stuck_from
-        }
-        while released := [key for key, pool in stuck.items() if not self._is_stuck(pool, stuck)]:
-            for key in released:
-                del stuck[key]
-        return stuck
-
-    def _is_stuck(self, pool: Pool, stuck: dict[str, Pool]) -> bool:
-        """Whether no slot can come free and no replica can start, given that `stuck` serves nobody."""
-        if pool.live < pool.cap and not pool.failed:
-            # It could grow, unless the devices are held by those who wait for it.
-            if pool.key not in self._hungry:
-                return False
-            holders = (
-                self._replicas.get(self._inventory.holders.get(device.uuid, ""))
-                for device in self._inventory.matching(pool.devices)
-            )
-            reachable = sum(holder is None or not holder.pinned(stuck) for holder in holders)
-            if reachable >= pool.devices.count:
-                return False
-        return all(
-            replica.is_stuck(stuck, pool.slots) for replica in pool.replicas.values() if replica.state != "stopping"
-        )
