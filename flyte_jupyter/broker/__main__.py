@@ -76,7 +76,8 @@ async def _run(folder: Path) -> None:
     tag = PREFIX + secrets.token_hex(3)
     _sweep(folder)
     async with anyio.create_task_group() as tasks:
-        from .launcher import Launcher, become_subreaper
+        from .exits import become_subreaper
+        from .launcher import Launcher
 
         become_subreaper()
         launcher = Launcher(folder, tag)

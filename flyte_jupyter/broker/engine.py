@@ -35,7 +35,8 @@ from ..core.protocol import (
 from ..core.scheduler import Scheduler
 from ..core.timeline import Timeline
 from ..core.usage import Usage
-from .launcher import Exit, Orders
+from .exits import Exit
+from .life import Orders
 from .sampler import Aside, Sampler
 
 log = logging.getLogger(__name__)

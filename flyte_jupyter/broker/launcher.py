@@ -1,27 +1,19 @@
-"""Starts, watches and ends kernel processes: `jupyter_client` with a provisioner of our own."""
+"""Starts and ends kernel processes: `jupyter_client` with a provisioner of our own."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import math
 import os
 import shutil
-import signal
 import socket
 import subprocess
-import sys
-from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
 import anyio
-import anyio.abc
-import psutil
 from anyio import to_thread
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
@@ -29,57 +21,17 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from .. import orphans
 from ..core.commands import StartReplica
-from ..core.events import Call, CallsReported, Event, LeaseUse, ReplicaFailed, ReplicaLoading, ReplicaReady
-from ..core.frames import Buffer, FrameReader, Kind, encode
+from ..core.events import Event, ReplicaFailed
 from ..core.protocol import Declaration
-from ..usage import Processes
-from .zygotes import CannotFork, ForkedProcess, Zygotes
+from .exits import Child, Exit, kill_group, reap_strangers, wait_exit
+from .life import Life, Orders
+from .variables import base_environment, replica_environment
+from .zygotes import CannotFork, Zygotes
 
 log = logging.getLogger(__name__)
 
-POLITE_S: Final = 3.0
-"""How long an idle replica may take to end itself."""
-LAST_WORDS_S: Final = 0.1
-"""How long the end of a replica's connection is waited for: a process that it has forked may hold it open."""
 LOG_TAIL_LINES: Final = 40
-MEMORY_CHECK_S: Final = 0.5
 KEPT_LOGS: Final = 50
-
-
-@dataclass(slots=True)
-class Orders:
-    """What the engine wants of a living replica."""
-
-    stop: anyio.Event = field(default_factory=anyio.Event)
-    kill: anyio.Event = field(default_factory=anyio.Event)
-    said: anyio.Event = field(default_factory=anyio.Event)
-    words: deque[tuple[Kind, str]] = field(default_factory=deque)
-
-    def ask_after(self, lease: str) -> None:
-        """Let the replica say when nothing runs in this lease any more."""
-        self._say(Kind.ASK, lease)
-
-    def interrupt(self, lease: str | None) -> None:
-        """Stop the call that runs in this lease; without one, all that run."""
-        self._say(Kind.INTERRUPT, lease or "")
-
-    def _say(self, kind: Kind, body: str) -> None:
-        self.words.append((kind, body))
-        self.said.set()
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """How a process ended. `cause` is for people."""
-
-    cause: str
-    exit_code: int | None = None
-    signal: str | None = None
-    out_of_memory: bool = False
-    log_tail: str = ""
-
-
-Child = subprocess.Popen[bytes] | ForkedProcess
 
 
 class ReplicaProvisioner(LocalProvisioner):
@@ -160,12 +112,15 @@ class Launcher:
                 provisioner.listening = listening
                 provisioner.log_path = self.log_path(replica)
                 manager = self._manager(place, replica, declaration, provisioner)
-                environment = self._environment(command, declaration, name, listening)
-                provisioner.fork = partial(self._fork, command, declaration, listening)
+                base = base_environment(declaration, self._runtime, self._tag)
+                environment = replica_environment(command, declaration, base, name, listening.fileno())
+                provisioner.fork = partial(self._fork, command, declaration, base, listening)
                 await manager.start_kernel(env=environment, cwd=str(place))
             assert provisioner.child is not None
             self.children.add(provisioner.child.pid)
-            exit_ = await self._watch(provisioner.child, command, declaration, post, ended, orders)
+            life = Life(replica, provisioner.child, declaration, post, ended, orders)
+            await life.watch(self.address(replica))
+            exit_ = life.exit(self._tail(replica))
         except (OSError, ValueError) as problem:
             command_line = declaration.spec.interpreter
             cause = f"{command_line}: {getattr(problem, 'strerror', None) or problem}"
@@ -213,6 +168,7 @@ class Launcher:
         self,
         command: StartReplica,
         declaration: Declaration,
+        base: dict[str, str],
         listening: socket.socket,
         cmd: list[str],
         environment: dict[str, str],
@@ -221,7 +177,6 @@ class Launcher:
         """A forked replica; None where it has to be spawned, and then `spawned` says why."""
         if not self.zygotes.possible:
             return None
-        base = self._base_environment(declaration)
         request = {"environment": environment, "cwd": cwd, "arguments": cmd[cmd.index("-f") :]}
         reason = ""
         for preimports in dict.fromkeys((declaration.preimports, ())):  # without them rather than not at all
@@ -245,160 +200,6 @@ class Launcher:
                 return child
         self.spawned[command.pool] = f"spawned, not forked: {reason}"
         return None
-
-    def _base_environment(self, declaration: Declaration) -> dict[str, str]:
-        """What all replicas of an environment start with: a zygote's environment. No secrets, no devices."""
-        spec = declaration.spec
-        environment = {"PATH": os.defpath, **declaration.inherited_env}
-        if spec.cpu is not None:
-            threads = str(max(1, math.ceil(_cpus(spec.cpu))))
-            for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-                environment.setdefault(variable, threads)
-        environment.update(spec.env_vars)
-        environment.update(
-            {
-                # Tagged like a replica: a forked one shows its zygote's environment to whoever looks for leftovers.
-                orphans.BROKER_TAG: self._tag,
-                orphans.REPLICA_TAG: "zygote",
-                orphans.RUNTIME_TAG: str(self._runtime),
-                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-            }
-        )
-        return environment
-
-    def _environment(
-        self, command: StartReplica, declaration: Declaration, name: str, listening: socket.socket
-    ) -> dict[str, str]:
-        environment = self._base_environment(declaration)
-        environment.update({key: value.get_secret_value() for key, value in declaration.secret_values.items()})
-        environment.update(declaration.spec.env_vars)
-        environment.update(
-            {
-                # A pool without GPUs sees none: it must not take memory from those that have one.
-                "CUDA_VISIBLE_DEVICES": ",".join(command.devices),
-                orphans.REPLICA_TAG: command.replica,
-                "FLYTE_JUPYTER_REPLICA_NAME": name,
-                "FLYTE_JUPYTER_PARENT": str(os.getpid()),
-                "FLYTE_JUPYTER_TASK_FD": str(listening.fileno()),
-            }
-        )
-        return environment
-
-    # --- watch
-
-    async def _watch(
-        self,
-        process: Child,
-        command: StartReplica,
-        declaration: Declaration,
-        post: Callable[[Event], None],
-        ended: Callable[[str], None],
-        orders: Orders,
-    ) -> Exit:
-        replica = command.replica
-        note: dict[str, str] = {}
-        heard = anyio.Event()
-        async with (
-            await anyio.connect_unix(self.address(replica)) as supervisor,
-            anyio.create_task_group() as tasks,
-        ):
-            tasks.start_soon(self._set_up, supervisor, command, declaration, post, ended, note, heard)
-            tasks.start_soon(self._obey, supervisor, process, orders, note)
-            if declaration.spec.memory_bytes:
-                tasks.start_soon(self._watch_memory, process, declaration.spec.memory_bytes, note)
-            await wait_exit(process)
-            with anyio.move_on_after(LAST_WORDS_S):
-                await heard.wait()
-            tasks.cancel_scope.cancel()
-        return describe_exit(process.returncode, note, self._tail(replica))
-
-    async def _set_up(
-        self,
-        supervisor: anyio.abc.SocketStream,
-        command: StartReplica,
-        declaration: Declaration,
-        post: Callable[[Event], None],
-        ended: Callable[[str], None],
-        note: dict[str, str],
-        heard: anyio.Event,
-    ) -> None:
-        """Hand it the preload, and hear what it says; `heard` is set once it will say nothing more."""
-        replica = command.replica
-        payload = declaration.preload.payload if declaration.preload is not None else b""
-        reader = FrameReader()
-        ready = False
-        with anyio.CancelScope() as patience:
-            patience.deadline = anyio.current_time() + declaration.start_timeout
-            with contextlib.suppress(anyio.BrokenResourceError, anyio.EndOfStream):  # it died: the watcher knows
-                for piece in encode(Kind.HELLO, 0, json.dumps({"role": "supervisor"}).encode()):
-                    await supervisor.send(bytes(piece))
-                for piece in encode(Kind.SETUP, 0, payload):
-                    await supervisor.send(bytes(piece))
-                while True:
-                    reader.feed(await supervisor.receive())
-                    while (frame := reader.next_frame()) is not None:
-                        if frame.kind == Kind.ENDED:
-                            ended(str(frame.body, "utf-8"))
-                            continue
-                        if frame.kind == Kind.CALLS:
-                            post(_calls(replica, frame.body))
-                            continue
-                        state = json.loads(frame.body)
-                        if state["state"] == "loading":
-                            post(ReplicaLoading(replica, int(state["pid"])))
-                        elif state["state"] == "ready":
-                            ready = True
-                            note["ready"] = "yes"
-                            patience.deadline = math.inf
-                            post(ReplicaReady(replica))
-                        else:
-                            patience.deadline = math.inf
-                            post(ReplicaFailed(replica, str(state["cause"])))
-        heard.set()
-        if patience.cancelled_caught and not ready:
-            note["cause"] = f"not ready after {declaration.start_timeout:g} s (start_timeout)"
-            post(ReplicaFailed(replica, note["cause"]))
-
-    async def _obey(
-        self,
-        supervisor: anyio.abc.SocketStream,
-        process: Child,
-        orders: Orders,
-        note: dict[str, str],
-    ) -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._kill_when_told, process, orders)
-            tasks.start_soon(self._pass_on, supervisor, orders)
-            await orders.stop.wait()
-            with contextlib.suppress(anyio.BrokenResourceError):
-                for piece in encode(Kind.STOP):
-                    await supervisor.send(bytes(piece))
-            await anyio.sleep(POLITE_S)
-            orders.kill.set()
-
-    async def _pass_on(self, supervisor: anyio.abc.SocketStream, orders: Orders) -> None:
-        with contextlib.suppress(anyio.BrokenResourceError):
-            while True:
-                await orders.said.wait()
-                orders.said = anyio.Event()
-                while orders.words:
-                    kind, body = orders.words.popleft()
-                    for piece in encode(kind, 0, body.encode()):
-                        await supervisor.send(bytes(piece))
-
-    async def _kill_when_told(self, process: Child, orders: Orders) -> None:
-        await orders.kill.wait()
-        kill_group(process.pid)
-
-    async def _watch_memory(self, process: Child, limit: int, note: dict[str, str]) -> None:
-        processes = Processes()
-        while True:
-            used = await to_thread.run_sync(processes.tree_bytes, process.pid)
-            if used > limit:
-                note["out_of_memory"] = f"it used {used / 2**30:.2f} GiB of its limit of {limit / 2**30:.2f} GiB"
-                kill_group(process.pid)
-                return
-            await anyio.sleep(MEMORY_CHECK_S)
 
     # --- end
 
@@ -427,75 +228,3 @@ class Launcher:
         logs = sorted(self._logs.glob("*-*.log"), key=lambda path: path.stat().st_mtime)
         for old in logs[:-KEPT_LOGS]:
             old.unlink(missing_ok=True)
-
-
-def _calls(replica: str, body: Buffer) -> CallsReported:
-    said = json.loads(bytes(body))
-    return CallsReported(
-        replica,
-        calls=tuple(Call(*each) for each in said["calls"]),
-        uses=tuple(LeaseUse(*each) for each in said["uses"]),
-        ended=said["ended"],
-    )
-
-
-async def wait_exit(process: Child) -> None:
-    """Return once the process has ended; it is reaped then."""
-    if not hasattr(os, "pidfd_open"):
-        while process.poll() is None:
-            await anyio.sleep(0.02)
-        return
-    if process.poll() is not None:
-        return
-    fd = os.pidfd_open(process.pid)
-    try:
-        await anyio.wait_readable(fd)
-    finally:
-        os.close(fd)
-    process.wait()
-
-
-def describe_exit(code: int | None, note: dict[str, str], tail: str) -> Exit:
-    """An exit status in words."""
-    if "ready" not in note and tail:
-        # Nobody has seen its log, and there is no other explanation.
-        note.setdefault("cause", f"the process ended with {_status(code)}\n{tail}")
-    if "out_of_memory" in note:
-        return Exit(f"out of memory: {note['out_of_memory']}", signal="SIGKILL", out_of_memory=True, log_tail=tail)
-    cause = note.get("cause", _status(code))
-    if code is not None and code < 0:
-        return Exit(cause, signal=_status(code).removeprefix("signal "), log_tail=tail)
-    return Exit(cause, exit_code=code, log_tail=tail)
-
-
-def _status(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f"exit code {code}"
-    return f"signal {signal.Signals(-code).name if -code in set(signal.Signals) else -code}"
-
-
-def kill_group(pid: int) -> None:
-    """SIGKILL to a process group that we created."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def become_subreaper() -> None:
-    """Descendants of a dead replica become our children, not init's: so they can be found and reaped (Linux)."""
-    if sys.platform == "linux":
-        import ctypes
-
-        pr_set_child_subreaper = 36
-        ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1, 0, 0, 0)
-
-
-def reap_strangers(ours: set[int]) -> None:
-    """Collect dead processes that were adopted; `ours` are left to their Popen."""
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error, ChildProcessError):
-            if child.pid not in ours and child.status() == psutil.STATUS_ZOMBIE:
-                os.waitpid(child.pid, os.WNOHANG)
-
-
-def _cpus(text: str) -> float:
-    return float(text[:-1]) / 1000 if text.endswith("m") else float(text)

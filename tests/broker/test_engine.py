@@ -14,7 +14,8 @@ import trio.testing
 from anyio import CancelScope, current_time, sleep
 
 from flyte_jupyter.broker.engine import SHUTDOWN_S, Engine
-from flyte_jupyter.broker.launcher import Exit, Orders
+from flyte_jupyter.broker.exits import Exit
+from flyte_jupyter.broker.life import Orders
 from flyte_jupyter.core import commands, events
 from flyte_jupyter.core import protocol as p
 from flyte_jupyter.core.inventory import Device

@@ -20,7 +20,7 @@ import pytest
 from anyio import lowlevel
 from support import START_S, alive, wait_until
 
-from flyte_jupyter.broker.launcher import become_subreaper, reap_strangers, wait_exit
+from flyte_jupyter.broker.exits import become_subreaper, reap_strangers, wait_exit
 from flyte_jupyter.broker.zygotes import CannotFork, ForkedProcess, Zygote, Zygotes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="replicas are forked on Linux only")
