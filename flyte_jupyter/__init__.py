@@ -18,10 +18,11 @@ if _sys.platform == "win32":
 
 if _typing.TYPE_CHECKING:
     from . import errors
-    from .client.environment import Task, TaskEnvironment
+    from .client.environment import TaskEnvironment
     from .client.handle import PoolHandle, pool
     from .client.image import Image
     from .client.runs import Run, ctx, group, init, init_from_config, logger, map, run, trace, with_runcontext
+    from .client.task import Task
     from .core.policy import Backoff, Cache, RetryStrategy, ReusePolicy, Secret, Timeout
     from .core.resources import AMD_GPU, APPLE_SILICON, GPU, HABANA_GAUDI, TPU, Device, Neuron, Resources
 
@@ -61,10 +62,11 @@ __all__ = [
 
 # The same once more for the interpreter; tests/test_layers.py compares them.
 _HOMES = {
-    ".client.environment": "Task TaskEnvironment",
+    ".client.environment": "TaskEnvironment",
     ".client.handle": "PoolHandle pool",
     ".client.image": "Image",
     ".client.runs": "Run ctx group init init_from_config logger map run trace with_runcontext",
+    ".client.task": "Task",
     ".core.policy": "Backoff Cache RetryStrategy ReusePolicy Secret Timeout",
     ".core.resources": "AMD_GPU APPLE_SILICON GPU HABANA_GAUDI TPU Device Neuron Resources",
 }

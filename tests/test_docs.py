@@ -24,6 +24,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchma
 MODULES = (
     "client.arguments",
     "client.environment",
+    "client.task",
     "client.handle",
     "client.image",
     "core.policy",

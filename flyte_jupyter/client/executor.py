@@ -26,10 +26,10 @@ from .. import errors
 from ..core import failure
 from ..core.context import current
 from . import runs
-from .environment import Task
 from .handle import PoolHandle
 from .pipeline import Call
 from .target import Target, shown_name
+from .task import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -17,11 +17,11 @@ from .. import errors, memory
 from ..core import payload
 from ..core.context import current, stalls
 from . import outputs, runs
-from .environment import Task
 from .executor import Line, LineCall, background, plain
 from .pipeline import ahead
 from .remote import without_our_frames
 from .target import Target, stalled_cell, target_of
+from .task import Task
 
 WINDOW: Final = 4
 """A map looks this many times its capacity ahead, so that one slow call at the head does not idle the slots."""

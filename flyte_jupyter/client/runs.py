@@ -17,7 +17,7 @@ from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from .. import errors, runtime
 from ..core.context import GroupData, TaskContext, current
-from .environment import Task
+from .task import Task
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])

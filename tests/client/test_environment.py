@@ -20,7 +20,7 @@ import cloudpickle
 import pytest
 
 from flyte_jupyter import errors
-from flyte_jupyter.client.environment import Task, TaskEnvironment, task_from_declaration
+from flyte_jupyter.client.environment import Task, TaskEnvironment
 from flyte_jupyter.client.handle import pool
 from flyte_jupyter.client.image import Image
 from flyte_jupyter.client.runs import trace
@@ -760,7 +760,7 @@ def test_a_task_is_rebuilt_from_its_declaration() -> None:
     other.add_dependency(env)
     task = env.task(retries=2, timeout=5)(plain).override(reusable="off", resources=Resources(cpu=2))
     environment, options = pickle.loads(pickle.dumps(task.declaration()))
-    again = task_from_declaration(environment, options, plain)
+    again = TaskEnvironment.remake(environment, options, plain)
     assert again == task
     assert again.spec(PYTHON) == task.spec(PYTHON)
     assert "depends_on" not in environment

@@ -13,10 +13,10 @@ import pytest
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
 from flyte_jupyter.client import mapping, runs
-from flyte_jupyter.client.environment import Task
 from flyte_jupyter.client.executor import Line, Submission
 from flyte_jupyter.client.runs import Outputs, Run, call_meta
 from flyte_jupyter.client.target import target_of
+from flyte_jupyter.client.task import Task
 from flyte_jupyter.core.context import Action, TaskContext, current
 
 env = flyte.TaskEnvironment("unit", reusable=flyte.ReusePolicy(2))
