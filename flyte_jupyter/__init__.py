@@ -9,6 +9,7 @@ import typing as _typing
 from importlib import import_module as _import_module
 
 from ._version import __version__
+from .client.views import register_view as _register_view
 
 if _sys.platform == "win32":
     raise ImportError(
@@ -88,11 +89,13 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _view(pool: "PoolHandle") -> dict[str, _typing.Any]:
-    """What a notebook shows of a pool beside its text; here, because the client does not know the widgets."""
+def _card(pool: "PoolHandle") -> dict[str, _typing.Any]:
     from .widgets import view
 
     return view(pool)
+
+
+_register_view(_card)
 
 
 def load_ipython_extension(shell: _typing.Any) -> None:

@@ -10,14 +10,14 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast, overload
 
 from pydantic import SecretStr
 
-from .. import _view, errors
+from .. import errors
 from ..core import protocol as p
 from ..core.definitions import Closure, digest_of
 from ..core.policy import ReusePolicy
@@ -29,6 +29,7 @@ from .capture import Captured
 from .capture.preimports import imported_modules, users_modules
 from .leases import LeaseGroup
 from .place import Place
+from .views import View, registered_view
 
 if TYPE_CHECKING:
     from .environment import Task, TaskEnvironment
@@ -73,8 +74,8 @@ class PoolHandle:
     The pool belongs to the broker, not to this object: it stays when the notebook goes.
     """
 
-    view: ClassVar[Callable[[PoolHandle], Mapping[str, Any]] | None] = staticmethod(_view)
-    """What a notebook shows beside text; the package's, as this layer knows no widgets. None: nothing."""
+    view: ClassVar[View | None] = staticmethod(registered_view)
+    """What a notebook shows beside text. None: nothing."""
 
     def __init__(self, spec: EnvironmentSpec, scaling: Scaling) -> None:
         self.spec = spec
