@@ -10,16 +10,14 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from .. import errors
 from ..client import cells, outputs, text
 from ..client.handle import PoolHandle
 from ..core.cells import CellReply
+from .crossing import Crossing
 from .present import is_terminal, presentable
-
-if TYPE_CHECKING:
-    from .notebook import Notebook
 
 REDRAW_S: Final = 0.2
 SHOWN_BYTES: Final = 256 * 1024
@@ -158,7 +156,7 @@ class Job:
 
     def __init__(
         self,
-        notebook: Notebook,
+        notebook: Crossing,
         target: cells.CellTarget,
         screen: JobScreen,
         future: Future[CellReply],
