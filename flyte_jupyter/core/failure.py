@@ -128,7 +128,8 @@ def of(error: BaseException) -> Failure | None:
 
 def flyte_error(error: BaseException) -> errors.BaseRuntimeError | None:
     """The error as Flyte's: itself, or what stands beside it; None if it comes from no task."""
-    return error if isinstance(error, errors.BaseRuntimeError) else beside(error)
+    found = error if isinstance(error, errors.BaseRuntimeError) else beside(error)
+    return found if isinstance(found, errors.BaseRuntimeError) else None
 
 
 def flyte_code(error: BaseException) -> str | None:

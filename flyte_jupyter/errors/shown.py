@@ -8,10 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from .flyte import BaseRuntimeError
+from typing import Any, Final
 
 
 def users_frames(tb: TracebackType | None) -> TracebackType | None:
@@ -86,15 +83,15 @@ class _LinesShown:
 _BESIDE: Final = "_flyte_jupyter_beside"
 
 
-def put_beside(error: BaseException, flytes: BaseRuntimeError) -> None:
+def put_beside(error: BaseException, flytes: BaseException) -> None:
     """Note that this one of Flyte's is about the same as a task's own error, which is shown as ours are."""
     vars(error)[_BESIDE] = flytes
     show_as_ours(error)
 
 
-def beside(error: BaseException) -> BaseRuntimeError | None:
+def beside(error: BaseException) -> BaseException | None:
     """Flyte's error, if it is another object than the task's own."""
-    found: BaseRuntimeError | None = vars(error).get(_BESIDE)
+    found: BaseException | None = vars(error).get(_BESIDE)
     return found
 
 
