@@ -158,7 +158,7 @@ class Captured:
 
     def _entry_piece(self) -> Piece:
         known = self._entry
-        if known is not None and not known.changed(self._scope, self._function):
+        if known is not None and not self._scope.has_changed(known, self._function):
             return known
         return self._capture_entry(())
 

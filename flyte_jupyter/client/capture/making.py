@@ -19,12 +19,12 @@ from ..identity import process_token
 from ..warning import warn
 from .digest import content_digest
 from .piece import NOTHING, Names, Piece, bare_of, is_value, links_of, members_of, serial_of, source_of
+from .pieces import Pieces
 from .places import importable_path, is_dispatcher, is_importable, path_of_task
 from .source import Source, class_source, decorated_source, references, text_of
 from .watch import Watch, is_fixed
 
 if TYPE_CHECKING:
-    from .scope import Scope
     from .values import Pickled
 
 LARGE_BYTES: Final = 10 * 1024 * 1024
@@ -36,7 +36,7 @@ class Maker:
 
     def __init__(
         self,
-        scope: Scope,
+        scope: Pieces,
         name: str,
         obj: Any,
         symbol: str,

@@ -19,7 +19,6 @@ from .source import Source, function_source
 from .watch import LRU_CACHE, Watch
 
 if TYPE_CHECKING:
-    from .scope import Scope
     from .values import Links
 
 Names = dict[str, Any]
@@ -46,14 +45,12 @@ class Piece:
     named: dict[str, Any] = field(default_factory=dict)  # what stands in it by its name
     members: tuple[str, ...] = ()  # of objects that can only be made together: their names
 
-    def changed(self, scope: Scope, obj: Any) -> bool:
+    def changed(self, names: Names, obj: Any) -> bool:
         if obj is not self.seen or (self.watch is not None and self.watch.changed()):
             return True
         if self.imports and self.has_changed_modules():
             return True
-        return scope.has_lost_an_owner(self) or any(
-            follow(scope.names, path) is not there for path, there in self.named.items()
-        )
+        return any(follow(names, path) is not there for path, there in self.named.items())
 
     def has_changed_modules(self) -> bool:
         """Whether a module that it imports from has been loaded anew: what came from there may be there no more."""

@@ -7,41 +7,26 @@ import linecache
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ...core.context import current
 from ...core.definitions import ORIGIN
 from ..identity import ipython
 from .making import Maker
 from .piece import NOTHING, Names, Piece
-from .places import aliases
+from .pieces import Pieces
 from .source import Binding, Position, bindings_of
 
-if TYPE_CHECKING:
-    from .values import Pickled
 
-
-class Scope:
-    """The globals of a notebook, script or module, and what has been captured of them so far.
-
-    Pieces are shared by all functions that mention a name: on a replica a name is one object.
-    """
+class Scope(Pieces):
+    """The globals of a notebook, script or module, with the cell that runs there, and who captures them."""
 
     def __init__(self, names: Names) -> None:
-        self.names = names
-        self.lock = threading.RLock()
-        self.pieces: dict[str, Piece] = {}
-        self.generation = 0
-        """Counts pieces that were made, so that a closure knows whether another function has renewed one."""
-        self.bound: dict[str, int] = {}
-        """How often a cell has bound this name: of a number that is bound to the same one again, nothing else tells."""
-        self.warned: set[str] = set()
+        super().__init__(names)
         self.binding: list[Binding] = []
         """What the cell that runs has not bound yet, as far as is known."""
         self._renewing: set[str] = set()
-        self._aliases: dict[int, str] | None = None
 
     @classmethod
     def of(cls, names: Names) -> Scope:
@@ -124,12 +109,6 @@ class Scope:
             step = step.tb_next
         return None if step is None else _position(step.tb_frame.f_code, step.tb_lasti)
 
-    def aliases(self) -> dict[int, str]:
-        """As `places.aliases`, found once for each time that a closure is made."""
-        if self._aliases is None:
-            self._aliases = aliases(self.names)
-        return self._aliases
-
     def purge(self) -> None:
         """Let go of objects that their names no longer mean."""
         self._aliases = None
@@ -152,7 +131,7 @@ class Scope:
                     self._renew(owner, symbol)
             finally:
                 self._renewing.discard(name)
-            if not known.changed(self, obj):
+            if not self.has_changed(known, obj):
                 return known
         self._renewing.add(name)
         try:
@@ -163,59 +142,11 @@ class Scope:
         self.generation += 1
         return made
 
-    def _renew(self, owner: Piece, symbol: str) -> None:
-        if not owner.members:
-            self.piece(owner.name, self.names.get(owner.name, NOTHING), symbol, None)
-        elif owner.changed(self, owner.seen) and self.pieces.get(owner.name) is owner:
-            self.dissolve(owner)
-
-    def dissolve(self, group: Piece) -> None:
-        """Its members are captured again, each alone as far as that goes."""
-        for name in (group.name, *group.members):
-            self.pieces.pop(name, None)
-        self.generation += 1
-
-    def owners(self, pickled: Pickled, name: str, symbol: str) -> list[Piece]:
-        """The pieces that an object shares parts with, brought up to date."""
-        mine = pickled.found.keys()
-
-        def shared() -> list[Piece]:
-            return [p for p in self.pieces.values() if p.name != name and p.found and not mine.isdisjoint(p.found)]
-
-        for piece in shared():
-            self._renew(piece, symbol)
-        return [piece for piece in shared() if not _depends(piece, name)]
-
-    def has_lost_an_owner(self, piece: Piece) -> bool:
-        """Whether what it refers to has been captured again."""
-        return any(self.pieces.get(owner.name) is not owner for owner in piece.owners)
-
-    def circle(self, name: str, needed: Iterable[str]) -> list[str]:
-        """The names that need this name to be made, and are needed by it; itself included."""
-        reached = self._reached(needed)
-        return sorted({name} | {each for each in reached if name in self._reached([each])})
-
-    def _reached(self, names: Iterable[str]) -> set[str]:
-        reached: set[str] = set()
-        queue = list(names)
-        while queue:
-            name = queue.pop()
-            if name not in reached:
-                reached.add(name)
-                known = self.pieces.get(name)
-                if known is not None and not self.has_lost_an_owner(known):  # else it is to be captured again
-                    queue += known.definition.early
-        return reached
-
 
 def _position(code: CodeType, instruction: int) -> Position:
     """Where in its text that instruction begins."""
     line, _, column, _ = next(itertools.islice(code.co_positions(), instruction // 2, None))
     return Position(line or 0, column or 0)
-
-
-def _depends(piece: Piece, name: str) -> bool:
-    return any(owner.name == name or _depends(owner, name) for owner in piece.owners)
 
 
 _scopes: weakref.WeakValueDictionary[int, Scope] = weakref.WeakValueDictionary()
