@@ -67,7 +67,7 @@ $(VENV)/%.stamp: pyproject.toml | $(BIN)/python
 	@touch $@
 
 # With it: built anew when one of its sources has changed, by Node from PyPI if this machine has none.
-PANEL := hatch_build.py $(wildcard labextension/*.json labextension/src/* labextension/schema/* labextension/style/* flyte_jupyter/widgets/*.js)
+PANEL := hatch_build.py $(wildcard labextension/*.json labextension/src/* labextension/src/[!_]*/* labextension/schema/* labextension/style/* flyte_jupyter/widgets/*.js)
 $(VENV)/panel-%.stamp: pyproject.toml $(PANEL) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
 	@touch $@

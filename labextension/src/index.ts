@@ -11,7 +11,8 @@ import type { Menu } from '@lumino/widgets';
 
 import { Api } from './api';
 import { dragCell } from './cells';
-import { addCommands, Commands } from './commands';
+import { addCommands } from './commands';
+import { Commands } from './commands/ids';
 import { DetailsTab } from './details';
 import { poolsIcon } from './icons';
 import { PoolManager } from './manager';

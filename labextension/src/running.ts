@@ -7,7 +7,7 @@ import type { ISignal } from '@lumino/signaling';
 import { Signal } from '@lumino/signaling';
 import type { IDisposable } from '@lumino/disposable';
 
-import { Commands } from './commands';
+import { Commands } from './commands/ids';
 import { stopText } from './dialogs';
 import { poolsIcon } from './icons';
 import type { IPool } from './models';

@@ -79,3 +79,14 @@ export class TextTab extends MainAreaWidget<Widget> {
   private readonly _nothing: string;
   private _asked = 0;
 }
+
+/** Show a tab once its text is there; without one there is no tab. */
+export async function showText(shell: JupyterFrontEnd.IShell, tab: TextTab): Promise<void> {
+  try {
+    await tab.reload();
+  } catch (error) {
+    tab.dispose();
+    throw error;
+  }
+  addTab(shell, tab);
+}

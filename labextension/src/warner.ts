@@ -5,7 +5,7 @@ import type { TranslationBundle } from '@jupyterlab/translation';
 import type { CommandRegistry } from '@lumino/commands';
 import type { IDisposable } from '@lumino/disposable';
 
-import { Commands } from './commands';
+import { Commands } from './commands/ids';
 import type { IPool, IState } from './models';
 import { refusal } from './phrases';
 import type { IPanelSettings } from './settings';

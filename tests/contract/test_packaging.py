@@ -176,7 +176,7 @@ def test_every_command_in_a_menu_exists() -> None:
     menus = read(NPM / "schema" / "plugin.json")["jupyter.lab.menus"]
     context = {item["command"] for item in menus["context"] if "command" in item}
     main = {item["command"] for menu in menus["main"] for item in menu["items"]}
-    source = (NPM / "src" / "commands.ts").read_text()
+    source = (NPM / "src" / "commands" / "ids.ts").read_text()
     assert [command for command in context | main if f"'{command}'" not in source] == []
 
 
