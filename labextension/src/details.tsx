@@ -36,7 +36,7 @@ import {
   savingsLine,
   sinceOf,
   stateWord
-} from './phrases';
+} from './labels';
 import { age, clock, taskCell, timeOfDay, visible } from './words';
 
 export class DetailsTab extends PoolsWidget {

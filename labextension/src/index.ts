@@ -20,11 +20,11 @@ import type { IViewProps } from './parts';
 import { RunningPools } from './running';
 import { followSettings } from './settings';
 import { PoolsPanel } from './sidebar';
-import { showStills } from './stills';
-import { addTab } from './texts';
+import { renderSavedCards } from './saved_card_renderer';
+import { addTab } from './tabs';
 import { IPoolManager } from './tokens';
 import { Warner } from './warner';
-import { whileSeen } from './watching';
+import { whileVisible } from './while_visible';
 
 export { IPoolManager };
 
@@ -113,7 +113,7 @@ const panel: JupyterFrontEndPlugin<void> = {
       void app.restored.then(() => {
         const list = [...shell.widgets('left')].find(widget => widget.id === RUNNING_PANEL);
         if (list) {
-          whileSeen(list, () => manager.watch());
+          whileVisible(list, () => manager.watch());
         }
       });
     }
@@ -137,16 +137,16 @@ function returnFocus(menu: Menu): void {
   });
 }
 
-const stills: JupyterFrontEndPlugin<void> = {
-  id: 'flyte-jupyter:stills',
-  description: 'Shows pools as text in notebooks that were opened again.',
+const savedCards: JupyterFrontEndPlugin<void> = {
+  id: 'flyte-jupyter:saved-cards',
+  description: 'Shows the saved text of cards in notebooks that were opened again.',
   autoStart: true,
   optional: [INotebookTracker],
   activate: (_: JupyterFrontEnd, tracker: INotebookTracker | null) => {
     if (tracker) {
-      showStills(tracker);
+      renderSavedCards(tracker);
     }
   }
 };
 
-export default [pools, panel, stills];
+export default [pools, panel, savedCards];

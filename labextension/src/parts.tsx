@@ -10,10 +10,10 @@ import React, { useContext, useEffect, useId, useState } from 'react';
 
 import type { Act, ILease, IPool, IReplica, PoolState, ReplicaState } from './models';
 import { calls, poolEnd, poolOf, stepped } from './models';
-import { refusal, waitWords } from './phrases';
+import { refusal, waitWords } from './labels';
 import type { IPanelSettings } from './settings';
 import type { IPoolManager } from './tokens';
-import { whileSeen } from './watching';
+import { whileVisible } from './while_visible';
 import { clock, duration, lastLine, MARKS, newestLine, visible } from './words';
 
 const LISTEN_MS = 3_000;
@@ -91,7 +91,7 @@ export abstract class PoolsWidget extends ReactWidget {
     this._view = view;
     this.addClass('fj-View');
     this.node.setAttribute('role', 'region');
-    whileSeen(this, () => this.watch());
+    whileVisible(this, () => this.watch());
   }
 
   /** What goes on while it can be seen. */

@@ -5,7 +5,7 @@ import { UUID } from '@lumino/coreutils';
 import { Widget } from '@lumino/widgets';
 
 import type { IReplica } from './models';
-import { TextTab } from './texts';
+import { TextTab } from './text_tab';
 import type { IPoolManager } from './tokens';
 import { visible } from './words';
 

@@ -11,7 +11,7 @@ import { Commands } from './commands/ids';
 import { stopText } from './dialogs';
 import { poolsIcon } from './icons';
 import type { IPool } from './models';
-import { countWords, refusal } from './phrases';
+import { countWords, refusal } from './labels';
 import type { IPoolManager } from './tokens';
 import { visible } from './words';
 

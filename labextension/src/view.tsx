@@ -41,7 +41,7 @@ import {
   savingsLine,
   sinceOf,
   stateWord
-} from './phrases';
+} from './labels';
 import type { IPoolManager } from './tokens';
 import { age, clock, duration, taskCell, visible } from './words';
 

@@ -7,7 +7,7 @@ import type { IDisposable } from '@lumino/disposable';
 
 import { Commands } from './commands/ids';
 import type { IPool, IState } from './models';
-import { refusal } from './phrases';
+import { refusal } from './labels';
 import type { IPanelSettings } from './settings';
 import type { IPoolManager } from './tokens';
 import { duration, roughly, visible } from './words';

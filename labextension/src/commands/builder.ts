@@ -11,7 +11,7 @@ import { DisposableSet } from '@lumino/disposable';
 
 import type { Act, IPool, IReplica } from '../models';
 import { poolOf, replicaOf } from '../models';
-import { refusal } from '../phrases';
+import { refusal } from '../labels';
 import type { IPoolManager } from '../tokens';
 import { visible } from '../words';
 

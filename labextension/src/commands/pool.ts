@@ -6,7 +6,7 @@ import { codeIcon, stopIcon } from '@jupyterlab/ui-components';
 import { insertCell } from '../cells';
 import { askHours, askLimits, confirmStop } from '../dialogs';
 import { poolsIcon } from '../icons';
-import { showText, TextTab } from '../texts';
+import { showText, TextTab } from '../text_tab';
 import { connectionCell, duration, taskCell, visible } from '../words';
 import type { CommandBuilder } from './builder';
 import { Commands } from './ids';

@@ -9,7 +9,7 @@ import { forceBox } from '../dialogs';
 import type { IReplica } from '../models';
 import { calls } from '../models';
 import { PeekTab } from '../peek';
-import { showText, TextTab } from '../texts';
+import { showText, TextTab } from '../text_tab';
 import { visible } from '../words';
 import type { CommandBuilder } from './builder';
 import { Commands } from './ids';

@@ -1,4 +1,4 @@
-/** Tabs; and one that shows a text which may be another by now: a log, a traceback, a look into a replica. */
+/** A tab that shows a text and can load it again: a log, a traceback, a look into a replica. */
 
 import type { JupyterFrontEnd } from '@jupyterlab/application';
 import { MainAreaWidget } from '@jupyterlab/apputils';
@@ -8,24 +8,8 @@ import { UUID } from '@lumino/coreutils';
 import { Widget } from '@lumino/widgets';
 
 import { poolsIcon } from './icons';
+import { addTab } from './tabs';
 import { multiline } from './words';
-
-/**
- * Show a tab in the main area, or below it: a page of Notebook 7 has one document and no other tab. Notebook 7.2 has
- * nothing below, only sides.
- */
-export function addTab(shell: JupyterFrontEnd.IShell, tab: Widget): void {
-  shell.add(tab, 'main');
-  if (!tab.isAttached) {
-    tab.addClass('fj-mod-below');
-    shell.add(tab, 'down');
-  }
-  if (!tab.isAttached) {
-    tab.removeClass('fj-mod-below');
-    shell.add(tab, 'right');
-  }
-  shell.activateById(tab.id);
-}
 
 export class TextTab extends MainAreaWidget<Widget> {
   /**
@@ -55,19 +39,19 @@ export class TextTab extends MainAreaWidget<Widget> {
     );
   }
 
-  /** Load the text; rejects with what goes wrong. */
+  /** Load the text. Rejects if that fails. */
   async reload(): Promise<void> {
     const asked = (this._asked += 1);
     this._show((await this._load()) || this._nothing, asked);
   }
 
-  /** The same; what goes wrong is shown in place of the text. */
+  /** Load the text; show an error in its place. */
   async refresh(): Promise<void> {
     const asked = this._asked + 1;
     await this.reload().catch((error: unknown) => this._show(String(error), asked));
   }
 
-  /** Show what was asked for last, though an answer before it may come after it. */
+  /** Show an answer, unless a later one has been asked for. Answers may overtake each other. */
   private _show(text: string, asked: number): void {
     if (!this.isDisposed && asked === this._asked) {
       this.content.node.textContent = multiline(text);

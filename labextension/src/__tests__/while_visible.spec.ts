@@ -2,7 +2,7 @@ import { DisposableDelegate } from '@lumino/disposable';
 import { StackedPanel, Widget } from '@lumino/widgets';
 import { afterEach, expect, it } from 'vitest';
 
-import { whileSeen } from '../watching';
+import { whileVisible } from '../while_visible';
 
 let seen: number;
 let visibility: DocumentVisibilityState = 'visible';
@@ -16,7 +16,7 @@ function page(state: DocumentVisibilityState): void {
 function watched(): Widget {
   const widget = new Widget();
   seen = 0;
-  whileSeen(widget, () => {
+  whileVisible(widget, () => {
     seen += 1;
     return new DisposableDelegate(() => void (seen -= 1));
   });

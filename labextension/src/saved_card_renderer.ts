@@ -1,6 +1,6 @@
 /**
- * Shows a pool's card as the text that was saved with it, where the card itself cannot be: in a notebook that was opened
- * again. JupyterLab would say that a widget's model was not found.
+ * Renders the card of a notebook that was opened again: the kernel that had the card's widget is gone, so the text that
+ * was saved beside it is shown. JupyterLab would only report that the widget's model was not found.
  */
 
 import type { INotebookTracker, NotebookPanel } from '@jupyterlab/notebook';
@@ -10,42 +10,45 @@ type Renderer = ReturnType<NotebookPanel['content']['rendermime']['createRendere
 type Model = Parameters<Renderer['renderModel']>[0];
 
 const CARD = 'application/vnd.jupyter.widget-view+json';
-const STILL = 'text/html';
+const SAVED_TEXT = 'text/html';
+/** Only our cards are saved with such a text. */
 const OURS = 'class="flyte-still"';
 
-/** Follow every notebook, from before its outputs are shown. */
-export function showStills(tracker: INotebookTracker): void {
+/** Prepare every notebook before it shows its outputs. */
+export function renderSavedCards(tracker: INotebookTracker): void {
   const prepare = ({ content: { rendermime } }: NotebookPanel): void => {
     const create = rendermime.createRenderer.bind(rendermime);
     rendermime.createRenderer = mimeType =>
-      mimeType === CARD ? withStill(create(mimeType), () => create(STILL)) : create(mimeType);
+      mimeType === CARD
+        ? withSavedText(create(mimeType), () => create(SAVED_TEXT))
+        : create(mimeType);
   };
   tracker.forEach(prepare);
   tracker.widgetAdded.connect((_, panel) => prepare(panel));
 }
 
-/** The renderer of a widget; without a view of it, the text is shown. */
-function withStill(renderer: Renderer, create: () => Renderer): Renderer {
+/** Let the renderer of a widget show the saved text where it has no view of the widget. */
+function withSavedText(renderer: Renderer, create: () => Renderer): Renderer {
   if (!(renderer instanceof Panel)) {
     return renderer;
   }
   const render = renderer.renderModel.bind(renderer);
-  let still: Renderer | null = null;
-  renderer.disposed.connect(() => still?.dispose());
+  let saved: Renderer | null = null;
+  renderer.disposed.connect(() => saved?.dispose());
   renderer.renderModel = async model => {
-    still?.dispose();
-    still = null;
+    saved?.dispose();
+    saved = null;
     await render(model);
     if (!renderer.widgets.length && !renderer.isDisposed && isOurs(model)) {
-      still = create();
-      await still.renderModel(model);
-      renderer.node.replaceChildren(still.node);
+      saved = create();
+      await saved.renderModel(model);
+      renderer.node.replaceChildren(saved.node);
     }
   };
   return renderer;
 }
 
 function isOurs(model: Model): boolean {
-  const html = model.data[STILL];
+  const html = model.data[SAVED_TEXT];
   return typeof html === 'string' && html.includes(OURS);
 }

@@ -1,12 +1,12 @@
-/** Doing something only while a widget can be seen: in front, and in a page that is. */
+/** Runs something only while a widget is visible: in front, in a page that is in front. */
 
 import type { IDisposable } from '@lumino/disposable';
 import type { Message } from '@lumino/messaging';
 import { MessageLoop } from '@lumino/messaging';
 import type { Widget } from '@lumino/widgets';
 
-/** Hold what `start` returns while this widget can be seen. It ends with the widget. */
-export function whileSeen(widget: Widget, start: () => IDisposable): void {
+/** Call `start` when this widget becomes visible, and dispose what it returned when that ends. */
+export function whileVisible(widget: Widget, start: () => IDisposable): void {
   let held: IDisposable | null = null;
   let shown = widget.isVisible;
   const look = (): void => {
@@ -17,7 +17,7 @@ export function whileSeen(widget: Widget, start: () => IDisposable): void {
       held = null;
     }
   };
-  // The message comes before the widget has taken it: what it says of itself is of the time before.
+  // The hook runs before the widget handles the message: its own properties still have their old values.
   MessageLoop.installMessageHook(widget, (_, { type }: Message) => {
     if (type === 'after-show') {
       shown = true;

@@ -1,7 +1,7 @@
 import { nullTranslator } from '@jupyterlab/translation';
 import { expect, it } from 'vitest';
 
-import { TextTab } from '../texts';
+import { TextTab } from '../text_tab';
 
 const trans = nullTranslator.load('flyte_jupyter');
 

@@ -1,4 +1,4 @@
-/** What the views say in words. Pure, but for the translation. */
+/** The texts of states, counts, memory and times in the views. Pure, except for the translation. */
 
 import type { TranslationBundle } from '@jupyterlab/translation';
 
@@ -15,7 +15,7 @@ import type {
 import { calls, deviceMemory, poolMemory } from './models';
 import { clock, roughly, size, stateCounts, visible } from './words';
 
-/** Why whoever looks may not do this, as the server says it; empty if they may, or if nothing is known yet. */
+/** The server's reason to refuse this user an act; empty if it is allowed, or if nothing is known yet. */
 export function refusal(state: IState | null, act: Act): string {
   return visible(state?.refused[act] ?? '', 300);
 }
@@ -63,7 +63,7 @@ export function outcomeWord(outcome: Outcome, trans: TranslationBundle): string 
   }
 }
 
-/** What replicas do: ["2 ready", "1 busy"]. */
+/** How many replicas are in each state: ["2 ready", "1 busy"]. */
 export function countWords(replicas: readonly IReplica[], trans: TranslationBundle): string[] {
   return stateCounts(replicas).map(([state, count]) => `${count} ${stateWord(state, trans)}`);
 }
@@ -86,12 +86,12 @@ export function poolLine(pool: IPool, trans: TranslationBundle): string {
   return unbroken(words);
 }
 
-/** A line that breaks between the parts, not in them. */
+/** A line that wraps only between its parts. */
 function unbroken(parts: readonly string[]): string {
   return parts.map(part => part.replace(/ /g, '\u00a0')).join(' · ');
 }
 
-/** "cold starts avoided: 3 (about 2 min saved)"; nothing while there is none. */
+/** "cold starts avoided: 3 (about 2 min saved)"; empty while there is none. */
 export function savingsLine(pools: readonly IPool[], trans: TranslationBundle): string {
   const avoided = pools.reduce((sum, pool) => sum + (pool.cold_starts_avoided || 0), 0);
   if (!avoided) {
@@ -106,7 +106,7 @@ export function savingsLine(pools: readonly IPool[], trans: TranslationBundle): 
     : trans.__('cold starts avoided: %1', avoided);
 }
 
-/** "9.8 GiB of GPU memory, 3.1 GiB of RAM": what is known of it. */
+/** "9.8 GiB GPU memory · 3.1 GiB RAM", as far as it is known. */
 export function memoryLine(state: IState, pool: IPool, trans: TranslationBundle): string {
   const { main, device } = poolMemory(state.usage, pool);
   return memoryWords(device, main, trans).join(' · ');
@@ -137,7 +137,7 @@ export function devicesOf(state: IState, replica: IReplica, trans: TranslationBu
   return held.length ? trans.__('GPU %1', held.join(', ')) : '';
 }
 
-/** What one should know of a replica beside its state. */
+/** Facts about a replica that its state does not show: who holds it, when it stops, why it stops. */
 export function remarksOf(
   pool: IPool,
   replica: IReplica,
@@ -170,7 +170,7 @@ export function waitWords(request: IRequest, now: number, trans: TranslationBund
   return unbroken([waits, rest]);
 }
 
-/** Since when a replica does what it does; null where nobody waits for its end. */
+/** When the running call or the start of a replica began; null while it is idle. */
 export function sinceOf(replica: IReplica): number | null {
   const running = calls(replica);
   if (running.length) {
