@@ -3,7 +3,7 @@
 import React from 'react';
 
 import type { IDevice, IDeviceUsage, IOwner } from './models';
-import { Link, Meter, Section, useView } from './parts';
+import { LinkButton, Meter, Section, useView } from './parts';
 import { modelName, size, visible } from './words';
 
 /** So many other processes are listed; the rest is counted. */
@@ -25,7 +25,7 @@ export function Devices(): JSX.Element | null {
       {problem && (
         <div className={wanted ? 'fj-Problem' : 'fj-Quiet'} data-kind="no-gpu">
           <p>{trans.__('No GPU can be used: %1', visible(problem, 300))}</p>
-          <Link label={trans.__('Check again')} onClick={() => void manager.refresh()} />
+          <LinkButton label={trans.__('Check again')} onClick={() => void manager.refresh()} />
         </div>
       )}
       {devices.length > 0 && (

@@ -14,7 +14,7 @@ import type { TimelineAnswer } from '../../flyte_jupyter/widgets/timeline.js';
 import { Wishes } from '../../flyte_jupyter/widgets/wishes.js';
 import type { IPeek, IRecent, IState, Verb } from './models';
 import { ended, recentOf, withLimits } from './models';
-import type { IPoolManager, Link } from './tokens';
+import type { IPoolManager, ServerStatus } from './tokens';
 
 /** How often is asked without a web socket, and how long at most between two questions nobody answers. */
 const POLL_MS = 2_000;
@@ -37,7 +37,7 @@ export class PoolManager implements IPoolManager {
       auto: false,
       factory: () => this._ask(),
       frequency: { interval: POLL_MS, backoff: true, max: MAX_POLL_MS },
-      standby: () => !this._watchers || this._link === 'live'
+      standby: () => !this._watchers || this._serverStatus === 'live'
     });
   }
 
@@ -45,8 +45,8 @@ export class PoolManager implements IPoolManager {
     return this._state;
   }
 
-  get link(): Link {
-    return this._link;
+  get serverStatus(): ServerStatus {
+    return this._serverStatus;
   }
 
   get problem(): string {
@@ -96,7 +96,7 @@ export class PoolManager implements IPoolManager {
   async act(verb: Verb): Promise<void> {
     const order = (): Promise<void> => this._api.act(verb);
     await (verb.verb === 'scale' ? this._wishes.want(verb.id, verb.body, order) : order());
-    if (this._link !== 'live') {
+    if (this._serverStatus !== 'live') {
       await this.refresh();
     }
   }
@@ -131,8 +131,8 @@ export class PoolManager implements IPoolManager {
   private async _ask(whole = false): Promise<void> {
     try {
       const state = await this._api.state(whole ? null : (this._heard?.tag ?? null));
-      if (this._link !== 'live') {
-        this._link = this._watchers ? 'polling' : 'connecting';
+      if (this._serverStatus !== 'live') {
+        this._serverStatus = this._watchers ? 'polling' : 'connecting';
       }
       this._take(state ?? this._heard);
     } catch (error) {
@@ -146,7 +146,7 @@ export class PoolManager implements IPoolManager {
     this._stream = this._api.stream({
       onState: state => {
         this._failures = 0;
-        this._link = 'live';
+        this._serverStatus = 'live';
         this._take(state);
       },
       onClose: () => this._reconnect()
@@ -158,8 +158,8 @@ export class PoolManager implements IPoolManager {
     if (this._isDisposed || !this._watchers) {
       return;
     }
-    if (this._link === 'live') {
-      this._link = 'connecting';
+    if (this._serverStatus === 'live') {
+      this._serverStatus = 'connecting';
       this._changed.emit();
       void this._poll.refresh(); // finds out whether the server is there at all
     }
@@ -174,7 +174,7 @@ export class PoolManager implements IPoolManager {
     this._stream?.dispose();
     this._stream = null;
     this._failures = 0;
-    this._link = 'connecting';
+    this._serverStatus = 'connecting';
     this._seen = null; // what ends while nobody looks would get the wrong time
     if (!this._poll.isDisposed) {
       void this._poll.stop();
@@ -202,11 +202,12 @@ export class PoolManager implements IPoolManager {
   }
 
   private _lose(error: unknown): void {
-    if (this._isDisposed || this._link === 'live') {
+    if (this._isDisposed || this._serverStatus === 'live') {
       return;
     }
     const status = (error as { status?: number }).status;
-    this._link = status === 404 ? 'absent' : status === 401 || status === 403 ? 'refused' : 'lost';
+    this._serverStatus =
+      status === 404 ? 'absent' : status === 401 || status === 403 ? 'refused' : 'lost';
     this._problem = error instanceof Error ? error.message : String(error);
     this._changed.emit();
   }
@@ -219,7 +220,7 @@ export class PoolManager implements IPoolManager {
   private _state: IState | null = null;
   private _heard: IState | null = null;
   private _seen: IState | null = null;
-  private _link: Link = 'connecting';
+  private _serverStatus: ServerStatus = 'connecting';
   private _problem = '';
   private _gone: IRecent[] = [];
   private _recent: IRecent[] = [];

@@ -122,8 +122,8 @@ export abstract class PoolsWidget extends ReactWidget {
 }
 
 /** Whether what is shown is old. */
-export function isStale({ link }: IPoolManager): boolean {
-  return link === 'lost' || link === 'absent' || link === 'refused';
+export function isStale({ serverStatus }: IPoolManager): boolean {
+  return serverStatus === 'lost' || serverStatus === 'absent' || serverStatus === 'refused';
 }
 
 export function Section({
@@ -206,9 +206,9 @@ export function TextButton({ label, ...rest }: IButtonProps): JSX.Element {
   );
 }
 
-export function Link({ label, ...rest }: IButtonProps): JSX.Element {
+export function LinkButton({ label, ...rest }: IButtonProps): JSX.Element {
   return (
-    <Button className="fj-Link" {...rest}>
+    <Button className="fj-LinkButton" {...rest}>
       {label}
     </Button>
   );
@@ -393,12 +393,12 @@ function Failure({ pool }: { pool: IPool }): JSX.Element | null {
           ? trans._n('Given up after %1 attempt.', 'Given up after %1 attempts.', failure.attempts)
           : trans.__('Next attempt in %1.', clock(failure.retry_at - now))}
       </p>
-      <Link
+      <LinkButton
         label={trans.__('Show')}
         refused={noLogs}
         onClick={() => execute('flyte-jupyter:show-failure', { pool: key })}
       />
-      <Link
+      <LinkButton
         label={trans.__('Retry')}
         refused={noChange}
         onClick={() => execute('flyte-jupyter:warm', { pool: key })}

@@ -82,9 +82,9 @@ interface IHint {
 /** What to say when there is nothing, or nothing new, to show: a text and one action. */
 export function situation(props: IViewProps): IHint | null {
   const { manager, trans, execute, reloadPage } = props;
-  const { state, link, problem } = manager;
+  const { state, serverStatus, problem } = manager;
   const again = (): void => void manager.refresh();
-  switch (link) {
+  switch (serverStatus) {
     case 'absent':
       return {
         kind: 'absent',
@@ -225,8 +225,8 @@ function Header(): JSX.Element {
 }
 
 function serviceLine(manager: IPoolManager, trans: TranslationBundle): string {
-  const { state, link } = manager;
-  switch (link) {
+  const { state, serverStatus } = manager;
+  switch (serverStatus) {
     case 'absent':
       return trans.__('service: not reached');
     case 'refused':
@@ -245,7 +245,7 @@ function serviceLine(manager: IPoolManager, trans: TranslationBundle): string {
   const { pools, clients } = state.snapshot;
   const notebooks = clients.filter(client => client.kind === 'notebook').length;
   const words = [
-    link === 'connecting' ? trans.__('reconnecting…') : trans.__('service: running'),
+    serverStatus === 'connecting' ? trans.__('reconnecting…') : trans.__('service: running'),
     trans._n('%1 pool', '%1 pools', pools.length),
     trans._n('%1 notebook', '%1 notebooks', notebooks)
   ];

@@ -50,9 +50,9 @@ export class Warner implements IDisposable {
 
   private _look(): void {
     window.clearTimeout(this._timer);
-    const { state, link } = this._manager;
+    const { state, serverStatus } = this._manager;
     // While nobody watches the state is old: the pool may be in use again.
-    if (!state?.snapshot || (link !== 'live' && link !== 'polling')) {
+    if (!state?.snapshot || (serverStatus !== 'live' && serverStatus !== 'polling')) {
       return;
     }
     const { pools } = state.snapshot;

@@ -6,11 +6,11 @@ import { vi } from 'vitest';
 
 import type { TimelineAnswer } from '../../../flyte_jupyter/widgets/timeline.js';
 import type { IPeek, IRecent, IState } from '../models';
-import type { IPoolManager, Link } from '../tokens';
+import type { IPoolManager, ServerStatus } from '../tokens';
 
 export class FakeManager implements IPoolManager {
   state: IState | null = null;
-  link: Link = 'connecting';
+  serverStatus: ServerStatus = 'connecting';
   problem = '';
   recent: IRecent[] = [];
   readonly isDisposed = false;
@@ -22,9 +22,9 @@ export class FakeManager implements IPoolManager {
     return this._changed;
   }
 
-  set(state: IState | null, link: Link = 'live'): void {
+  set(state: IState | null, serverStatus: ServerStatus = 'live'): void {
     this.state = state;
-    this.link = link;
+    this.serverStatus = serverStatus;
     this._changed.emit();
   }
 

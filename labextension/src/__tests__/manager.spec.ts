@@ -78,7 +78,7 @@ it('does not poll while the web socket lives', async () => {
   manager.watch();
   api.streams[0].listener.onState(STATE);
   await pass(30_000);
-  expect(manager.link).toBe('live');
+  expect(manager.serverStatus).toBe('live');
   expect(api.asked.length).toBeLessThanOrEqual(1);
 });
 
@@ -92,7 +92,7 @@ it('polls where the web socket does not get through, with the tag it has', async
   manager.watch();
   api.streams[0].listener.onClose();
   await pass(1);
-  expect(manager.link).toBe('polling');
+  expect(manager.serverStatus).toBe('polling');
   api.answer = () => Promise.resolve(null);
   await pass(2_100);
   expect(api.asked.slice(-1)).toEqual([STATE.tag]);
@@ -117,19 +117,19 @@ it('says that the connection is lost, keeps the last state, and recovers', async
   api.answer = refused(503);
   api.streams[0].listener.onClose();
   await pass(600);
-  expect([manager.link, manager.problem, manager.state]).toEqual(['lost', 'no', STATE]);
+  expect([manager.serverStatus, manager.problem, manager.state]).toEqual(['lost', 'no', STATE]);
   api.streams[1].listener.onState(STATE);
-  expect([manager.link, manager.problem]).toEqual(['live', '']);
+  expect([manager.serverStatus, manager.problem]).toEqual(['live', '']);
 });
 
 it.each([
   [404, 'absent'],
   [403, 'refused'],
   [500, 'lost']
-])('an answer %d means: %s', async (status, link) => {
+])('an answer %d means: %s', async (status, serverStatus) => {
   api.answer = refused(status);
   await manager.refresh();
-  expect(manager.link).toBe(link);
+  expect(manager.serverStatus).toBe(serverStatus);
 });
 
 it('asks for the outcome of a verb where no stream brings it', async () => {
@@ -141,10 +141,10 @@ it('asks for the outcome of a verb where no stream brings it', async () => {
 
 it('what was asked for once is not kept up to date', async () => {
   await manager.refresh();
-  expect([manager.state, manager.link]).toEqual([STATE, 'connecting']);
+  expect([manager.state, manager.serverStatus]).toEqual([STATE, 'connecting']);
   manager.watch();
   await pass(1);
-  expect(manager.link).toBe('polling');
+  expect(manager.serverStatus).toBe('polling');
 });
 
 it('does nothing after its end', async () => {

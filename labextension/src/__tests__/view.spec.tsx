@@ -7,7 +7,7 @@ import contract from '../../../tests/contract/snapshot.json';
 import { parseState, recentOf } from '../models';
 import type { IViewProps } from '../parts';
 import { Frame } from '../parts';
-import type { Link } from '../tokens';
+import type { ServerStatus } from '../tokens';
 import { Panel } from '../view';
 import { FakeManager } from './fakes';
 
@@ -26,14 +26,14 @@ const view = (of: FakeManager): IViewProps => ({
   settings: { warnSeconds: 120, keepSeconds: 7200, showClients: true, notify: true }
 });
 
-function show(state: unknown, link: Link = 'live'): HTMLElement {
+function show(state: unknown, serverStatus: ServerStatus = 'live'): HTMLElement {
   manager = new FakeManager();
   const { container } = render(
     <Frame view={view(manager)} seen>
       {() => <Panel />}
     </Frame>
   );
-  act(() => manager.set(state === null ? null : parseState(state), link));
+  act(() => manager.set(state === null ? null : parseState(state), serverStatus));
   return container;
 }
 
@@ -155,7 +155,7 @@ it('shows names as text', () => {
   expect(container.textContent).toContain('<img src=x onerror=alert(1)>');
 });
 
-it.each<[string, unknown, Link]>([
+it.each<[string, unknown, ServerStatus]>([
   ['connecting', null, 'connecting'],
   ['lost', null, 'lost'],
   ['absent', null, 'absent'],
@@ -164,8 +164,8 @@ it.each<[string, unknown, Link]>([
   ['version-mismatch', { ...contract, state: 'version-mismatch', snapshot: null }, 'live'],
   ['unavailable', { ...contract, state: 'unavailable', snapshot: null, message: 'hangs' }, 'live'],
   ['no-pool', { ...contract, snapshot: { ...contract.snapshot, pools: [] } }, 'live']
-])('says something and offers one action: %s', (kind, state, link) => {
-  const container = show(state, link);
+])('says something and offers one action: %s', (kind, state, serverStatus) => {
+  const container = show(state, serverStatus);
   expect(container.querySelector(`.fj-Hint[data-kind="${kind}"]`)).not.toBeNull();
   expect(container.querySelectorAll('.fj-Hint button')).toHaveLength(1);
 });

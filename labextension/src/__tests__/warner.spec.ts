@@ -98,7 +98,7 @@ it.each<[string, (state: IState) => void]>([
 
 it('is silent while nobody watches, and where the setting says so', () => {
   manager.set(idle());
-  manager.link = 'connecting'; // what a manager says that nobody asks to watch
+  manager.serverStatus = 'connecting'; // what a manager says that nobody asks to watch
   pass(END - 60);
   expect(said()).toEqual([]);
   notify = false;
