@@ -1,11 +1,11 @@
 // The pool card: its DOM is a function of the model's `state`, which the kernel sends when something has changed. What
 // runs down or up is counted here.
 
-import { button, el, patch, tickAll, ticking } from "./elements.js";
-import { Link } from "./link.js";
+import { button, el, patch, tickAll, ticking } from "./dom.js";
+import { PendingLimits } from "./pending_limits.js";
 import { Replicas } from "./replicas.js";
+import { Requests } from "./requests.js";
 import { Timeline } from "./timeline.js";
-import { Wishes } from "./wishes.js";
 import { clock, lastLine, multiline, roughly, stateCounts, timeOfDay, visible } from "./words.js";
 
 const SHOWN = 10;
@@ -34,7 +34,7 @@ function remembered(name, open) {
 
 class Card {
   #model;
-  #link;
+  #requests;
   #main = el("div");
   #said = el("p", { class: "flyte-note flyte-said", role: "status" });
   #late = el("p", { class: "flyte-note flyte-said", role: "status" }); // why the timeline is not up to date
@@ -45,7 +45,7 @@ class Card {
   #skew = 0;
   #asking = false; // whether to stop
   #replicas;
-  #wishes = new Wishes(() => this.#draw());
+  #pendingLimits = new PendingLimits(() => this.#draw());
   #seen = false; // on the screen, in a tab that is in front
   #watch;
   #fetching = false;
@@ -55,9 +55,9 @@ class Card {
 
   constructor(model, root) {
     this.#model = model;
-    this.#link = new Link(model);
+    this.#requests = new Requests(model);
     this.#replicas = new Replicas(
-      this.#link,
+      this.#requests,
       (verb, id) => this.#act(verb, {}, id),
       () => this.#now(),
       () => this.#draw(),
@@ -87,7 +87,7 @@ class Card {
     // A view may be made long after its state was sent, so that says only how far the kernel's clock is ahead at least.
     this.#skew = Math.max(0, this.#ahead());
     this.#draw();
-    this.#link.now().then(
+    this.#requests.now().then(
       (now) => (this.#skew = now - Date.now() / 1000),
       () => null, // a kernel that is gone or busy
     );
@@ -100,8 +100,8 @@ class Card {
     document.removeEventListener("visibilitychange", this.#ask);
     this.#model.off("change:state", this.#changed);
     this.#timeline.dispose();
-    this.#wishes.dispose();
-    this.#link.dispose();
+    this.#pendingLimits.dispose();
+    this.#requests.dispose();
   }
 
   #now() {
@@ -130,9 +130,9 @@ class Card {
 
   async #act(verb, body, replica) {
     this.#say("");
-    const order = () => this.#link.ask(verb, body, replica);
+    const order = () => this.#requests.ask(verb, body, replica);
     try {
-      await (verb === "scale" ? this.#wishes.want(this.#model.get("key"), body, order) : order());
+      await (verb === "scale" ? this.#pendingLimits.request(this.#model.get("key"), body, order) : order());
     } catch (problem) {
       this.#say(problem.message);
     }
@@ -162,7 +162,7 @@ class Card {
         this.#stale = false;
         const key = this.#model.get("key"); // of a pool that was declared anew in its place it is another
         const since = key === this.#told ? this.#timeline.mark : null;
-        this.#timeline.take(await this.#link.ask("timeline", { since }));
+        this.#timeline.take(await this.#requests.ask("timeline", { since }));
         this.#told = key;
         const changes = [...this.#timeline.changes].reverse();
         const lines = changes.map(({ at, text }) => el("li", {}, `${timeOfDay(at)} ${visible(text)}`));
@@ -295,7 +295,10 @@ class Card {
   }
 
   #limits({ scaling }) {
-    return this.#wishes.over(this.#model.get("key"), { minimum: scaling.min_replicas, maximum: scaling.max_replicas });
+    return this.#pendingLimits.shown(this.#model.get("key"), {
+      minimum: scaling.min_replicas,
+      maximum: scaling.max_replicas,
+    });
   }
 
   #controls(pool) {

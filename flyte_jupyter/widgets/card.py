@@ -60,7 +60,7 @@ class PoolCard(anywidget.AnyWidget):
             replicas are not forked, or None) and `broker` (whether there is one).
     """
 
-    _esm = _module("words", "wishes", "elements", "link", "pen", "timeline", "replicas", "card")
+    _esm = _module("words", "pending_limits", "dom", "requests", "timeline_canvas", "timeline", "replicas", "card")
     _css = HERE / "card.css"
     name = Unicode().tag(sync=True)
     key = Unicode().tag(sync=True)

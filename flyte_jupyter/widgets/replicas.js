@@ -1,18 +1,18 @@
 // The replicas of a card: a row for each, which opens for what one can do with it and ask of it.
 
-import { button, el, ticking } from "./elements.js";
+import { button, el, ticking } from "./dom.js";
 import { MARKS, age, clock, modelName, multiline, newestLine, size, visible } from "./words.js";
 
 export class Replicas {
-  #link;
+  #requests;
   #order; // carries out a verb for a replica
   #now;
   #redraw;
   #rows = new Map(); // replica -> what its opened row says
   #heard = new Map(); // replica -> what its preload said last
 
-  constructor(link, order, now, redraw) {
-    this.#link = link;
+  constructor(requests, order, now, redraw) {
+    this.#requests = requests;
     this.#order = order;
     this.#now = now;
     this.#redraw = redraw;
@@ -20,7 +20,7 @@ export class Replicas {
 
   // Ask what the preloads of these say just now. Throws an Error if that is not to be had.
   async hear(ids) {
-    const ask = async (id) => [id, newestLine((await this.#link.ask("log", { tail: 5 }, id)).text)];
+    const ask = async (id) => [id, newestLine((await this.#requests.ask("log", { tail: 5 }, id)).text)];
     this.#heard = new Map(await Promise.all(ids.map(ask)));
     this.#redraw();
   }
@@ -128,8 +128,8 @@ export class Replicas {
         this.#tell(replica.id, problem.message);
       }
     };
-    const peek = () => this.#link.ask("peek", {}, replica.id);
-    const log = () => this.#link.ask("log", { tail: 50 }, replica.id);
+    const peek = () => this.#requests.ask("peek", {}, replica.id);
+    const log = () => this.#requests.ask("log", { tail: 50 }, replica.id);
     const said = this.#rows.get(replica.id);
     const bar = el(
       "div",

@@ -4,7 +4,7 @@
 // One device pixel is a fixed piece of time, and bars begin and end on whole pixels: so the picture has to be drawn
 // again only when it has moved by a pixel, and what is short and many becomes one bar.
 
-import { COLOURS, Pen, ROW } from "./pen.js";
+import { COLOURS, ROW, TimelineCanvas } from "./timeline_canvas.js";
 import { duration, timeOfDay, visible } from "./words.js";
 
 const AXIS = 20;
@@ -315,30 +315,30 @@ export class Timeline {
   #draw() {
     const width = this.#root.clientWidth;
     if (!width) return;
-    const pen = new Pen(this.#canvas.getContext("2d"), this.#root);
-    const { context, ratio } = pen;
-    context.font = pen.font; // measures; a new size of the canvas forgets it
+    const drawing = new TimelineCanvas(this.#canvas.getContext("2d"), this.#root);
+    const { context, ratio } = drawing;
+    context.font = drawing.font; // measures; a new size of the canvas forgets it
     const names = this.#rows.map((row) => context.measureText(row.label).width);
-    const left = Math.min(Math.ceil(Math.max(0, ...names)) + pen.px(8), pen.px(width / 3));
-    const right = pen.px(width) - 1;
+    const left = Math.min(Math.ceil(Math.max(0, ...names)) + drawing.px(8), drawing.px(width / 3));
+    const right = drawing.px(width) - 1;
     const now = this.#instant();
     this.#reach = REACHES.find((seconds) => seconds >= now - this.#earliest && seconds < this.#window) ?? this.#window;
     this.#plot = { left, right, scale: (right - left) / this.#reach, ratio, now };
-    const legend = this.#legend(pen, pen.px(width));
+    const legend = this.#legend(drawing, drawing.px(width));
     const bottom = Math.max(1, this.#rows.length) * ROW;
     this.#resize(width, bottom + AXIS + (legend.length ? legend.at(-1).line + 1 : 0) * ROW);
 
-    context.font = pen.font;
+    context.font = drawing.font;
     context.textBaseline = "middle";
-    this.#axis(pen, pen.px(bottom));
-    this.#rows.forEach((row, place) => this.#row(pen, pen.px(place * ROW), row));
+    this.#axis(drawing, drawing.px(bottom));
+    this.#rows.forEach((row, place) => this.#row(drawing, drawing.px(place * ROW), row));
     for (const { look, line, x } of legend) {
-      const top = pen.px(bottom + AXIS + ROW * line);
-      if (look === "idle") pen.idle(top, x, x + pen.px(22), false);
-      else pen.bars(top, look, [[x, x + pen.px(22)]]);
-      pen.text(this.#text(WORDS[look]), x + pen.px(28), top);
+      const top = drawing.px(bottom + AXIS + ROW * line);
+      if (look === "idle") drawing.idle(top, x, x + drawing.px(22), false);
+      else drawing.bars(top, look, [[x, x + drawing.px(22)]]);
+      drawing.text(this.#text(WORDS[look]), x + drawing.px(28), top);
     }
-    if (!this.#rows.length) pen.text(this.#text("Nothing ran in this time."), left, 0);
+    if (!this.#rows.length) drawing.text(this.#text("Nothing ran in this time."), left, 0);
     this.#tell();
   }
 
@@ -353,12 +353,12 @@ export class Timeline {
   }
 
   // What the looks mean, of those that are there; as many lines as they need.
-  #legend(pen, width) {
+  #legend(drawing, width) {
     const there = LOOKS.filter((look) => this.#rows.some((row) => row.looks.has(look)));
     if (this.#rows.some((row) => row.lanes.length)) there.push("idle");
     let [x, line] = [0, 0];
     return there.map((look) => {
-      const long = pen.px(44) + Math.ceil(pen.context.measureText(this.#text(WORDS[look])).width);
+      const long = drawing.px(44) + Math.ceil(drawing.context.measureText(this.#text(WORDS[look])).width);
       if (x && x + long > width) [x, line] = [0, line + 1];
       const place = { look, line, x };
       x += long;
@@ -366,39 +366,39 @@ export class Timeline {
     });
   }
 
-  #axis(pen, bottom) {
+  #axis(drawing, bottom) {
     const { left, right, scale, ratio, now } = this.#plot;
-    const { context } = pen;
+    const { context } = drawing;
     const step = [10, 30, 60, 120, 300].find((seconds) => seconds * scale >= 70 * ratio) ?? 600;
     const first = Math.ceil((now - this.#reach + this.#epoch) / step) * step - this.#epoch;
     context.textAlign = "center";
     for (let instant = first; instant <= now; instant += step) {
       const x = this.#at(instant);
-      context.fillStyle = pen.colours.line;
-      context.fillRect(x, 0, 1, bottom + pen.px(3));
+      context.fillStyle = drawing.colours.line;
+      context.fillRect(x, 0, 1, bottom + drawing.px(3));
       const text = timeOfDay(instant + this.#epoch, step < 60);
       const half = context.measureText(text).width / 2;
-      if (x - half > left && x + half < right) pen.text(text, x, bottom - pen.px(1), "quiet");
+      if (x - half > left && x + half < right) drawing.text(text, x, bottom - drawing.px(1), "quiet");
     }
     context.textAlign = "left";
   }
 
-  #row(pen, top, row) {
+  #row(drawing, top, row) {
     const { left, now } = this.#plot;
     const oldest = now - this.#reach;
-    pen.text(row.label, 0, top, "text", left - pen.px(6));
+    drawing.text(row.label, 0, top, "text", left - drawing.px(6));
     for (const { ready_at: ready, ended_at: ended } of row.lanes) {
       if (ready !== null && (ended === null || ended > oldest)) {
-        pen.idle(top, this.#at(ready), this.#at(ended), ended !== null);
+        drawing.idle(top, this.#at(ready), this.#at(ended), ended !== null);
       }
     }
     for (const look of LOOKS) {
       const spans = row.looks.get(look);
-      if (spans) pen.bars(top, look, this.#bars(spans, oldest));
+      if (spans) drawing.bars(top, look, this.#bars(spans, oldest));
     }
     if (this.#picked?.row === row) {
       const { began, ended } = this.#picked.span;
-      pen.frame(top, this.#at(began), this.#at(ended));
+      drawing.frame(top, this.#at(began), this.#at(ended));
     }
   }
 

@@ -4,7 +4,7 @@ import { Dialog, InputDialog, showDialog } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import { Widget } from '@lumino/widgets';
 
-import type { Limits } from '../../flyte_jupyter/widgets/wishes.js';
+import type { Limits } from '../../flyte_jupyter/widgets/pending_limits.js';
 import type { IPool } from './models';
 import { running } from './models';
 import { visible } from './words';

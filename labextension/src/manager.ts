@@ -11,7 +11,7 @@ import { Signal } from '@lumino/signaling';
 
 import type { IApi, IStream } from './api';
 import type { TimelineAnswer } from '../../flyte_jupyter/widgets/timeline.js';
-import { Wishes } from '../../flyte_jupyter/widgets/wishes.js';
+import { PendingLimits } from '../../flyte_jupyter/widgets/pending_limits.js';
 import type { IPeek, IRecent, IState, Verb } from './models';
 import { ended, recentOf, withLimits } from './models';
 import type { IPoolManager, ServerStatus } from './tokens';
@@ -95,7 +95,9 @@ export class PoolManager implements IPoolManager {
 
   async act(verb: Verb): Promise<void> {
     const order = (): Promise<void> => this._api.act(verb);
-    await (verb.verb === 'scale' ? this._wishes.want(verb.id, verb.body, order) : order());
+    await (verb.verb === 'scale'
+      ? this._pendingLimits.request(verb.id, verb.body, order)
+      : order());
     if (this._serverStatus !== 'live') {
       await this.refresh();
     }
@@ -124,7 +126,7 @@ export class PoolManager implements IPoolManager {
     this._isDisposed = true;
     this._disconnect();
     this._poll.dispose();
-    this._wishes.dispose();
+    this._pendingLimits.dispose();
     Signal.clearData(this);
   }
 
@@ -195,9 +197,10 @@ export class PoolManager implements IPoolManager {
     this._show();
   }
 
-  /** The state as it was heard, but for what has just been asked for. */
+  /** Show the last state, with the limits that are still pending. */
   private _show(): void {
-    this._state = this._heard && withLimits(this._heard, (...of) => this._wishes.over(...of));
+    this._state =
+      this._heard && withLimits(this._heard, (...of) => this._pendingLimits.shown(...of));
     this._changed.emit();
   }
 
@@ -216,7 +219,7 @@ export class PoolManager implements IPoolManager {
   private readonly _clock: () => number;
   private readonly _poll: Poll;
   private readonly _changed = new Signal<this, void>(this);
-  private readonly _wishes = new Wishes(() => this._show());
+  private readonly _pendingLimits = new PendingLimits(() => this._show());
   private _state: IState | null = null;
   private _heard: IState | null = null;
   private _seen: IState | null = null;

@@ -4,7 +4,7 @@
  */
 
 import type { TimelineSpan } from '../../flyte_jupyter/widgets/timeline.js';
-import type { Limits } from '../../flyte_jupyter/widgets/wishes.js';
+import type { Limits } from '../../flyte_jupyter/widgets/pending_limits.js';
 
 export type PoolState =
   'failed' | 'busy' | 'ready' | 'starting' | 'waiting' | 'stopping' | 'stopped';

@@ -1,13 +1,13 @@
-// Orders and questions of a card. Where a Jupyter server is, it answers also while the kernel is busy; elsewhere, or
-// when the server knows nothing of the pool, the kernel is asked by comm.
+// Sends the orders and questions of a card. A Jupyter server answers them while the kernel is busy. Where there is none,
+// or it does not know the pool, they go to the kernel by comm.
 
 const QUESTIONS = new Set(["timeline", "log"]); // all else is an order
 const PATIENCE_MS = 10_000;
 
-export class Link {
+export class Requests {
   #model;
   #asked = 0;
-  #waiting = new Map(); // number of a question -> who waits for its answer
+  #waiting = new Map(); // number of a request -> the promise of its answer
 
   constructor(model) {
     this.#model = model;
@@ -18,12 +18,12 @@ export class Link {
     this.#model.off("msg:custom", this.#answered);
   }
 
-  // The answer to a verb for the pool, or for one of its replicas. Throws an Error whose message is for people.
+  // The answer to a verb on the pool or on one of its replicas. Throws an Error with a message for people.
   async ask(verb, body = {}, replica = null) {
     return (await this.#server(verb, body, replica)) ?? (await this.#kernel(verb, body, replica));
   }
 
-  // The clock by which the instants of the state are: this machine's may be another.
+  // The time of the kernel's clock, which the instants of the state refer to; the browser's may differ.
   async now() {
     return (await this.#kernel("clock", {}, null)).now;
   }

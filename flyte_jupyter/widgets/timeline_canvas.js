@@ -1,5 +1,5 @@
-// Bars and marks on a canvas, in device pixels. What a bar means is in its height, its pattern or a mark above it as
-// well as in its colour. Colours are those of the theme: see COLOURS.
+// Draws bars and marks on the timeline's canvas, in device pixels. The height of a bar, its pattern or a mark above it
+// says the same as its colour. Colours are those of the theme: see COLOURS.
 
 export const ROW = 22;
 const BAR = { top: 7, height: 13 };
@@ -33,8 +33,8 @@ const FRAMED = new Set(["starting", "loading", "attached"]);
 const INSETS = { waiting: 3, attached: -2 }; // its frame can be seen around calls that lie upon it
 const patterns = new Map(); // look, colour and size -> pattern
 
-export class Pen {
-  // For one frame: the theme may be another at the next one.
+export class TimelineCanvas {
+  // Made anew for each frame: the theme may have changed.
   constructor(context, element) {
     const style = getComputedStyle(element);
     this.context = context;

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 
-import { Wishes } from '../../../flyte_jupyter/widgets/wishes.js';
+import { PendingLimits } from '../../../flyte_jupyter/widgets/pending_limits.js';
 
 const HAS = { minimum: 1, maximum: 3 };
 const TWO = { minimum: 2, maximum: 3 };
@@ -9,21 +9,21 @@ const THREE = { minimum: 3, maximum: 3 };
 /** Orders that are under way, each with what answers it. */
 let orders: { minimum: number; answer: () => void; refuse: () => void }[];
 let changes: number;
-let wishes: Wishes;
+let pending: PendingLimits;
 
 beforeEach(() => {
   vi.useFakeTimers();
   orders = [];
   changes = 0;
-  wishes = new Wishes(() => void (changes += 1));
+  pending = new PendingLimits(() => void (changes += 1));
 });
 afterEach(() => {
-  wishes.dispose();
+  pending.dispose();
   vi.useRealTimers();
 });
 
-const want = (limits: typeof HAS): Promise<void> =>
-  wishes.want(
+const request = (limits: typeof HAS): Promise<void> =>
+  pending.request(
     'gpu',
     limits,
     () =>
@@ -32,30 +32,30 @@ const want = (limits: typeof HAS): Promise<void> =>
         orders.push({ minimum, answer: () => answer(null), refuse: () => refuse(new Error('no')) });
       })
   );
-const shown = (): typeof HAS => wishes.over('gpu', HAS);
+const shown = (): typeof HAS => pending.shown('gpu', HAS);
 const pass = (ms: number): Promise<unknown> => vi.advanceTimersByTimeAsync(ms);
 
-it('shows what is wanted at once, and of no other pool', () => {
-  void want(TWO);
-  expect([shown(), wishes.over('asr', HAS)]).toEqual([TWO, HAS]);
+it('shows requested limits at once, and only for their pool', () => {
+  void request(TWO);
+  expect([shown(), pending.shown('asr', HAS)]).toEqual([TWO, HAS]);
   expect(changes).toBe(1);
 });
 
-it('goes on until the state has it, however often the state says what it was', async () => {
-  const done = want(TWO);
+it('shows them until the state has them, even if it first repeats the old ones', async () => {
+  const done = request(TWO);
   await pass(1);
-  expect(wishes.over('gpu', TWO)).toEqual(TWO); // by chance: it is not answered yet
+  expect(pending.shown('gpu', TWO)).toEqual(TWO); // by chance: it is not answered yet
   orders[0].answer();
   await done;
   expect(shown()).toEqual(TWO);
-  expect(wishes.over('gpu', TWO)).toEqual(TWO);
+  expect(pending.shown('gpu', TWO)).toEqual(TWO);
   expect(shown()).toEqual(HAS);
 });
 
-it('sends one order after the other, and of those that wait only the last', async () => {
-  const done = [want(TWO)];
+it('sends one request at a time, and of those that wait only the last', async () => {
+  const done = [request(TWO)];
   await pass(1);
-  done.push(want(THREE), want(HAS), want(THREE));
+  done.push(request(THREE), request(HAS), request(THREE));
   await pass(1);
   expect(orders.map(order => order.minimum)).toEqual([2]);
   orders[0].answer();
@@ -66,18 +66,18 @@ it('sends one order after the other, and of those that wait only the last', asyn
   expect([orders.length, shown()]).toEqual([2, THREE]);
 });
 
-it('gives back what is refused, and says it to who wanted it', async () => {
-  const done = expect(want(TWO)).rejects.toThrow('no');
+it('shows the old limits again after a refusal, and rejects', async () => {
+  const done = expect(request(TWO)).rejects.toThrow('no');
   await pass(1);
   orders[0].refuse();
   await done;
   expect([shown(), changes]).toEqual([HAS, 2]);
 });
 
-it('a refusal does not take back what was wanted after it', async () => {
-  const refused = expect(want(TWO)).rejects.toThrow('no');
+it('a refusal does not undo a later request', async () => {
+  const refused = expect(request(TWO)).rejects.toThrow('no');
   await pass(1);
-  const done = want(THREE);
+  const done = request(THREE);
   orders[0].refuse();
   await refused;
   expect(shown()).toEqual(THREE);
@@ -87,8 +87,8 @@ it('a refusal does not take back what was wanted after it', async () => {
   expect(shown()).toEqual(THREE);
 });
 
-it('gives way to what somebody else has ordered meanwhile', async () => {
-  const done = want(TWO);
+it('gives way to limits that somebody else has set meanwhile', async () => {
+  const done = request(TWO);
   await pass(1);
   orders[0].answer();
   await done;
@@ -96,10 +96,10 @@ it('gives way to what somebody else has ordered meanwhile', async () => {
   expect([shown(), changes]).toEqual([HAS, 3]);
 });
 
-it('is silent after its end', async () => {
-  const done = want(TWO);
+it('reports no change after its disposal', async () => {
+  const done = request(TWO);
   await pass(1);
-  wishes.dispose();
+  pending.dispose();
   orders[0].answer();
   await done;
   await pass(5_000);

@@ -4,9 +4,9 @@ export interface Limits {
   maximum: number;
 }
 
-export class Wishes {
+export class PendingLimits {
   constructor(changed: () => void);
   dispose(): void;
-  over(pool: string, limits: Limits): Limits;
-  want(pool: string, limits: Limits, order: () => Promise<unknown>): Promise<void>;
+  shown(pool: string, limits: Limits): Limits;
+  request(pool: string, limits: Limits, send: () => Promise<unknown>): Promise<void>;
 }
