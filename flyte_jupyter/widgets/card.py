@@ -7,7 +7,6 @@ thread of this module, which goes on while a cell blocks.
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
 import weakref
@@ -26,6 +25,7 @@ from ..core import protocol as p
 from ..core.snapshot import PoolView, Snapshot
 from ..logs import read_log
 from ..peek import peek
+from .esm import packed
 
 PUSH_S: Final = 0.2
 """At most one message in this time."""
@@ -41,12 +41,6 @@ RUNNING: Final = frozenset(("starting", "loading", "busy", "attached"))
 HERE: Final = Path(__file__).parent
 
 
-def _module(*names: str) -> str:
-    """Modules that import each other as one, since a widget is one: in an order in which each finds what it needs."""
-    texts = (HERE.joinpath(f"{name}.js").read_text("utf-8") for name in names)
-    return "".join(re.sub(r'^import [^;]* from "\./[^;]*;\n', "", text, flags=re.MULTILINE) for text in texts)
-
-
 class PoolCard(anywidget.AnyWidget):
     """One pool. All its views, in several cells or tabs, show the same state.
 
@@ -60,7 +54,7 @@ class PoolCard(anywidget.AnyWidget):
             replicas are not forked, or None) and `broker` (whether there is one).
     """
 
-    _esm = _module("words", "pending_limits", "dom", "requests", "timeline_canvas", "timeline", "replicas", "card")
+    _esm = packed(HERE / "card.js")
     _css = HERE / "card.css"
     name = Unicode().tag(sync=True)
     key = Unicode().tag(sync=True)

@@ -13,10 +13,13 @@ import states
 from conftest import Jupyter, Lab, checked_page, keep_sight, serious, settled, wait_on
 from support import TIME_SCALE
 
+from flyte_jupyter import widgets
 from flyte_jupyter.widgets.card import PoolCard
+from flyte_jupyter.widgets.esm import packed
 
 Until = Callable[[Callable[[], Any], float], Any]
 
+WIDGETS = Path(widgets.__file__).parent
 EVIL = "<img src=x onerror='window.hacked=1'>\x1b[31m\u202e<script>window.hacked=1</script>"
 SHOWN = "<img src=x onerror='window.hacked=1'>\\u001b[31m\\u202e<script>window.hacked=1</script>"
 ESCAPED = SHOWN.replace("u001b", "x1b")  # as Python does it
@@ -273,7 +276,7 @@ SHOW = """async ([state, timeline]) => {
         Object.assign(values, others, { state });
         listeners['change:state'].forEach(each => each());
     };
-    const { default: widget } = await import('/card.js');
+    const { default: widget } = await import('/widget.js');
     window.show = () => widget.render({ model, el: document.getElementById('host') });
     window.dispose = window.show();
 }"""
@@ -285,7 +288,7 @@ DRAW = """async answer => {
         draw();
         window.frames_ms.push(performance.now() - began);
     });
-    const { Timeline } = await import('/card.js');
+    const { Timeline } = await import('/timeline.js');
     window.timeline = new Timeline(document.getElementById('host'));
     window.timeline.take(answer);
 }"""
@@ -293,11 +296,14 @@ DRAW = """async answer => {
 
 @pytest.fixture
 def elsewhere(page: Any) -> Any:
-    """A page with the card's module and nothing of JupyterLab."""
+    """A page with nothing of JupyterLab. It can import the card's widget and each of its files."""
 
     def answer(route: Any) -> None:
-        if route.request.url.endswith("/card.js"):
+        name = route.request.url.rpartition("/")[2]
+        if name == "widget.js":
             route.fulfill(body=str(PoolCard._esm), content_type="text/javascript")
+        elif name.endswith(".js"):
+            route.fulfill(path=WIDGETS / name, content_type="text/javascript")
         else:
             route.fulfill(body=PAGE.format(css=PoolCard._css), content_type="text/html")
 
@@ -543,10 +549,45 @@ def test_a_card_that_turns_to_another_pool_has_its_timeline(elsewhere: Any, unti
     until(lambda: elsewhere.evaluate(sent) == [None, "m", None], 5)
 
 
+SCRIPT = {"Content-Type": "text/javascript; charset=utf-8"}
+NEIGHBOURS = {
+    "entry.js": """import { first } from "./first.js";
+import * as second from "./second.js";
+import {
+  again,
+  text,
+} from "./text-3.js";
+import "./effect.js";
+const LIMIT = 1;
+export default [LIMIT, first(), second.LIMIT, again === first, text, globalThis.effects];
+""",
+    "first.js": """const LIMIT = 2;
+class Card {}
+export const first = () => [LIMIT, Card.name];
+""",
+    "second.js": """export const LIMIT = 3;
+class Card {}
+""",
+    "text-3.js": """export { first as again } from "./first.js";
+export const text = `$& $1 </script> \\u2028 " \u00fc`;
+""",
+    "effect.js": """globalThis.effects = (globalThis.effects ?? 0) + 1;
+""",
+}
+
+
+def test_each_file_of_a_widget_has_names_of_its_own(elsewhere: Any, tmp_path: Path) -> None:
+    for name, text in NEIGHBOURS.items():
+        (tmp_path / name).write_text(text, "utf-8")
+    elsewhere.route("**/packed.js", lambda route: route.fulfill(body=packed(tmp_path / "entry.js"), headers=SCRIPT))
+    value = elsewhere.evaluate("async () => (await import('/packed.js')).default")
+    assert value == [1, [2, "Card"], 3, True, '$& $1 </script> \u2028 " \u00fc', 1]
+
+
 def test_numbers_are_written_as_people_read_them(elsewhere: Any) -> None:
     def all_of(function: str, *values: Any) -> Any:
         return elsewhere.evaluate(
-            "async ([name, values]) => { const words = await import('/card.js');"
+            "async ([name, values]) => { const words = await import('/words.js');"
             "return values.map(value => words[name](value)); }",
             [function, values],
         )

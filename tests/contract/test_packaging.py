@@ -168,6 +168,9 @@ def test_an_installed_wheel_is_enabled_and_uninstalls_without_a_trace(wheel: Pat
     assert re.search(rf"flyte_jupyter {re.escape(flyte_jupyter.__version__)} OK", servers)
     where = environment.run("-c", "import flyte_jupyter; print(flyte_jupyter.__file__)")
     assert where.startswith(str(environment.folder))
+    card = environment.run("-c", "from flyte_jupyter.widgets.card import PoolCard; print(PoolCard._esm)")
+    for module in (ROOT / "flyte_jupyter" / "widgets").glob("*.js"):
+        assert module.name in card
     environment.pip("uninstall", "--yes", "flyte-jupyter")
     assert environment.files() - before == set()
 
