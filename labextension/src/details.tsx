@@ -9,24 +9,17 @@ import { TimelineFeed } from './feed';
 import { poolsIcon } from './icons';
 import type { IPool, IReplica } from './models';
 import { calls, deviceMemory, poolOf } from './models';
-import {
-  Calls,
-  isStale,
-  Meter,
-  MoreButton,
-  Notes,
-  PoolControls,
-  PoolsWidget,
-  PoolTimer,
-  PreloadLine,
-  Section,
-  StateMark,
-  TextButton,
-  useNow,
-  useView,
-  Waiting
-} from './parts';
-import type { IViewProps } from './parts';
+import { MoreButton, TextButton } from './components/buttons';
+import { Calls, Waiting } from './components/calls';
+import { Meter, StateMark } from './components/indicators';
+import { PoolControls } from './components/pool_controls';
+import { Notes } from './components/pool_notes';
+import { PoolTimer } from './components/pool_timer';
+import { PreloadLine } from './components/preload_line';
+import { Section } from './components/section';
+import { PoolsWidget } from './pools_widget';
+import { isStale, useNow, useView } from './view_context';
+import type { IViewProps } from './view_context';
 import {
   devicesOf,
   memoryLine,

@@ -3,7 +3,10 @@
 import React from 'react';
 
 import type { IDevice, IDeviceUsage, IOwner } from './models';
-import { LinkButton, Meter, Section, useView } from './parts';
+import { LinkButton } from './components/buttons';
+import { Meter } from './components/indicators';
+import { Section } from './components/section';
+import { useView } from './view_context';
 import { modelName, size, visible } from './words';
 
 /** So many other processes are listed; the rest is counted. */

@@ -16,7 +16,7 @@ import { Commands } from './commands/ids';
 import { DetailsTab } from './details';
 import { poolsIcon } from './icons';
 import { PoolManager } from './manager';
-import type { IViewProps } from './parts';
+import type { IViewProps } from './view_context';
 import { RunningPools } from './running';
 import { followSettings } from './settings';
 import { PoolsPanel } from './sidebar';

@@ -4,8 +4,8 @@ import type { Message } from '@lumino/messaging';
 import React from 'react';
 
 import { poolsIcon } from './icons';
-import type { IViewProps } from './parts';
-import { PoolsWidget } from './parts';
+import type { IViewProps } from './view_context';
+import { PoolsWidget } from './pools_widget';
 import { Panel } from './view';
 
 export class PoolsPanel extends PoolsWidget {

@@ -14,23 +14,16 @@ import { Announcer, compare, newsOf } from './announcer';
 import type { INews } from './announcer';
 import { Devices } from './devices';
 import type { IPool, IRecent, IReplica, IState, PoolState } from './models';
-import {
-  Calls,
-  IconButton,
-  isStale,
-  MoreButton,
-  Notes,
-  PoolControls,
-  PoolTimer,
-  PreloadLine,
-  Section,
-  StateMark,
-  useNow,
-  useRefusal,
-  useView,
-  Waiting
-} from './parts';
-import type { IViewProps } from './parts';
+import { IconButton, MoreButton } from './components/buttons';
+import { Calls, Waiting } from './components/calls';
+import { StateMark } from './components/indicators';
+import { PoolControls } from './components/pool_controls';
+import { Notes } from './components/pool_notes';
+import { PoolTimer } from './components/pool_timer';
+import { PreloadLine } from './components/preload_line';
+import { Section } from './components/section';
+import { isStale, useNow, useRefusal, useView } from './view_context';
+import type { IViewProps } from './view_context';
 import {
   devicesOf,
   memoryLine,

@@ -5,8 +5,8 @@ import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 
 import contract from '../../../tests/contract/snapshot.json';
 import { parseState, recentOf } from '../models';
-import type { IViewProps } from '../parts';
-import { Frame } from '../parts';
+import type { IViewProps } from '../view_context';
+import { Frame } from '../view_context';
 import type { ServerStatus } from '../tokens';
 import { Panel } from '../view';
 import { FakeManager } from './fakes';
@@ -29,7 +29,7 @@ const view = (of: FakeManager): IViewProps => ({
 function show(state: unknown, serverStatus: ServerStatus = 'live'): HTMLElement {
   manager = new FakeManager();
   const { container } = render(
-    <Frame view={view(manager)} seen>
+    <Frame view={view(manager)} visible>
       {() => <Panel />}
     </Frame>
   );
@@ -56,7 +56,7 @@ it('says what a preload has said last, as text, while it runs and can be seen', 
   manager.log.mockResolvedValue('shard 1/4\rshard 2/4 \u001b[31m<b>\n\n');
   const at = view(manager);
   const panel = (seen: boolean): JSX.Element => (
-    <Frame view={at} seen={seen}>
+    <Frame view={at} visible={seen}>
       {() => <Panel />}
     </Frame>
   );
@@ -129,7 +129,7 @@ it('is not drawn while it cannot be seen, and is up to date when it can', () => 
   const drawn = vi.fn(() => null);
   const at = view(manager);
   const { rerender } = render(
-    <Frame view={at} seen={false}>
+    <Frame view={at} visible={false}>
       {drawn}
     </Frame>
   );
@@ -138,7 +138,7 @@ it('is not drawn while it cannot be seen, and is up to date when it can', () => 
   act(() => void vi.advanceTimersByTime(3000));
   expect(drawn).not.toHaveBeenCalled();
   rerender(
-    <Frame view={at} seen>
+    <Frame view={at} visible>
       {() => <Panel />}
     </Frame>
   );
