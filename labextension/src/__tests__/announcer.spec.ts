@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 
 import contract from '../../../tests/contract/snapshot.json';
-import { Announcer, compare, newsOf } from '../announcer';
+import { Announcer, compare, newsOf } from '../panel/announcer';
 import { parseState } from '../models';
 
 beforeEach(() => void vi.useFakeTimers());

@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 
 import type { TimelineAnswer } from '../../../flyte_jupyter/widgets/timeline.js';
-import { TimelineFeed } from '../feed';
+import { TimelineFeed } from '../details/feed';
 import { FakeManager } from './fakes';
 
 const CHANGES = [

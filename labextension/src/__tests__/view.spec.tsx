@@ -8,7 +8,7 @@ import { parseState, recentOf } from '../models';
 import type { IViewProps } from '../view_context';
 import { Frame } from '../view_context';
 import type { ServerStatus } from '../tokens';
-import { Panel } from '../view';
+import { Panel } from '../panel/panel';
 import { FakeManager } from './fakes';
 
 const trans = nullTranslator.load('flyte_jupyter');

@@ -9,9 +9,9 @@ import type { LabIcon } from '@jupyterlab/ui-components';
 import type { ReadonlyPartialJSONObject } from '@lumino/coreutils';
 import { DisposableSet } from '@lumino/disposable';
 
+import { refusal } from '../labels';
 import type { Act, IPool, IReplica } from '../models';
 import { poolOf, replicaOf } from '../models';
-import { refusal } from '../labels';
 import type { IPoolManager } from '../tokens';
 import { visible } from '../words';
 

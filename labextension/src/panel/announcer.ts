@@ -3,7 +3,7 @@
  * every ten seconds, and never a countdown.
  */
 
-import type { IState } from './models';
+import type { IState } from '../models';
 
 export const QUIET_MS = 10_000;
 

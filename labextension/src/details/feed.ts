@@ -1,4 +1,4 @@
-/** A pool's last minutes, asked for once a second while somebody looks. */
+/** Loads a pool's last minutes into a timeline, once a second while it runs. */
 
 import type { IDisposable } from '@lumino/disposable';
 import { DisposableDelegate } from '@lumino/disposable';
@@ -6,8 +6,8 @@ import { Poll } from '@lumino/polling';
 import type { ISignal } from '@lumino/signaling';
 import { Signal } from '@lumino/signaling';
 
-import type { Timeline } from '../../flyte_jupyter/widgets/timeline.js';
-import type { IPoolManager } from './tokens';
+import type { Timeline } from '../../../flyte_jupyter/widgets/timeline.js';
+import type { IPoolManager } from '../tokens';
 
 const ASK_MS = 1_000;
 const MAX_ASK_MS = 15_000;
@@ -28,7 +28,7 @@ export class TimelineFeed implements IDisposable {
       auto: false,
       factory: () => this._ask(),
       frequency: { interval: ASK_MS, backoff: true, max: MAX_ASK_MS },
-      standby: 'never' // whoever has it run knows when it can be seen
+      standby: 'never' // the owner runs it only while the timeline is visible
     });
   }
 
@@ -37,12 +37,12 @@ export class TimelineFeed implements IDisposable {
     return this._changes;
   }
 
-  /** What went wrong with the last question, for people; empty if nothing did. */
+  /** The error of the last request, for people; empty if there was none. */
   get problem(): string {
     return this._problem;
   }
 
-  /** Emitted when one of these is another. */
+  /** Emitted when `changes` or `problem` has changed. */
   get changed(): ISignal<this, void> {
     return this._changed;
   }
@@ -51,7 +51,7 @@ export class TimelineFeed implements IDisposable {
     return this._poll.isDisposed;
   }
 
-  /** Ask until what this returns is disposed. */
+  /** Run until the result is disposed. */
   run(): IDisposable {
     void this._poll.start();
     return new DisposableDelegate(() => {

@@ -2,12 +2,12 @@
 
 import React from 'react';
 
-import type { IDevice, IDeviceUsage, IOwner } from './models';
-import { LinkButton } from './components/buttons';
-import { Meter } from './components/indicators';
-import { Section } from './components/section';
-import { useView } from './view_context';
-import { modelName, size, visible } from './words';
+import { LinkButton } from '../components/buttons';
+import { Meter } from '../components/indicators';
+import { Section } from '../components/section';
+import type { IDevice, IDeviceUsage, IOwner } from '../models';
+import { useView } from '../view_context';
+import { modelName, size, visible } from '../words';
 
 /** So many other processes are listed; the rest is counted. */
 const SHOWN_OTHERS = 5;

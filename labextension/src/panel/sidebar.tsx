@@ -3,10 +3,10 @@
 import type { Message } from '@lumino/messaging';
 import React from 'react';
 
-import { poolsIcon } from './icons';
-import type { IViewProps } from './view_context';
-import { PoolsWidget } from './pools_widget';
-import { Panel } from './view';
+import { poolsIcon } from '../icons';
+import { PoolsWidget } from '../pools_widget';
+import type { IViewProps } from '../view_context';
+import { Panel } from './panel';
 
 export class PoolsPanel extends PoolsWidget {
   constructor(view: () => IViewProps) {
