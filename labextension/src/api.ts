@@ -5,7 +5,7 @@ import { ServerConnection } from '@jupyterlab/services';
 
 import type { TimelineAnswer } from '../../flyte_jupyter/widgets/timeline.js';
 import type { IPeek, IState, Verb } from './models';
-import { parseState } from './models';
+import { parseState } from './parse_state';
 
 const NAMESPACE = 'flyte-jupyter';
 

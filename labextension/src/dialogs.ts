@@ -6,7 +6,7 @@ import { Widget } from '@lumino/widgets';
 
 import type { Limits } from '../../flyte_jupyter/widgets/pending_limits.js';
 import type { IPool } from './models';
-import { running } from './models';
+import { running } from './queries';
 import { visible } from './words';
 
 /** Asks whether calls that run are to be ended, too. */

@@ -12,7 +12,7 @@ import type {
   PoolState,
   ReplicaState
 } from './models';
-import { calls, deviceMemory, poolMemory } from './models';
+import { calls, deviceMemory, poolMemory } from './queries';
 import { clock, roughly, size, stateCounts, visible } from './words';
 
 /** The server's reason to refuse this user an act; empty if it is allowed, or if nothing is known yet. */

@@ -12,8 +12,10 @@ import { Signal } from '@lumino/signaling';
 import type { IApi, IStream } from './api';
 import type { TimelineAnswer } from '../../flyte_jupyter/widgets/timeline.js';
 import { PendingLimits } from '../../flyte_jupyter/widgets/pending_limits.js';
-import type { IPeek, IRecent, IState, Verb } from './models';
-import { ended, recentOf, withLimits } from './models';
+import type { IPeek, IState, Verb } from './models';
+import type { IRecent } from './recent';
+import { withLimits } from './queries';
+import { ended, recentOf } from './recent';
 import type { IPoolManager, ServerStatus } from './tokens';
 
 /** How often is asked without a web socket, and how long at most between two questions nobody answers. */

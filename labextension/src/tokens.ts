@@ -5,7 +5,8 @@ import type { IDisposable } from '@lumino/disposable';
 import type { ISignal } from '@lumino/signaling';
 
 import type { TimelineAnswer } from '../../flyte_jupyter/widgets/timeline.js';
-import type { IPeek, IRecent, IState, Verb } from './models';
+import type { IPeek, IState, Verb } from './models';
+import type { IRecent } from './recent';
 
 /**
  * The panel's connection to the Jupyter server: `connecting` for the first time or again, `live` over the web socket,

@@ -183,6 +183,12 @@ def test_every_command_in_a_menu_exists() -> None:
     assert [command for command in context | main if f"'{command}'" not in source] == []
 
 
+def test_no_file_of_the_panel_has_more_than_300_lines() -> None:
+    files = [*(NPM / "src").rglob("*.ts"), *(NPM / "src").rglob("*.tsx")]
+    lines = {path.name: sum(map(bool, map(str.strip, path.read_text().splitlines()))) for path in files}
+    assert {name: count for name, count in lines.items() if count > 300} == {}
+
+
 def test_the_panel_is_built_again_exactly_when_a_source_changes(hook: ModuleType, tmp_path: Path) -> None:
     panel = tmp_path / "labextension"
     panel.mkdir()

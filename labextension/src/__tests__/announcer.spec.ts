@@ -2,7 +2,7 @@ import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 
 import contract from '../../../tests/contract/snapshot.json';
 import { Announcer, compare, newsOf } from '../panel/announcer';
-import { parseState } from '../models';
+import { parseState } from '../parse_state';
 
 beforeEach(() => void vi.useFakeTimers());
 afterEach(() => void vi.useRealTimers());

@@ -5,7 +5,8 @@ import { Signal } from '@lumino/signaling';
 import { vi } from 'vitest';
 
 import type { TimelineAnswer } from '../../../flyte_jupyter/widgets/timeline.js';
-import type { IPeek, IRecent, IState } from '../models';
+import type { IPeek, IState } from '../models';
+import type { IRecent } from '../recent';
 import type { IPoolManager, ServerStatus } from '../tokens';
 
 export class FakeManager implements IPoolManager {

@@ -3,7 +3,8 @@ import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import contract from '../../../tests/contract/snapshot.json';
 import type { IApi, IStreamListener } from '../api';
 import type { IState } from '../models';
-import { parseState, poolOf } from '../models';
+import { parseState } from '../parse_state';
+import { poolOf } from '../queries';
 import { PoolManager } from '../manager';
 
 const STATE = parseState(contract);

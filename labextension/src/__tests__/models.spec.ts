@@ -17,18 +17,9 @@ import type {
   ISnapshot,
   IUsage
 } from '../models';
-import {
-  deviceMemory,
-  ended,
-  NotAState,
-  parseState,
-  poolEnd,
-  poolMemory,
-  recentOf,
-  replicaOf,
-  running,
-  stepped
-} from '../models';
+import { NotAState, parseState } from '../parse_state';
+import { deviceMemory, poolEnd, poolMemory, replicaOf, running, stepped } from '../queries';
+import { ended, recentOf } from '../recent';
 
 const state = parseState(contract);
 const [gpu, asr] = state.snapshot?.pools ?? [];

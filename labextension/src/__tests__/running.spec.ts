@@ -3,7 +3,7 @@ import { CommandRegistry } from '@lumino/commands';
 import { expect, it } from 'vitest';
 
 import contract from '../../../tests/contract/snapshot.json';
-import { parseState } from '../models';
+import { parseState } from '../parse_state';
 import { RunningPools } from '../running';
 import { FakeManager } from './fakes';
 

@@ -4,7 +4,8 @@ import React from 'react';
 import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 
 import contract from '../../../tests/contract/snapshot.json';
-import { parseState, recentOf } from '../models';
+import { parseState } from '../parse_state';
+import { recentOf } from '../recent';
 import type { IViewProps } from '../view_context';
 import { Frame } from '../view_context';
 import type { ServerStatus } from '../tokens';

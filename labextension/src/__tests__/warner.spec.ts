@@ -5,7 +5,7 @@ import { afterEach, beforeEach, expect, it, vi } from 'vitest';
 
 import contract from '../../../tests/contract/snapshot.json';
 import type { IState } from '../models';
-import { parseState } from '../models';
+import { parseState } from '../parse_state';
 import { Warner } from '../warner';
 import { FakeManager } from './fakes';
 

@@ -11,7 +11,7 @@ import { DisposableSet } from '@lumino/disposable';
 
 import { refusal } from '../labels';
 import type { Act, IPool, IReplica } from '../models';
-import { poolOf, replicaOf } from '../models';
+import { poolOf, replicaOf } from '../queries';
 import type { IPoolManager } from '../tokens';
 import { visible } from '../words';
 

@@ -7,7 +7,7 @@ import { consoleIcon, copyIcon, notebookIcon } from '@jupyterlab/ui-components';
 import { openConsole, openNotebook } from '../attach';
 import { forceBox } from '../dialogs';
 import type { IReplica } from '../models';
-import { calls } from '../models';
+import { calls } from '../queries';
 import { PeekTab } from '../peek';
 import { showText, TextTab } from '../text_tab';
 import { visible } from '../words';

@@ -5,7 +5,7 @@ import React from 'react';
 
 import { waitWords } from '../labels';
 import type { ILease, IPool, IReplica } from '../models';
-import { calls } from '../models';
+import { calls } from '../queries';
 import { useNow, useRefusal, useView } from '../view_context';
 import { clock, visible } from '../words';
 import { IconButton } from './buttons';

@@ -3,7 +3,7 @@
 import React from 'react';
 
 import type { IPool } from '../models';
-import { poolOf, stepped } from '../models';
+import { poolOf, stepped } from '../queries';
 import { useRefusal, useView } from '../view_context';
 import { duration, visible } from '../words';
 import { Button, TextButton } from './buttons';

@@ -3,7 +3,7 @@
 import React from 'react';
 
 import type { IPool } from '../models';
-import { poolEnd } from '../models';
+import { poolEnd } from '../queries';
 import { useNow, useView } from '../view_context';
 import { clock } from '../words';
 

@@ -8,7 +8,7 @@ import { Meter, StateMark } from '../components/indicators';
 import { PreloadLine } from '../components/preload_line';
 import { devicesOf, memoryOf, remarksOf, sinceOf, stateWord } from '../labels';
 import type { IPool, IReplica } from '../models';
-import { calls, deviceMemory } from '../models';
+import { calls, deviceMemory } from '../queries';
 import { useNow, useView } from '../view_context';
 import { age, clock, visible } from '../words';
 

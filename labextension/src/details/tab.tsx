@@ -7,7 +7,7 @@ import React from 'react';
 import { Timeline } from '../../../flyte_jupyter/widgets/timeline.js';
 import { TextButton } from '../components/buttons';
 import { poolsIcon } from '../icons';
-import { poolOf } from '../models';
+import { poolOf } from '../queries';
 import { PoolsWidget } from '../pools_widget';
 import type { IViewProps } from '../view_context';
 import { isStale, useView } from '../view_context';

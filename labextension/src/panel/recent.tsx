@@ -4,7 +4,7 @@ import React from 'react';
 
 import { Section } from '../components/section';
 import { outcomeWord } from '../labels';
-import type { IRecent } from '../models';
+import type { IRecent } from '../recent';
 import { useView } from '../view_context';
 import { duration, visible } from '../words';
 
