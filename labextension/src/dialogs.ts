@@ -1,4 +1,4 @@
-/** What is asked before something happens. */
+/** The dialogs before a pool or replica is changed. */
 
 import { Dialog, InputDialog, showDialog } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';
@@ -9,7 +9,7 @@ import type { IPool } from './models';
 import { running } from './queries';
 import { visible } from './words';
 
-/** Asks whether calls that run are to be ended, too. */
+/** The check box that ends running calls, too. */
 export function forceBox(count: number, trans: TranslationBundle): Dialog.ICheckbox {
   return {
     label: trans._n(
@@ -23,7 +23,7 @@ export function forceBox(count: number, trans: TranslationBundle): Dialog.ICheck
   };
 }
 
-/** Ask before pools go; whether running calls are ended too, or null for "no". */
+/** Ask before pools stop. Returns whether running calls end too, or null for "no". */
 export async function confirmStop(
   pools: readonly IPool[],
   trans: TranslationBundle
@@ -43,7 +43,7 @@ export async function confirmStop(
   return button.accept ? isChecked === true : null;
 }
 
-/** What is lost with so many replicas. */
+/** The consequence of stopping so many replicas. */
 export function stopText(replicas: number, trans: TranslationBundle): string {
   return trans._n(
     '%1 warm replica stops and loses what it has loaded. The next call starts the pool again.',

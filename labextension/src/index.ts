@@ -28,7 +28,7 @@ import { whileVisible } from './while_visible';
 
 export { IPoolManager };
 
-/** How JupyterLab calls its panel of what runs. */
+/** The id of JupyterLab's panel of running kernels. */
 const RUNNING_PANEL = 'jp-running-sessions';
 
 const pools: JupyterFrontEndPlugin<IPoolManager> = {
@@ -120,7 +120,7 @@ const panel: JupyterFrontEndPlugin<void> = {
   }
 };
 
-/** Whoever opened a menu by a button of ours, or with the keyboard on one, is there again when it closes. */
+/** Give the focus back when a menu closes that was opened by one of our buttons, or by the keyboard on one. */
 function returnFocus(menu: Menu): void {
   let from: HTMLElement | null = null;
   document.addEventListener(

@@ -1,4 +1,4 @@
-/** A look into a replica, in a tab, with a field for expressions that are evaluated there. */
+/** The tab with a look into a replica, and a field for expressions that the replica evaluates. */
 
 import type { TranslationBundle } from '@jupyterlab/translation';
 import { UUID } from '@lumino/coreutils';

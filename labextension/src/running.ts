@@ -74,7 +74,7 @@ export class RunningPools implements IRunningSessions.IManager, IDisposable {
     Signal.clearData(this);
   }
 
-  /** Why whoever looks may stop none; empty if they may. */
+  /** The server's reason to refuse this user to stop pools; empty if it is allowed. */
   private get _refused(): string {
     return refusal(this._manager.state, 'change');
   }

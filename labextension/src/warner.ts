@@ -1,4 +1,4 @@
-/** Says shortly before it happens that a pool which somebody uses goes away, with a button that keeps it. */
+/** Warns shortly before a pool in use stops for being idle, with a button that keeps it. */
 
 import { Notification } from '@jupyterlab/apputils';
 import type { TranslationBundle } from '@jupyterlab/translation';

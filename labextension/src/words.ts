@@ -1,4 +1,4 @@
-/** Numbers and names as people read them, as the card writes them, too; and source code for cells. */
+/** Numbers and names as people read them, shared with the card; and source code for cells. */
 
 export {
   age,

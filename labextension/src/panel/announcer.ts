@@ -43,7 +43,7 @@ export function compare(
     );
 }
 
-/** Says the newest text, with a pause of at least `QUIET_MS` after each. */
+/** Announces the newest text, with a pause of at least `QUIET_MS` after each. */
 export class Announcer {
   /** @param say - Shows a text in the live region. */
   constructor(say: (text: string) => void) {

@@ -23,7 +23,7 @@ export class PoolsPanel extends PoolsWidget {
     return <Panel />;
   }
 
-  /** The first button, for whoever opens the panel by keyboard. */
+  /** Focus the first button, for users of the keyboard. */
   protected onActivateRequest(message: Message): void {
     super.onActivateRequest(message);
     this.node.querySelector<HTMLElement>('button')?.focus();
