@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from . import errors, runtime
 from .core.cells import PEEK
+from .core.format import duration, size, visible
 from .core.snapshot import ReplicaView
-from .core.words import duration, size, visible
 
 ANSWER_S: Final = 2.0
 """How long the replica may take; a GIL that is held for longer is what somebody wants to know of."""

@@ -22,12 +22,13 @@ README = (ROOT / "README.md").read_text("utf-8")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
 # Public modules whose examples need no broker.
 MODULES = (
-    "client.arguments",
+    "core.arguments",
     "client.environment",
     "client.task",
     "client.handle",
     "client.image",
     "core.policy",
+    "core.format",
     "core.resources",
     "errors",
     "loader",

@@ -43,10 +43,10 @@ FLYTE = [
 # Each with the whole text: what, then the notes: why, what to do.
 OURS = [
     (
-        errors.BrokerGone(stopped_s=120, cause="exit 137: out of memory", replicas=(0, 1)),
+        errors.BrokerGone(cause="exit 137: out of memory", replicas=(0, 1)),
         [
-            "FJ101 The pool service is not running.",
-            "It stopped 2 min ago (exit 137: out of memory). Your replicas 0 and 1 are still alive.",
+            "FJ101 The broker is not running.",
+            "It stopped (exit 137: out of memory). Your replicas 0 and 1 are still alive.",
             "Call the task again: that starts it; they will be adopted, nothing has to be loaded again."
             " `flyte-jupyter doctor` checks the rest.",
         ],
@@ -64,7 +64,7 @@ OURS = [
     (
         errors.NoSuchReplica("gpu[1]", {"gpu": "1 ready"}),
         [
-            "FJ106 There is no warm kernel gpu[1].",
+            "FJ106 There is no replica gpu[1].",
             "Existing pools: gpu (1 ready).",
             "Call one of its tasks, or run `flyte-jupyter warm gpu`, then try again.",
         ],
@@ -130,10 +130,10 @@ OURS = [
         ],
     ),
     (
-        errors.ReplicaDied("gpu.infer", "gpu[0]", signal=9, loading_s=40, hint="likely the OOM killer"),
+        errors.ReplicaDied("gpu.infer", "gpu[0]", signal=9, hint="likely the OOM killer"),
         [
             "FJ502 Replica gpu[0] died while running gpu.infer (signal 9, likely the OOM killer).",
-            "Output up to that moment is above. A replacement is loading (about 40 s). The task was not"
+            "Output up to that moment is above. A replacement is loading. The task was not"
             " repeated, because it may have had side effects.",
             "Run it again when ready, or add `retries=1` to the task.",
         ],

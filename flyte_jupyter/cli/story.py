@@ -7,6 +7,7 @@ import time
 from typing import Final
 
 from ..client import text
+from ..core.format import measured
 from ..core.timeline import SpanView, TimelineView
 from .conversation import one_pool
 from .terminal import OK, say, say_json
@@ -51,16 +52,10 @@ def _events(told: TimelineView) -> list[tuple[float, str]]:
 
 def _line(span: SpanView, names: dict[str, str], now: float) -> str:
     where = "queue" if span.kind == "waiting" else names.get(span.replica or "", "a replica that is gone")
-    long = _duration((now if span.ended is None else span.ended) - span.began)
+    long = measured((now if span.ended is None else span.ended) - span.began)
     who = f"{span.task} ({span.client})" if span.client else ""
     what = span.kind if span.ended is None else DID.get(span.kind, span.outcome or "")
     if span.ended is not None and span.kind != "running" and span.outcome != "succeeded":
         what = f"{what}, {span.outcome}"
     calls = f" in {span.calls} calls" if span.calls > 1 else ""
     return " ".join(filter(None, (f"{where}:", who, what, f"{long}{calls}")))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    return f"{seconds:.1f} s" if seconds < 10 else text.duration(seconds)

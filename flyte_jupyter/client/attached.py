@@ -11,9 +11,9 @@ from typing import Final
 
 from .. import errors
 from ..core import protocol as p
+from ..core.arguments import parse_replica
 from ..core.snapshot import PoolView, ReplicaView, Snapshot
 from . import text
-from .arguments import parse_replica
 from .broker import Connection
 from .identity import describe_client, process_token
 from .leases import Channel, explain_refusal
@@ -54,7 +54,8 @@ def find_replica(
         if (replica.warm or replica.state in others) and number in (None, replica.index)
     ]
     if not found:
-        raise errors.NoSuchReplica(wanted, states)
+        existing = [replica.index for view in pools for replica in view.replicas if replica.warm]
+        raise errors.NoSuchReplica(wanted, states, existing)
 
     def rank(each: tuple[PoolView, ReplicaView]) -> tuple[bool, bool, float, bool, bool, float]:
         view, replica = each

@@ -23,6 +23,7 @@ from .. import errors
 from ..core import failure, payload
 from ..core.cells import CellReply, CellRequest, Scope
 from ..core.definitions import ImportDefinition, SourceDefinition, ValueDefinition
+from ..core.format import last_line
 from ..core.frames import Buffer, Frame, Status
 from ..core.policy import SINGLE_USE_SCALING, RetryStrategy, Timeout
 from ..core.snapshot import PoolView
@@ -573,7 +574,7 @@ def waiting_line(pool: PoolHandle, snapped: p.Snapped, name: str) -> str:
             since = text.countdown(now - lease.since)
             words.append(f"{replica.name} {replica.state} {since} ({lease.task}, {lease.client})")
     if view.failure is not None and view.failure.cause.strip():
-        words.append(f"last start failed: {view.failure.cause.strip().splitlines()[-1]}")
+        words.append(f"last start failed: {last_line(view.failure.cause)}")
     if view.waits_for:
         words.append(f"waits for {view.waits_for}")
     said = " · ".join([word for word in words if word][:4])

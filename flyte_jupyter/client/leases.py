@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from .. import errors
 from ..core import protocol as p
 from ..core.context import current
+from ..core.format import last_line
 from ..core.frames import FIRST_CALL, Buffer, FrameReader, Kind, encode
 from ..memory import Exchange, exchange_pair
 from ..runtime import peer_uid
@@ -457,10 +458,10 @@ def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
                 held[holder] = f"{held[holder]} and {device}" if holder in held else device
             return errors.NoRoom.gpus(pool, int(detail["wanted"]), int(detail["total"]), held)
         case "pool-failed":
-            cause = detail.get("cause", "").strip() or "unknown"
+            cause = detail.get("cause", "").strip()
             return errors.PoolFailed(
                 pool,
-                cause.splitlines()[-1],
+                last_line(cause),
                 detail.get("replica"),
                 traceback=cause,
                 preload=detail.get("state") != "starting",

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from ..core import words
+from ..core import format as written
 from ..core.protocol import ZygoteView
 from ..core.snapshot import (
     ClientView,
@@ -33,20 +33,8 @@ _HEAD: Final = ("#", "state", "GPU", "task", "age", "pid")
 _OWNERS: Final = {"replica": "replicas", "notebook": "other notebooks", "process": "other processes"}
 NOTHING_USED: Final = Usage()
 
-
-visible, countdown, duration, size = words.visible, words.countdown, words.duration, words.size
-
-
-def roughly(seconds: float) -> str:
-    """An estimate, for people.
-
-    Example:
-        >>> roughly(0.3), roughly(42), roughly(130), roughly(9000)
-        ('1 s', '42 s', '2 min', '2.5 h')
-    """
-    if seconds < 99.5:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+visible, countdown, duration, size = written.visible, written.countdown, written.duration, written.size
+roughly = written.roughly
 
 
 def cold_starts(view: PoolView) -> str:

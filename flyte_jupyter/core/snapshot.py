@@ -11,7 +11,9 @@ from heapq import nsmallest
 from itertools import islice
 from typing import Literal
 
+from .. import errors
 from . import forecast
+from .format import last_line
 from .inventory import Device, Inventory
 from .pool import Client, Lease, Pool, Replica
 from .spec import DeviceRequest, Frozen, Scaling
@@ -96,6 +98,10 @@ class FailureView(Frozen):
     attempts: int
     retry_at: float | None
 
+    def error(self, pool: str) -> errors.PoolFailed:
+        """The same, for the one who waits for the pool of that name."""
+        return errors.PoolFailed(pool, last_line(self.cause), self.replica, traceback=self.cause.strip())
+
 
 class PoolView(Frozen):
     """One environment.
@@ -125,6 +131,18 @@ class PoolView(Frozen):
     calls: int
     cold_starts_avoided: int
     cold_start_s: float | None
+
+    def replica_at(self, index: int) -> ReplicaView:
+        """The replica of that number, as 0 of "gpu[0]".
+
+        Raises:
+            NoSuchReplica: There is none, or it is stopping.
+        """
+        there = [each for each in self.replicas if each.state != "stopping"]
+        for replica in there:
+            if replica.index == index:
+                return replica
+        raise errors.NoSuchReplica(f"{self.name}[{index}]", existing=[each.index for each in there])
 
 
 class DeviceView(Frozen):

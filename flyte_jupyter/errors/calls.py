@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .flyte import ActionAbortedError, RuntimeSystemError, RuntimeUserError
-from .ours import PoolError, duration
+from .ours import PoolError
 
 
 class ReplicaDied(PoolError, RuntimeSystemError):
@@ -17,7 +17,6 @@ class ReplicaDied(PoolError, RuntimeSystemError):
         attempt: Which attempt it was, from 0.
         log_tail: The last lines of the replica's log.
         hint: What likely happened, for people.
-        loading_s: Roughly how many seconds the replacement needs.
         retries: What to advise: `retries=` on the task, unless it has some already.
     """
 
@@ -33,7 +32,6 @@ class ReplicaDied(PoolError, RuntimeSystemError):
         attempt: int = 0,
         log_tail: str = "",
         hint: str | None = None,
-        loading_s: float | None = None,
         retries: int = 1,
     ) -> None:
         how = (
@@ -43,11 +41,10 @@ class ReplicaDied(PoolError, RuntimeSystemError):
             if exit_code is None
             else f"exit code {exit_code}"
         )
-        about = "" if loading_s is None else f" (about {duration(loading_s)})"
         self._explain(
             "system",
             f"Replica {replica} died while running {task} ({how}{f', {hint}' if hint else ''}).",
-            f"Output up to that moment is above. A replacement is loading{about}."
+            "Output up to that moment is above. A replacement is loading."
             " The task was not repeated, because it may have had side effects.",
             f"Run it again when ready, or add `retries={retries}` to the task.",
             f"Last lines of its log:\n{log_tail.rstrip()}" if log_tail else None,

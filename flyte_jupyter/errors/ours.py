@@ -23,12 +23,6 @@ class PoolError(BaseRuntimeError):
         with_notes(self, *notes)
 
 
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
-
-
 def listed(names: Sequence[str | int]) -> str:
     words = [str(name) for name in names]
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]

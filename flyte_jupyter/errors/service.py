@@ -7,37 +7,31 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from .flyte import RuntimeSystemError, RuntimeUserError
-from .ours import PoolError, duration, listed, sentence
+from .ours import PoolError, listed, sentence
 
 
 class BrokerGone(PoolError, RuntimeSystemError):
     """The broker stopped while it was needed.
 
     Args:
-        stopped_s: Seconds since it stopped.
         cause: How it ended, for people: `"exit 137: out of memory"`.
         replicas: Its replicas that are still alive; a new broker adopts them.
     """
 
     fj_code = "FJ101"
 
-    def __init__(
-        self, stopped_s: float | None = None, cause: str | None = None, replicas: Sequence[str | int] = ()
-    ) -> None:
-        why = [] if stopped_s is None else [f"It stopped {duration(stopped_s)} ago"]
-        if cause:
-            why = [f"{why[0] if why else 'It stopped'} ({cause})"]
+    def __init__(self, cause: str | None = None, replicas: Sequence[str | int] = ()) -> None:
+        why = [f"It stopped ({cause})"] if cause else []
         if replicas:
             noun = "replica" if len(replicas) == 1 else "replicas"
             why.append(f"Your {noun} {listed(replicas)} {'is' if len(replicas) == 1 else 'are'} still alive")
         adopted = "; they will be adopted, nothing has to be loaded again" if replicas else ""
         self._explain(
             "system",
-            "The pool service is not running.",
+            "The broker is not running.",
             ". ".join(why) + "." if why else None,
             f"Call the task again: that starts it{adopted}. `flyte-jupyter doctor` checks the rest.",
         )
-        self.stopped_s = stopped_s
         self.cause = cause
         self.replicas = tuple(replicas)
 
@@ -115,27 +109,36 @@ class NoSuchPool(PoolError, RuntimeUserError):
         self.pools = known
 
 
-class NoSuchReplica(PoolError, RuntimeUserError):
-    """A warm kernel was asked for, to look into it or to attach to it, and there is none.
+class NoSuchReplica(PoolError, RuntimeUserError, LookupError):
+    """A replica was asked for, to look into it, to attach to it or to give it an order, and there is none.
 
     Args:
         wanted: What was asked for: `"gpu[1]"`, `"gpu"`, or `""` for any.
         pools: Every pool there is, and its state, as in `NoSuchPool`.
+        existing: The numbers of the replicas that the pool has, if that is known.
     """
 
     fj_code = "FJ106"
 
-    def __init__(self, wanted: str, pools: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, wanted: str, pools: Mapping[str, str] | None = None, existing: Sequence[int] | None = None
+    ) -> None:
         listed = ", ".join(f"{name} ({state})" for name, state in (pools or {}).items())
-        pool = wanted.partition("[")[0] or next(iter(pools or {}), "POOL")
+        name, _, number = wanted.removesuffix("]").partition("[")
+        pool = name or next(iter(pools or {}), "POOL")
+        if existing is None or not number:
+            what = f"There is no replica {wanted}." if wanted else "There is no replica."
+        else:
+            what = f'The pool "{name}" has no replica {number} (existing: {", ".join(map(str, existing)) or "none"}).'
         self._explain(
             "user",
-            f"There is no warm kernel {wanted}." if wanted else "There is no warm kernel.",
-            f"Existing pools: {listed}." if listed else "No pool exists yet.",
+            what,
+            f"Existing pools: {listed}." if listed else None if existing else "No pool exists yet.",
             f"Call one of its tasks, or run `flyte-jupyter warm {pool}`, then try again.",
         )
         self.wanted = wanted
         self.pools = dict(pools or {})
+        self.existing = None if existing is None else tuple(existing)
 
 
 class VersionMismatch(PoolError, RuntimeSystemError):
@@ -144,7 +147,7 @@ class VersionMismatch(PoolError, RuntimeSystemError):
     Args:
         kernel: The version in this process.
         other: The version at the other end.
-        where: What is at the other end: `"server"` (the Jupyter server) or `"broker"` (the pool service).
+        where: What is at the other end: `"server"` (the Jupyter server) or `"broker"`.
     """
 
     fj_code = "FJ103"
@@ -162,10 +165,9 @@ class VersionMismatch(PoolError, RuntimeSystemError):
             )
         else:
             what = (
-                "This notebook and the pool service use different flyte_jupyter versions"
-                f" (kernel {kernel}, service {other})."
+                f"This notebook and the broker use different flyte_jupyter versions (kernel {kernel}, broker {other})."
             )
-            why = "The service was started by another version, and the two do not understand each other."
+            why = "The broker was started by another version, and the two do not understand each other."
             do = (
                 "Stop it with `flyte-jupyter stop` (its replicas go too); the next call starts"
                 f" version {kernel}. Or install {other} in this notebook's environment."

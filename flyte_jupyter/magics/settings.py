@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final, cast, get_args
 
 from ..client import text
-from ..client.arguments import parse_duration, parse_size
 from ..client.outputs import LIMIT_BYTES
+from ..core.arguments import parse_duration, parse_size
 from ..core.cells import Scope
 
 FILE: Final = "flyte_jupyter.toml"

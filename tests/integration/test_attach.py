@@ -204,7 +204,7 @@ def test_without_a_warm_kernel_the_first_cell_says_so(own_broker: OwnBroker) -> 
     with front_end(wanted="", FLYTE_JUPYTER_RUNTIME_DIR=str(own_broker.folder)) as console:
         ran = console.run("1 + 1")
         assert ran.status == "error"
-        assert "FJ106 There is no warm kernel." in ran.error
+        assert "FJ106 There is no replica." in ran.error
         assert "flyte-jupyter warm" in ran.error
 
 
@@ -223,7 +223,7 @@ def test_a_broker_that_dies_takes_the_names_along_and_the_next_cell_finds_its_su
             os.kill(own_broker.pid, signal.SIGKILL)
             said = console.reply(asked)["evalue"]
         assert said.startswith("short-lived[0] ended: the broker ended. Its names are gone")
-        assert "FJ106 There is no warm kernel short-lived." in console.run("1").error
+        assert "FJ106 There is no replica short-lived." in console.run("1").error
         own_broker.start(owner, name="second")
         own_broker.wait_said("second")
         assert console.run("1").result == "1"
@@ -235,7 +235,7 @@ def test_an_unknown_pool_or_replica_is_named() -> None:
         assert 'FJ102 There is no pool named "atached".' in error
         assert "Did you mean `attached`?" in error
     with front_end(wanted="attached[7]") as console:
-        assert "FJ106 There is no warm kernel attached[7]." in console.run("1").error
+        assert 'FJ106 The pool "attached" has no replica 7 (existing: 0).' in console.run("1").error
 
 
 @pytest.mark.parametrize("name", ["attached", "attached[0]", "flyte-attach/attached[0]/0123abcd"])
@@ -248,8 +248,8 @@ def test_a_console_names_its_target_in_its_session(name: str, tmp_path: Path) ->
 def test_a_target_that_is_not_there_is_the_error_of_the_first_cell() -> None:
     for name, error in (
         ("flyte-attach/gone/0123abcd", 'FJ102 There is no pool named "gone".'),
-        ("flyte-attach/attached[7]/0123abcd", "FJ106 There is no warm kernel attached[7]."),
-        ("attached[7]", "FJ106 There is no warm kernel attached[7]."),
+        ("flyte-attach/attached[7]/0123abcd", 'FJ106 The pool "attached" has no replica 7 (existing: 0).'),
+        ("attached[7]", 'FJ106 The pool "attached" has no replica 7 (existing: 0).'),
         ("flyte-attach/attached[/0123abcd", "'attached[' is not NAME or NAME[1]"),
     ):
         with front_end(wanted="", JPY_SESSION_NAME=f"/notebooks/{name}") as console:

@@ -171,7 +171,7 @@ def test_a_stopped_pool_ends_it_by_force_and_says_what_to_do() -> None:
         assert statuses(front_end, until="restarting")
         ran = front_end.run("mine")
         assert ran.status == "error"
-        assert "FJ106 There is no warm kernel mortal." in ran.error
+        assert "FJ106 There is no replica mortal." in ran.error
         assert "flyte-jupyter warm mortal" in ran.error
         flyte.pool(pool).warm(timeout=START_S)
         assert "mine" in front_end.run("mine").error

@@ -173,7 +173,7 @@ def test_two_protocol_versions_refuse_each_other_by_name(
     with pytest.raises(errors.VersionMismatch) as caught, own_broker.connected():
         pass
     text = "\n".join([str(caught.value), *caught.value.__notes__])
-    assert "the pool service use different flyte_jupyter versions" in text
+    assert "the broker use different flyte_jupyter versions" in text
     assert "flyte-jupyter stop" in text
     monkeypatch.undo()
     assert own_broker.snapshot().pools[0].name == "one"

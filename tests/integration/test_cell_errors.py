@@ -232,7 +232,7 @@ def test_a_pool_that_somebody_stops(notebook: Notebook, tmp_path_factory: pytest
     assert_reads(notebook.wait(asked), "PoolStopped", r'FJ302 The pool "wrong" was stopped\.', r"Somebody stopped it: ")
 
 
-# --- the service itself
+# --- the broker itself
 
 
 @pytest.fixture
@@ -257,9 +257,7 @@ def test_the_service_ends_under_a_cell(apart: Notebook, own_broker: OwnBroker) -
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not alive(pid), START_S)
     cell = apart.wait(asked)
-    assert re.search(
-        r"FJ101 The pool service is not running\.\n(.*\n)?Call the task again: that starts it", cell.traceback
-    )
+    assert re.search(r"FJ101 The broker is not running\.\n(.*\n)?Call the task again: that starts it", cell.traceback)
     assert apart.run("%%flyte_task apart --quiet\n6 * 7").value == 42
 
 
@@ -269,5 +267,5 @@ def test_the_service_is_of_another_version(apart: Notebook) -> None:
     apart.restart(older)
     cell = apart.run("%flyte_pool create apart\n%flyte_task apart -- 1")
     assert cell.error == "VersionMismatch"
-    assert "FJ103 This notebook and the pool service use different flyte_jupyter versions" in cell.traceback
+    assert "FJ103 This notebook and the broker use different flyte_jupyter versions" in cell.traceback
     assert "`flyte-jupyter stop`" in cell.traceback

@@ -1,4 +1,4 @@
-"""Times, sizes and other people's texts as every view writes them."""
+"""Times, sizes and other people's texts as every view writes them; `arguments` reads what people write."""
 
 from __future__ import annotations
 
@@ -56,6 +56,41 @@ def duration(seconds: float) -> str:
     if left < 86400:
         return f"{left // 3600}h" + (f"{left % 3600 // 60}m" if left % 3600 >= 60 else "")
     return f"{left // 86400}d"
+
+
+def roughly(seconds: float) -> str:
+    """An estimate, for people.
+
+    Example:
+        >>> roughly(0.3), roughly(42), roughly(130), roughly(9000)
+        ('1 s', '42 s', '2 min', '2.5 h')
+    """
+    if seconds < 99.5:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def measured(seconds: float) -> str:
+    """A time that was measured, however short.
+
+    Example:
+        >>> measured(0.012), measured(3.21), measured(90)
+        ('12 ms', '3.2 s', '1m30s')
+    """
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+
+
+def last_line(traceback: str) -> str:
+    """The line that says what happened, the last one.
+
+    Example:
+        >>> last_line("Traceback:\\n  ...\\nValueError: no"), last_line("")
+        ('ValueError: no', 'unknown')
+    """
+    text = traceback.strip()
+    return text.splitlines()[-1] if text else "unknown"
 
 
 def size(count: int) -> str:
