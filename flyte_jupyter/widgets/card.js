@@ -207,7 +207,7 @@ class Card {
   }
 
   #nothing(state) {
-    const why = state.broker ? "not started" : "no service runs";
+    const why = state.broker ? "not started" : "no broker runs";
     return [
       el(
         "header",
@@ -228,7 +228,7 @@ class Card {
     const texts = [...pool.notes, pool.waits_for && `waits for ${pool.waits_for}`, state.spawned];
     return [
       this.#header(pool, at),
-      state.broker ? null : el("p", { class: "flyte-note" }, "The service is gone; this is what was known last."),
+      state.broker ? null : el("p", { class: "flyte-note" }, "The broker is gone; this is what was known last."),
       pool.replicas.length ? this.#replicas.table(state, pool, at) : null,
       this.#queue(pool, at),
       this.#controls(pool),
@@ -251,8 +251,8 @@ class Card {
           : null;
     const keep =
       pool.kept_until === null
-        ? button("keep", "Keep 2 h", "Keep this pool warm for 2 hours", () => this.#act("keep", { seconds: 7200 }))
-        : button("keep", "Stop keeping", "Let idle replicas go again", () => this.#act("keep", { seconds: 0 }));
+        ? button("keep", "Keep 2 h", "Keep idle replicas running for 2 hours", () => this.#act("keep", { seconds: 7200 }))
+        : button("keep", "Stop keeping", "Let idle replicas stop again", () => this.#act("keep", { seconds: 0 }));
     const right = el("span", { class: "flyte-timer" }, until, " ", keep);
     return el(
       "header",
@@ -307,7 +307,7 @@ class Card {
     const ask = (asking) => {
       this.#asking = asking;
       this.#draw();
-      this.#main.querySelector(`[data-key=${asking ? "sure" : "stop"}]`)?.focus();
+      this.#main.querySelector(`[data-key=${asking ? "sure" : "now"}]`)?.focus();
     };
     const stop = () => {
       ask(false);
@@ -324,14 +324,14 @@ class Card {
       el("span", {}, `max ${max}`),
       step("max+", "+", `Raise the maximum to ${max + 1}`, [min, max + 1], false),
       button("warm", "Warm now", "Start the minimum of replicas, at least one", () => this.#act("warm")),
-      button("drain", "Drain", "Stop every replica after its running tasks", () => this.#act("drain")),
+      button("stop", "Stop", "Stop every replica after its running calls", () => this.#act("stop")),
       this.#asking
         ? [
-            el("span", {}, "Running tasks fail."),
+            el("span", {}, "Running calls fail."),
             button("sure", "Stop now", "Stop every replica at once", stop, { class: "flyte-danger" }),
             button("cancel", "Cancel", "Do not stop", () => ask(false)),
           ]
-        : button("stop", "Stop…", "Stop every replica at once", () => ask(true)),
+        : button("now", "Stop now…", "Stop every replica at once", () => ask(true)),
     );
   }
 

@@ -43,7 +43,7 @@ export function stateWord(state: PoolState | ReplicaState, trans: TranslationBun
     case 'failed':
       return trans.__('failed');
     default:
-      return state; // of a newer service
+      return state; // of a newer broker
   }
 }
 
@@ -59,7 +59,7 @@ export function outcomeWord(outcome: Outcome, trans: TranslationBundle): string 
     case 'lost':
       return trans.__('lost: its replica ended');
     default:
-      return outcome ?? ''; // of a newer service
+      return outcome ?? ''; // of a newer broker
   }
 }
 

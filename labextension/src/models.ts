@@ -161,14 +161,14 @@ export interface IPeek {
 /** Acts that need permission: change pools, read logs, look into a replica, attach to one. */
 export type Act = 'change' | 'logs' | 'peek' | 'attach';
 
-export type ServiceState = 'connected' | 'no-broker' | 'version-mismatch' | 'unavailable';
+export type BrokerState = 'connected' | 'no-broker' | 'version-mismatch' | 'unavailable';
 
 export interface IState {
   now: number;
   /** The acts that the server refuses to this user, with its reasons. */
   refused: { [act in Act]?: string };
   tag: string;
-  state: ServiceState;
+  state: BrokerState;
   message: string | null;
   versions: { server: string; broker: string | null };
   broker_pid: number | null;
@@ -186,7 +186,7 @@ export type Verb =
   | { on: 'pools'; id: string; verb: 'warm'; body?: { replicas: number } }
   | { on: 'pools'; id: string; verb: 'keep'; body: { seconds: number } }
   | { on: 'pools'; id: string; verb: 'stop'; body?: { force: boolean } }
-  | { on: 'pools'; id: string; verb: 'drain' | 'restart'; body?: undefined }
+  | { on: 'pools'; id: string; verb: 'restart'; body?: undefined }
   | { on: 'replicas'; id: string; verb: 'restart'; body?: { force: boolean } }
   | { on: 'replicas'; id: string; verb: 'interrupt'; body?: undefined }
   | { on: 'leases'; id: string; verb: 'cancel'; body?: undefined };

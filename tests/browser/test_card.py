@@ -175,10 +175,10 @@ def it_is_accessible(cards: Cards) -> None:
 
 def what_cannot_be_done_is_said(cards: Cards) -> None:
     refused = {"status": 403, "json": {"message": EVIL}}
-    cards.lab.page.route("**/flyte-jupyter/pools/*/drain", lambda route: route.fulfill(**refused))
-    cards.press("Drain")
+    cards.lab.page.route("**/flyte-jupyter/pools/*/stop", lambda route: route.fulfill(**refused))
+    cards.press("Stop")
     cards.first.locator(".flyte-said").get_by_text(SHOWN).wait_for()
-    cards.lab.page.unroute("**/flyte-jupyter/pools/*/drain")
+    cards.lab.page.unroute("**/flyte-jupyter/pools/*/stop")
 
 
 def the_countdown_ticks_without_messages(cards: Cards) -> None:
@@ -199,10 +199,10 @@ def the_countdown_ticks_without_messages(cards: Cards) -> None:
 
 
 def stop_asks_first(cards: Cards) -> None:
-    cards.press("Stop…")
+    cards.press("Stop now…")
     cards.press("Cancel")
     assert cards.says("2 ready").count() == 1
-    cards.press("Stop…")
+    cards.press("Stop now…")
     cards.press("Stop now")
     cards.first.locator(".flyte-wide").wait_for(state="detached")
     assert cards.lab.page.evaluate("() => window.hacked") is None
@@ -414,10 +414,10 @@ def test_it_can_be_read_and_used_without_jupyterlab(elsewhere: Any, scheme: str)
     card.get_by_role("button", name="Actions for gpu[0]").click()
     card.get_by_role("button", name="Log").click()
     card.locator("pre").get_by_text("\\u001b[31mred").wait_for()
-    card.get_by_role("button", name="Drain").click()
+    card.get_by_role("button", name="Stop", exact=True).click()
     sent = elsewhere.evaluate("() => window.sent.map(each => each.verb)")
     # The timeline is asked for again in a while, since a second part of the card has been opened.
-    assert [verb for verb in sent if verb != "timeline"] == ["log", "drain"]
+    assert [verb for verb in sent if verb != "timeline"] == ["log", "stop"]
     assert sent[0] == "timeline"
     assert serious(elsewhere, ".flyte-card") == []
     keep_sight(card, f"card elsewhere, {scheme}")
@@ -604,13 +604,13 @@ def test_a_button_keeps_its_focus_and_a_click_when_the_state_changes(elsewhere: 
     shown = told(states.rich())
     pool = shown["pool"]
     elsewhere.evaluate(SHOW, [shown, made_up(1, 4)])
-    button = elsewhere.get_by_role("button", name="Drain")
+    button = elsewhere.get_by_role("button", name="Stop", exact=True)
     button.hover()
     elsewhere.mouse.down()
     elsewhere.evaluate("state => window.change(state)", {**shown, "pool": {**pool, "calls": 77}})
     elsewhere.get_by_text("77 calls").wait_for()
     elsewhere.mouse.up()
-    assert elsewhere.evaluate("() => window.sent.map(each => each.verb)") == ["drain"]
+    assert elsewhere.evaluate("() => window.sent.map(each => each.verb)") == ["stop"]
     elsewhere.evaluate("state => window.change(state)", {**shown, "pool": {**pool, "replicas": [], "waiting": 0}})
     elsewhere.locator(".flyte-wide").wait_for(state="detached")
-    assert elsewhere.evaluate("() => document.activeElement.textContent") == "Drain"
+    assert elsewhere.evaluate("() => document.activeElement.textContent") == "Stop"

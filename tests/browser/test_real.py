@@ -264,7 +264,7 @@ def test_a_console_on_a_replica_and_all_kernels_go_and_leave_it_warm(lab: Lab, u
     dialog = lab.page.locator(".jp-Dialog")
     dialog.wait_for()
     dialog.locator("button.jp-mod-accept").click()
-    until(lambda: "0 notebooks" in lab.panel.locator(".fj-Service").inner_text(), 20)
+    until(lambda: "0 notebooks" in lab.panel.locator(".fj-Broker").inner_text(), 20)
     until(lambda: ready(row) == 1, 20)
     assert [each["pid"] for each in replicas(lab, "survives")] == [replica["pid"]]
 
@@ -336,7 +336,7 @@ def test_who_may_only_look_is_offered_nothing_else(looking: Lab) -> None:
 
     replica = row.locator(".fj-Replica")
     opens = ["Open Console", "Open Notebook"]
-    verbs = ["Scale…", "Warm Now", "Keep…", "Restart One by One…", *opens, "Show Failure", "Drain…", "Stop…"]
+    verbs = ["Scale…", "Warm Now", "Keep…", "Restart One by One…", *opens, "Show Failure", "Stop…"]
     assert disabled(row) == verbs
     assert disabled(replica) == [*opens, "Peek", "Interrupt", "Restart Replica…"]
     lab.menu(replica, "Show Log")

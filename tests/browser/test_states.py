@@ -236,7 +236,7 @@ def test_names_with_markup_are_shown_as_text_everywhere(here: Here) -> None:
         lab.execute("application:close")
         text.wait_for(state="detached")
     fake.status = 503
-    for command in ("stop", "scale", "keep-for", "restart", "drain"):
+    for command in ("stop", "scale", "keep-for", "restart"):
         lab.execute(f"flyte-jupyter:{command}", pool=pool["key"])
         dialog = lab.dialog()
         dialog.get_by_text(SHOWN).first.wait_for()
@@ -405,7 +405,7 @@ def test_all_can_be_used_with_the_keyboard_alone(here: Here) -> None:
 
 POOL_MENU = [
     *("Insert Task Cell", "Insert Connection Code", "Details", "Scale…", "Warm Now", "Keep…", "Restart One by One…"),
-    *("Open Console", "Open Notebook", "Show Failure", "Drain…", "Stop…", "Copy ID"),
+    *("Open Console", "Open Notebook", "Show Failure", "Stop…", "Copy ID"),
 ]
 REPLICA_MENU = [
     *("Open Console", "Open Notebook", "Peek", "Interrupt", "Restart Replica…", "Show Log", "Copy ID"),
@@ -529,7 +529,7 @@ def test_axe_finds_nothing_serious(here: Here, theme: str, tmp_path: Path) -> No
             # Between its groups a menu of JupyterLab has rows that are no items.
             found += [each for each in serious(lab.page, ".lm-Menu") if each[0] != "aria-required-children"]
             lab.page.keyboard.press("Escape")
-        for command in ("stop", "scale", "keep-for", "restart", "drain", "restart-replica"):
+        for command in ("stop", "scale", "keep-for", "restart", "restart-replica"):
             lab.execute(f"flyte-jupyter:{command}", pool=states.GPU, replica="00000000")
             dialog = lab.dialog()
             found += serious(lab.page, ".jp-Dialog")
@@ -648,6 +648,6 @@ def test_a_refusal_is_shown(here: Here) -> None:
 
 def test_a_long_refusal_is_shown_to_its_end(here: Here) -> None:
     lab, fake = here
-    fake.status, fake.message = 503, "The pool service is another. " * 8 + f"Restart Jupyter {EVIL}."
+    fake.status, fake.message = 503, "The broker is another one. " * 8 + f"Restart Jupyter {EVIL}."
     lab.pool("gpu").get_by_role("button", name="Raise the minimum").click()
     lab.dialog().get_by_text(f"Restart Jupyter {SHOWN}.").wait_for()

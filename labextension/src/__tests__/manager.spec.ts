@@ -134,8 +134,8 @@ it.each([
 });
 
 it('asks for the outcome of a verb where no stream brings it', async () => {
-  await manager.act({ on: 'pools', id: 'k', verb: 'drain' });
-  expect(api.acted).toEqual([{ on: 'pools', id: 'k', verb: 'drain' }]);
+  await manager.act({ on: 'pools', id: 'k', verb: 'restart' });
+  expect(api.acted).toEqual([{ on: 'pools', id: 'k', verb: 'restart' }]);
   expect(api.asked).toEqual([null]);
   expect(changes).toBe(1);
 });
@@ -158,7 +158,7 @@ it('does nothing after its end', async () => {
   expect(asked).toHaveLength(before);
 });
 
-it('has what is over: calls as the service tells them, and what it saw go', () => {
+it('has what is over: calls as the broker reports them, and what it saw go', () => {
   manager.watch();
   const what = (): string[] => manager.recent.map(each => `${each.kind} ${each.what}`);
   api.streams[0].listener.onState(STATE);

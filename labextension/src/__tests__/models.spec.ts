@@ -266,7 +266,7 @@ describe('what is over', () => {
     expect(ended(state, { ...parseState(later), broker_pid: 1 })).toEqual([]);
     expect(ended(null, state)).toEqual([]);
   });
-  it('is what the service tells of calls, and what was seen, in order of time', () => {
+  it('is what the broker reports of calls, and what was seen, in order of time', () => {
     const seen = ended(state, parseState(later));
     const all = recentOf(state, seen, 3);
     expect(all.map(({ kind, what }) => [kind, what])).toEqual([

@@ -51,7 +51,7 @@ it.each([
   [9000, '2.5 h']
 ])('%d s is about %s', (seconds, text) => expect(roughly(seconds)).toBe(text));
 
-it('replicas are counted by state, in the order of a life; a state of a newer service comes last', () => {
+it('replicas are counted by state, in the order of a life; a state of a newer broker comes last', () => {
   const states = ['loading', 'napping', 'busy', 'ready', 'busy'];
   expect(stateCounts(states.map(state => ({ state })))).toEqual([
     ['ready', 1],

@@ -11,7 +11,6 @@ export const Commands = {
   warm: 'flyte-jupyter:warm',
   keep: 'flyte-jupyter:keep',
   keepFor: 'flyte-jupyter:keep-for',
-  drain: 'flyte-jupyter:drain',
   restart: 'flyte-jupyter:restart',
   stop: 'flyte-jupyter:stop',
   stopAll: 'flyte-jupyter:stop-all',

@@ -28,7 +28,7 @@ function addPanelCommands(builder: CommandBuilder): void {
   const { app, manager, trans, tracker } = builder.services;
   builder.add(Commands.refresh, {
     label: trans.__('Refresh Flyte Pools'),
-    caption: trans.__('Ask the service for its state now'),
+    caption: trans.__('Ask the broker for its state now'),
     icon: refreshIcon,
     execute: () => manager.refresh()
   });

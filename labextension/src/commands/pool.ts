@@ -69,7 +69,7 @@ export function addPoolVerbs(builder: CommandBuilder): void {
   builder.addForPool(Commands.scale, {
     label: trans.__('Scale…'),
     needs: 'change',
-    caption: trans.__('Change how many replicas there are at least and at most'),
+    caption: trans.__('Set the minimum and the maximum number of replicas'),
     args: ['minimum', 'maximum'],
     run: async (pool, args) => {
       const limits =
@@ -99,7 +99,7 @@ export function addPoolVerbs(builder: CommandBuilder): void {
         ? trans.__('Stop Keeping')
         : trans.__('Keep for %1', duration(keepSeconds())),
     needs: 'change',
-    caption: trans.__('No replica stops for being idle in that time'),
+    caption: trans.__('Keep idle replicas running for that time'),
     args: ['seconds'],
     run: (pool, { seconds }) => {
       const usual = pool.kept_until ? 0 : keepSeconds();
@@ -110,7 +110,7 @@ export function addPoolVerbs(builder: CommandBuilder): void {
   builder.addForPool(Commands.keepFor, {
     label: trans.__('Keep…'),
     needs: 'change',
-    caption: trans.__('Say for how long no replica stops for being idle'),
+    caption: trans.__('Keep idle replicas running for a given time'),
     run: async pool => {
       const hours = await askHours(pool, keepSeconds() / 3600, trans);
       if (hours !== null) {
@@ -138,29 +138,10 @@ export function addPoolVerbs(builder: CommandBuilder): void {
       }
     }
   });
-  builder.addForPool(Commands.drain, {
-    label: trans.__('Drain…'),
-    needs: 'change',
-    caption: trans.__('Stop every replica after the calls that run on it'),
-    needsReplicas: true,
-    run: async pool => {
-      const { button } = await showDialog({
-        title: trans.__('Drain pool %1?', visible(pool.name)),
-        body: trans.__(
-          'Each replica stops after the calls that run on it. The next call starts the pool again, and loads everything again.'
-        ),
-        buttons: [Dialog.cancelButton(), Dialog.warnButton({ label: trans.__('Drain') })],
-        defaultButton: 0
-      });
-      if (button.accept) {
-        await manager.act({ on: 'pools', id: pool.key, verb: 'drain' });
-      }
-    }
-  });
   builder.addForPool(Commands.stop, {
     label: trans.__('Stop…'),
     needs: 'change',
-    caption: trans.__('Stop all replicas of this pool'),
+    caption: trans.__('Stop every replica after its running calls, or at once'),
     icon: stopIcon,
     needsReplicas: true,
     run: async pool => {

@@ -1,4 +1,4 @@
-/** The panel's heading: title, buttons, and a line about the service. */
+/** The panel's heading: title, buttons, and a line about the broker. */
 
 import type { TranslationBundle } from '@jupyterlab/translation';
 import { addIcon, refreshIcon } from '@jupyterlab/ui-components';
@@ -31,10 +31,10 @@ export function Header(): JSX.Element {
         />
       </div>
       <p
-        className="fj-Service"
+        className="fj-Broker"
         title={state?.broker_pid ? trans.__('pid %1', state.broker_pid) : ''}
       >
-        {serviceLine(manager, trans)}
+        {brokerLine(manager, trans)}
       </p>
       {refused && (
         <p className="fj-Quiet" title={refused}>
@@ -46,11 +46,11 @@ export function Header(): JSX.Element {
   );
 }
 
-function serviceLine(manager: IPoolManager, trans: TranslationBundle): string {
+function brokerLine(manager: IPoolManager, trans: TranslationBundle): string {
   const { state, serverStatus } = manager;
   switch (serverStatus) {
     case 'absent':
-      return trans.__('service: not reached');
+      return trans.__('broker: not reached');
     case 'refused':
       return trans.__('no access');
     case 'lost':
@@ -61,13 +61,13 @@ function serviceLine(manager: IPoolManager, trans: TranslationBundle): string {
   }
   if (!state.snapshot) {
     return state.state === 'no-broker'
-      ? trans.__('service: not running')
-      : trans.__('service: no answer');
+      ? trans.__('broker: not running')
+      : trans.__('broker: no answer');
   }
   const { pools, clients } = state.snapshot;
   const notebooks = clients.filter(client => client.kind === 'notebook').length;
   const words = [
-    serverStatus === 'connecting' ? trans.__('reconnecting…') : trans.__('service: running'),
+    serverStatus === 'connecting' ? trans.__('reconnecting…') : trans.__('broker: running'),
     trans._n('%1 pool', '%1 pools', pools.length),
     trans._n('%1 notebook', '%1 notebooks', notebooks)
   ];

@@ -68,7 +68,7 @@ export function situation(props: IViewProps): IHint | null {
     case 'no-broker':
       return {
         kind: 'no-broker',
-        title: trans.__('The pool service is not running'),
+        title: trans.__('No broker runs'),
         text: trans.__('It starts by itself with the first task that a notebook calls.'),
         action: trans.__('Insert an example'),
         act: () => execute('flyte-jupyter:create-example')
@@ -78,7 +78,7 @@ export function situation(props: IViewProps): IHint | null {
         kind: 'version-mismatch',
         title: trans.__('Two versions of flyte_jupyter'),
         text: trans.__(
-          'The Jupyter server has %1, the pool service %2. Task cells work; for the panel, install the same version in both environments and restart Jupyter.',
+          'The Jupyter server has %1, the broker %2. Task cells work; for the panel, install the same version in both environments and restart Jupyter.',
           state.versions.server,
           state.versions.broker ?? '?'
         ),
@@ -89,7 +89,7 @@ export function situation(props: IViewProps): IHint | null {
     case 'unavailable':
       return {
         kind: 'unavailable',
-        title: trans.__('The pool service does not answer'),
+        title: trans.__('The broker does not answer'),
         text: state.message ?? '',
         action: trans.__('Try again'),
         act: again
