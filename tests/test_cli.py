@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from flyte_jupyter import cli, orphans, runtime
 from flyte_jupyter.cli import doctor, processes, stop
 from flyte_jupyter.client import broker
 from flyte_jupyter.client.attached import Attachment, find_replica
+from flyte_jupyter.core.verbs import POOL, REPLICA
 
 HOLDER = """
 import sys, threading
@@ -234,8 +234,23 @@ def test_a_lock_that_somebody_else_holds_is_left_alone(folder: Path, run: Run) -
     assert "not a broker of yours; nothing was ended" in err
 
 
-def test_the_examples_are_true() -> None:
-    assert doctest.testmod(cli).failed == 0
+@pytest.mark.parametrize("verb", [*POOL, *REPLICA])
+def test_every_verb_of_the_table_is_a_command(run: Run, verb: str) -> None:
+    known = POOL.get(verb) or REPLICA[verb]
+    out = " ".join(run(verb, "--help")[1].split())
+    assert known.does in out or f"{known.does[0].upper()}{known.does[1:]}" in out
+    assert all(verb.word.help in out for verb in (POOL.get(verb), REPLICA.get(verb)) if verb and verb.word)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("keep gpu[0] 2h", "keep is for a whole pool: `flyte-jupyter keep gpu`."),
+        ("restart gpu --force", "--force is for one replica: `flyte-jupyter restart 'gpu[0]' --force`."),
+    ],
+)
+def test_an_order_that_does_not_fit_its_target_says_what_does(run: Run, folder: Path, line: str, said: str) -> None:
+    assert run(*line.split()) == (2, "", f"{said}\n")
 
 
 # --- with a broker
@@ -264,7 +279,7 @@ def test_a_pool_is_shown_changed_and_stopped(run: Run, holder: subprocess.Popen[
     assert run("keep", "gpu", "2h")[1] == "gpu: 1 ready · 1 to 2 replicas · idle off in 1:59:59 (kept)\n"
     assert run("warm", "gpu", "2")[1].startswith("gpu: 2 ready · 1 to 2 replicas")
     code, _, err = run("warm", "gpu", "3")
-    assert (code, err.splitlines()[0]) == (2, "Pool gpu has at most 2 replicas.")
+    assert (code, err.splitlines()[0]) == (2, "Pool gpu has at most 2 replicas, not 3; `scale` changes that.")
     code, _, err = run("status", "gp")
     assert code == 2
     assert err.splitlines()[1] == "Existing pools: gpu (2 ready)."

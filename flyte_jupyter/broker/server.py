@@ -37,20 +37,8 @@ log = logging.getLogger(__name__)
 HANDSHAKE_S: Final = 5.0
 LAST_WORDS_S: Final = 1.0
 MAX_HELLO_BYTES: Final = 64 * 1024
-_ACTS: Final = (
-    p.Attach,
-    p.Revoke,
-    p.Warm,
-    p.Scale,
-    p.Keep,
-    p.StopPool,
-    p.RestartPool,
-    p.RestartReplica,
-    p.Interrupt,
-    p.Cancel,
-    p.Shutdown,
-)
-"""What somebody does to pools and to others' calls: the log says who, and what. None of them carries code or data."""
+_ACTS: Final = (p.Attach, p.Order, p.Shutdown)
+"""Messages that the log quotes, with their sender. None of them carries code or data."""
 UNSENT: Final = 10_000
 """Messages that a client may lag behind before it is disconnected."""
 
@@ -213,24 +201,8 @@ class _Reader:
                 engine.post(events.LeaseReleased(lease))
             case p.Declare(declaration=declaration):
                 await engine.declare(self.client, declaration)
-            case p.Revoke(lease=lease, why=why):
-                engine.post(events.LeaseRevoked(lease, why))
-            case p.Warm(pool=pool, replicas=replicas):
-                engine.post(events.PoolWarmed(pool, replicas))
-            case p.Scale(pool=pool, scaling=scaling):
-                engine.post(events.PoolScaled(pool, scaling))
-            case p.Keep(pool=pool, seconds=seconds):
-                engine.post(events.PoolKept(pool, seconds))
-            case p.StopPool(pool=pool, force=force):
-                engine.post(events.PoolStopped(pool, force))
-            case p.RestartPool(pool=pool):
-                engine.post(events.PoolRestarted(pool))
-            case p.RestartReplica(replica=replica, force=force):
-                engine.post(events.ReplicaRestarted(replica, force))
-            case p.Interrupt(replica=replica):
-                engine.post(events.ReplicaInterrupted(replica))
-            case p.Cancel(lease=lease):
-                engine.post(events.LeaseCancelled(lease))
+            case p.Order():
+                engine.post(message.event())
             case p.Watch(once=True, usage=True, question=question):
                 self.tasks.start_soon(self._measure, question)
             case p.Watch(once=once, usage=usage, question=question):

@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from .. import _version, errors, runtime
 from ..client import text
-from ..client.arguments import parse_count, parse_duration, parse_replicas
+from ..core.arguments import parse_count, parse_duration
+from ..core.verbs import POOL
 from .conversation import Closed
 from .doctor import run_doctor
 from .gpu import run_gpu
@@ -21,7 +22,14 @@ from .status import run_status
 from .stop import run_stop
 from .story import run_story
 from .terminal import FAILED, INTERRUPTED, OK, UNKNOWN
-from .verbs import run_interrupt, run_keep, run_restart, run_scale, run_warm
+from .verbs import NAMES, about, add_arguments, add_warm_arguments, example, run_verb
+
+CODES: Final = {
+    "warm": "0 ready, 1 they failed or are not ready in time, 2 no such pool, or more than its maximum",
+    "restart": "0 begun, 1 no answer, 2 no such pool or replica",
+    "interrupt": "0 told, 1 no answer, 2 no such pool or replica",
+}
+"""Of verbs that have done less, or more, than it seems when they return."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,13 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     stop = add(
         "stop",
         run_stop,
-        "stop a pool; without POOL the broker and everything it started",
+        f"{POOL['stop'].does}; without POOL the broker and everything it started",
         "flyte-jupyter stop gpu --force",
         "0 also when nothing ran, 1 it still runs, 2 no such pool",
         perhaps_a_pool,
         as_json,
     )
-    stop.add_argument("--force", "--now", action="store_true", help="do not wait for running tasks")
+    stop.add_argument("--force", "--now", action="store_true", help="do not wait for running calls, which fail")
     stop.add_argument("--timeout", type=parse_duration, default=30.0, metavar="T", help="wait for a pool's tasks (30s)")
 
     add(
@@ -143,9 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     attach = add(
         "attach",
         run_attach,
-        "open a console on a warm kernel, which stays as warm as it was",
+        "open a console on a warm replica, which stays as warm as it was",
         "flyte-jupyter attach 'gpu[1]'",
-        "0 detached, 1 the kernel ended, 2 no such pool or replica",
+        "0 detached, 1 the replica ended, 2 no such pool or replica",
         a_replica,
     )
     attach.add_argument("--shared", action="store_true", help="tasks may still run there meanwhile")
@@ -170,61 +178,13 @@ def _parser() -> argparse.ArgumentParser:
     peek.add_argument("--gpu", action="store_true", help="the GPU memory that its torch holds")
     peek.add_argument("--timeout", type=parse_duration, default=2.0, metavar="T", help="wait this long (2s)")
 
-    scale = add(
-        "scale",
-        run_scale,
-        "set how few and how many replicas a pool has; running tasks are not disturbed",
-        "flyte-jupyter scale gpu 1:4",
-        "0 done, 1 no answer, 2 no such pool",
-        a_pool,
-        as_json,
-    )
-    scale.add_argument("replicas", type=parse_replicas, metavar="MIN[:MAX]")
-
-    warm = add(
-        "warm",
-        run_warm,
-        "start replicas now, and wait until they are ready; also after a failed preload",
-        "flyte-jupyter warm gpu 2",
-        "0 ready, 1 they failed or are not ready in time, 2 no such pool, or more than its maximum",
-        a_pool,
-        as_json,
-    )
-    warm.add_argument("replicas", nargs="?", type=parse_count(1), metavar="N", help="default: the pool's minimum, or 1")
-    warm.add_argument("--no-wait", action="store_true", help="return once the first one is starting")
-    warm.add_argument("--timeout", type=parse_duration, default=600.0, metavar="T", help="wait this long (10m)")
-
-    keep = add(
-        "keep",
-        run_keep,
-        "let no replica of a pool go for being idle, for a while",
-        "flyte-jupyter keep gpu 2h",
-        "0 done, 1 no answer, 2 no such pool",
-        a_pool,
-        as_json,
-    )
-    keep.add_argument("duration", type=parse_duration, metavar="DURATION", help="30m, 2h, 1h30m; 0 ends it")
-
-    restart = add(
-        "restart",
-        run_restart,
-        "replace a pool's replicas one by one while the old ones answer, or one replica after its running task",
-        "flyte-jupyter restart 'gpu[0]'",
-        "0 begun, 1 no answer, 2 no such pool or replica",
-        as_json,
-    )
-    restart.add_argument("what", metavar="POOL|NAME[i]")
-    restart.add_argument("--force", "--now", action="store_true", help="one replica: do not wait for its running task")
-
-    interrupt = add(
-        "interrupt",
-        run_interrupt,
-        "stop what runs on a replica; it stays, with what it has loaded",
-        "flyte-jupyter interrupt 'gpu[0]'",
-        "0 told, 1 no answer, 2 no such pool or replica",
-        as_json,
-    )
-    interrupt.add_argument("what", metavar="NAME[i]")
+    for name in NAMES:
+        if name != "stop":  # which also ends the broker: above
+            codes = CODES.get(name, "0 done, 1 no answer, 2 no such pool or replica")
+            verb = add(name, run_verb, about(name), example(name), codes, as_json)
+            add_arguments(verb, name)
+            if name == "warm":
+                add_warm_arguments(verb)
 
     doctor = add(
         "doctor",

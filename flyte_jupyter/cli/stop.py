@@ -11,6 +11,7 @@ from typing import Any, Final
 from .. import errors, runtime
 from ..core import protocol as p
 from ..core.snapshot import ReplicaView
+from ..core.verbs import Stop
 from .conversation import ANSWER_S, Closed, named, talk
 from .processes import end_leftovers, is_broker, lock_holder, wait_gone
 from .terminal import FAILED, OK, complain, plural, say, say_json
@@ -34,6 +35,7 @@ def _stop_pool(options: argparse.Namespace) -> int:
                 say("No broker runs, so no pool does.")
             return OK
         found = named(options.pool, broker.snapshot().snapshot.pools)
+        order = Stop(force=options.force)
         keys = {view.key for view in found}
         replicas = [replica.name for view in found for replica in view.replicas]
         users = _users(**_in_use(replica for view in found for replica in view.replicas))
@@ -42,8 +44,8 @@ def _stop_pool(options: argparse.Namespace) -> int:
             return not any(view.replicas for view in snapped.snapshot.pools if view.key in keys)
 
         try:
-            for key in keys:
-                broker.send(p.StopPool(pool=key, force=options.force))
+            for view in found:
+                broker.send(order.message(view))
             if users and not options.force and not options.json:
                 say(f"{users} may end first; --force ends them now.")
             over = broker.until(gone, options.timeout) is not None
@@ -135,7 +137,7 @@ def _end_broker(process: Any, force: bool, stopped: dict[str, Any]) -> str:
             stopped.update(_in_use(replicas))
             if force:
                 for view in pools:
-                    broker.send(p.StopPool(pool=view.key, force=True))
+                    broker.send(Stop(force=True).message(view))
             broker.send(p.Shutdown())
             asked = True
     if asked and wait_gone(process, POLITE_S):

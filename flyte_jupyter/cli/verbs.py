@@ -1,116 +1,103 @@
-"""`scale`, `keep`, `warm`, `restart`, `interrupt`: an order to the broker, and the state in which it shows."""
+"""The verbs of `core.verbs` as commands: an order to the broker, and the state in which it shows."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import re
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
-from .. import errors
 from ..client import text
 from ..core import protocol as p
-from ..core.snapshot import PoolView, ReplicaView
+from ..core.arguments import parse_duration, parse_replica
+from ..core.snapshot import PoolView
+from ..core.verbs import POOL, REPLICA, Verbs, Warm
 from .conversation import Conversation, one_pool
-from .terminal import FAILED, OK, UNKNOWN, clock, complain, plural, pool_json, say, say_json
+from .terminal import FAILED, OK, UNKNOWN, clock, complain, pool_json, say, say_json
 
 APPLIED_S: Final = 5.0
+READY_S: Final = 600.0
+NAMES: Final = tuple(dict.fromkeys((*POOL, *REPLICA)))
 
 
-def run_scale(options: argparse.Namespace) -> int:
-    lowest, highest = options.replicas
-    with one_pool(options.pool) as (broker, view):
-        scaling = view.scaling.model_copy(update={"min_replicas": lowest, "max_replicas": highest})
-        broker.send(p.Scale(pool=view.key, scaling=scaling))
-        return _report(broker, view, options, lambda now: now.scaling == scaling)
+def about(name: str) -> str:
+    """The help of a verb: about a pool, about one of its replicas, or about either."""
+    pool, replica = POOL.get(name), REPLICA.get(name)
+    if pool is None or replica is None:
+        return next(verb.does for verb in (pool, replica) if verb is not None)
+    return f"{pool.does}; with NAME[i], {replica.does}"
 
 
-def run_keep(options: argparse.Namespace) -> int:
-    with one_pool(options.pool) as (broker, view):
-        before = view.kept_until
-        broker.send(p.Keep(pool=view.key, seconds=options.duration))
-        return _report(broker, view, options, lambda now: now.kept_until != before or not (options.duration or before))
+def example(name: str) -> str:
+    verb = POOL.get(name)
+    if verb is None or name in REPLICA:
+        return f"flyte-jupyter {name} 'gpu[0]'"
+    return f"flyte-jupyter {name} gpu{f' {verb.word.example}' if verb.word else ''}"
 
 
-def run_warm(options: argparse.Namespace) -> int:
-    with one_pool(options.pool) as (broker, view):
-        wanted = options.replicas or max(view.scaling.min_replicas, 1)
-        if wanted > view.scaling.max_replicas:
-            complain(
-                f"Pool {view.name} has at most {plural(view.scaling.max_replicas, 'replica')}.",
-                f"To raise that: `flyte-jupyter scale {view.name} {view.scaling.min_replicas}:{wanted}`.",
-            )
+def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
+    """Those that the verb has about a pool, and about a replica."""
+    there = [verb for verb in (POOL.get(name), REPLICA.get(name)) if verb is not None]
+    metavar = "POOL" if name not in REPLICA else "POOL|NAME[i]" if name in POOL else "NAME[i]"
+    parser.add_argument("target", type=parse_replica, metavar=metavar, help="a pool goes by name or key")
+    for word in (verb.word for verb in there if verb.word is not None):
+        count = "?" if word.optional else None
+        parser.add_argument("fields", type=word.fields, metavar=word.metavar, help=word.help, nargs=count)
+    if any(verb.forcible() for verb in there):
+        only = "" if all(verb.forcible() for verb in there) else "one replica: "
+        parser.add_argument(
+            "--force", "--now", action="store_true", help=f"{only}do not wait for running calls, which fail"
+        )
+    parser.set_defaults(verb=name)
+
+
+def run_verb(options: argparse.Namespace) -> int:
+    """Give the order and wait until the pool shows it."""
+    name, index = options.target
+    verbs: Verbs[Any] = POOL if index is None else REPLICA
+    order_type = verbs.get(options.verb)
+    if order_type is None:
+        complain(
+            f"{options.verb} is for a whole pool: `flyte-jupyter {options.verb} {name}`."
+            if index is not None
+            else f"Say which replica: `flyte-jupyter {options.verb} '{name}[0]'`."
+        )
+        return UNKNOWN
+    fields = dict(getattr(options, "fields", None) or {})
+    if getattr(options, "force", False):
+        if not order_type.forcible():
+            complain(f"--force is for one replica: `flyte-jupyter {options.verb} '{name}[0]' --force`.")
             return UNKNOWN
-        attempts = view.failures
-        broker.send(p.Warm(pool=view.key, replicas=wanted))
-        if options.no_wait:
-            return _report(broker, view, options, lambda now: bool(now.replicas))
-
-        def settled(now: PoolView) -> bool:
-            ready = sum(replica.warm for replica in now.replicas)
-            return ready >= wanted or (now.failures > attempts and now.failure is not None)
-
-        code = _report(broker, view, options, settled, options.timeout)
-        after = broker.snapshot().snapshot.pool(view.key)
-        if after is not None and after.failures > attempts and after.failure is not None:
-            cause = after.failure.cause.strip()
-            raise errors.PoolFailed(
-                view.name,
-                cause.splitlines()[-1] if cause else "unknown",
-                after.failure.replica,
-                traceback=cause,
-            )
-        return code
-
-
-def run_restart(options: argparse.Namespace) -> int:
-    name, index = _parted(options.what)
-    if index is not None:
-        with _replica(name, index) as (broker, view, replica):
-            broker.send(p.RestartReplica(replica=replica.id, force=options.force))
-            return _report(broker, view, options, lambda now: _stays(now, {replica.id}) == set())
-    if options.force:
-        complain(f"--force is for one replica: `flyte-jupyter restart '{name}[0]' --force`.")
-        return UNKNOWN
+        fields["force"] = True
     with one_pool(name) as (broker, view):
-        before = {replica.id for replica in view.replicas}
-        broker.send(p.RestartPool(pool=view.key))
-        return _report(broker, view, options, lambda now: _stays(now, before) == set())
+        target = view if index is None else view.replica_at(index)
+        try:
+            order = order_type.of(**fields)
+            message = order.message(target)
+        except ValueError as problem:
+            complain(str(problem))
+            return UNKNOWN
+        broker.send(message)
+        if isinstance(order, Warm) and not options.no_wait:
+            return _wait_ready(broker, view, order.count(view), options)
+        return _report(broker, view, options, lambda now: order.shows(target, view, now))
 
 
-def run_interrupt(options: argparse.Namespace) -> int:
-    name, index = _parted(options.what)
-    if index is None:
-        complain(f"Say which replica: `flyte-jupyter interrupt '{name}[0]'`.")
-        return UNKNOWN
-    with _replica(name, index) as (broker, view, replica):
-        broker.send(p.Interrupt(replica=replica.id))
-        return _report(broker, view, options, lambda _: True)
+def add_warm_arguments(parser: argparse.ArgumentParser) -> None:
+    """`warm` alone waits for more than that the order has been taken."""
+    parser.add_argument("--no-wait", action="store_true", help="return once the first one is starting")
+    parser.add_argument("--timeout", type=parse_duration, default=READY_S, metavar="T", help="wait this long (10m)")
 
 
-def _parted(what: str) -> tuple[str, int | None]:
-    """A pool's name and a replica's number, if it has one: "gpu[0]"."""
-    found = re.fullmatch(r"(.+)\[([0-9]+)\]", what)
-    return (found[1], int(found[2])) if found else (what, None)
+def _wait_ready(broker: Conversation, view: PoolView, wanted: int, options: argparse.Namespace) -> int:
+    def settled(now: PoolView) -> bool:
+        ready = sum(replica.warm for replica in now.replicas)
+        return ready >= wanted or (now.failures > view.failures and now.failure is not None)
 
-
-@contextlib.contextmanager
-def _replica(name: str, index: int) -> Iterator[tuple[Conversation, PoolView, ReplicaView]]:
-    with one_pool(name) as (broker, view):
-        for replica in view.replicas:
-            if replica.index == index and replica.state != "stopping":
-                yield broker, view, replica
-                return
-        there = ", ".join(replica.name for replica in view.replicas) or "none"
-        complain(f"Pool {view.name} has no replica {index}; there is: {there}.")
-        raise SystemExit(UNKNOWN)
-
-
-def _stays(view: PoolView, replicas: set[str]) -> set[str]:
-    """Those of them that will not be replaced."""
-    ends = ("draining", "stopping")
-    return {each.id for each in view.replicas if each.generation_current and each.state not in ends} & replicas
+    code = _report(broker, view, options, settled, options.timeout)
+    after = broker.snapshot().snapshot.pool(view.key)
+    if after is not None and after.failures > view.failures and after.failure is not None:
+        raise after.failure.error(view.name)
+    return code
 
 
 def _report(

@@ -13,14 +13,14 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, overload
 
 from pydantic import SecretStr
 
 from .. import errors
 from ..core import protocol as p
+from ..core import verbs
 from ..core.definitions import Closure, digest_of
-from ..core.policy import ReusePolicy
 from ..core.snapshot import PoolView, ReplicaView
 from ..core.spec import EnvironmentSpec, Scaling
 from ..loader import PreloadFunction
@@ -172,7 +172,7 @@ class PoolHandle:
         self._declaration = None
         self.declaration()  # what cannot be captured is said here, where it was written
         if self.scaling.min_replicas:
-            self._warm(0)
+            self._send(verbs.Warm(replicas=self.scaling.min_replicas))
         elif (connection := broker.current()) is not None:
             connection.declare(self.declaration())
         return made
@@ -226,12 +226,10 @@ class PoolHandle:
             NoUsableGPU, NoRoom: The machine does not have the GPUs.
             TimeoutError: They are not ready in time; they go on loading.
         """
-        wanted = max(self.scaling.min_replicas, 1) if replicas is None else replicas
-        if not 1 <= wanted <= self.scaling.max_replicas:
-            raise ValueError(f"replicas must be between 1 and {self.scaling.max_replicas}, got {replicas!r}")
-        connection = self._warm(wanted)
+        order = verbs.Warm.of(replicas=replicas)
+        connection = self._send(order)
         if wait:
-            self._wait_ready(connection, wanted, timeout)
+            self._wait_ready(connection, order.count(self), timeout)
         return self
 
     def scale(self, minimum: int, maximum: int | None = None) -> PoolHandle:
@@ -241,32 +239,26 @@ class PoolHandle:
             minimum: The fewest replicas, or the fixed number if `maximum` is not given.
             maximum: The most replicas, at least 1 and at least `minimum`.
         """
-        policy = ReusePolicy(minimum if maximum is None else (minimum, maximum), concurrency=2)
-        lowest, highest = cast("tuple[int, int]", policy.replicas)
-        self.scaling = self.scaling.model_copy(update={"min_replicas": lowest, "max_replicas": highest})
-        connection = self.connection()
-        connection.send(p.Scale(pool=self.key, scaling=self.scaling))
-        self._declaration = None
-        connection.declared[self.key] = self.declaration()
-        return self
+        return self.order(verbs.Scale.of(minimum=minimum, maximum=minimum if maximum is None else maximum))
 
     def keep(self, duration: float | timedelta) -> PoolHandle:
-        """Let no replica go for being idle during the next `duration` (seconds or a timedelta)."""
-        seconds = duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
-        if not 0 <= seconds < float("inf"):
-            raise ValueError(f"keep takes 0 or more seconds, got {duration!r}")
-        self.connection().send(p.Keep(pool=self.key, seconds=seconds))
-        return self
+        """Keep idle replicas running during the next `duration` (seconds or a timedelta); 0 ends it."""
+        seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
+        return self.order(verbs.Keep.of(seconds=seconds))
 
     def stop(self, *, force: bool = False, wait: bool = True, timeout: float = 30.0) -> None:
-        """Stop every replica, after its running tasks or (`force`) at once. The next call starts the pool again.
+        """Stop every replica after its running calls, or with `force` at once. The next call starts the pool again.
+
+        Args:
+            force: Do not wait for running calls; they raise `PoolStopped`.
+            wait: False returns at once; the pool stops when its calls have ended.
+            timeout: How many seconds to wait for that.
 
         Raises:
             TimeoutError: Some task still runs, or somebody is attached, after `timeout` seconds; the pool stops when
                 that ends.
         """
-        connection = broker.current() or broker.connect()
-        connection.send(p.StopPool(pool=self.key, force=force))
+        connection = self._send(verbs.Stop(force=force))
         if not wait:
             return
 
@@ -287,17 +279,14 @@ class PoolHandle:
             force: Replace that one replica at once; its running tasks raise `ReplicaDied`.
 
         Raises:
-            LookupError: There is no such replica.
+            NoSuchReplica: There is none of that number, which is a LookupError, too.
             ValueError: `force` without a number; that is `stop(force=True)`.
         """
         if replica is not None:
-            connection, view = self._replica(replica)
-            connection.send(p.RestartReplica(replica=view.id, force=force))
-        elif force:
+            return self.order_at(replica, verbs.RestartReplica(force=force))
+        if force:
             raise ValueError("restart(force=True) needs the number of one replica; stop(force=True) ends them all")
-        else:
-            self.connection().send(p.RestartPool(pool=self.key))
-        return self
+        return self.order(verbs.RestartPool())
 
     def interrupt(self, replica: int) -> PoolHandle:
         """Stop the tasks that run on a replica; they raise `TaskCancelled`. It stays, with what it has loaded.
@@ -309,10 +298,26 @@ class PoolHandle:
             replica: The replica's number, the 0 of "gpu[0]".
 
         Raises:
-            LookupError: There is no such replica.
+            NoSuchReplica: There is none of that number, which is a LookupError, too.
         """
-        connection, view = self._replica(replica)
-        connection.send(p.Interrupt(replica=view.id))
+        return self.order_at(replica, verbs.InterruptReplica())
+
+    def order(self, order: verbs.Verb[verbs.PoolTarget]) -> PoolHandle:
+        """Send an order about the pool, and wait for nothing. The verbs above are made of this."""
+        self._send(order)
+        return self
+
+    def order_at(self, replica: int, order: verbs.Verb[ReplicaView]) -> PoolHandle:
+        """The same, about one of its replicas.
+
+        Raises:
+            NoSuchReplica: There is none of that number.
+        """
+        connection = self.connection()
+        pool = self._find(connection.snapshot())
+        if pool is None:
+            raise errors.NoSuchReplica(f"{self.name}[{replica}]", existing=())
+        connection.send(order.message(pool.replica_at(replica)))
         return self
 
     def status(self) -> PoolView | None:
@@ -345,20 +350,17 @@ class PoolHandle:
 
     # --- private
 
-    def _warm(self, replicas: int) -> broker.Connection:
-        connection = self.connection()
-        connection.send(p.Warm(pool=self.key, replicas=replicas))
+    def _send(self, order: verbs.Verb[verbs.PoolTarget]) -> broker.Connection:
+        message = order.message(self)
+        # A pool can be stopped, too, whose declaration cannot be made any more.
+        stops = isinstance(message, p.StopPool)
+        connection = (broker.current() or broker.connect()) if stops else self.connection()
+        connection.send(message)
+        if isinstance(message, p.Scale):  # said again, the declaration must not undo it
+            self.scaling = message.scaling
+            self._declaration = None
+            connection.declared[self.key] = self.declaration()
         return connection
-
-    def _replica(self, index: int) -> tuple[broker.Connection, ReplicaView]:
-        connection = self.connection()
-        pool = self._find(connection.snapshot())
-        replicas = () if pool is None else pool.replicas
-        for view in replicas:
-            if view.index == index and view.state != "stopping":
-                return connection, view
-        there = ", ".join(str(view.index) for view in replicas) or "none"
-        raise LookupError(f"pool {self.name!r} has no replica {index!r}; there is: {there}")
 
     def _find(self, snapped: p.Snapped) -> PoolView | None:
         return snapped.snapshot.pool(self.key)
@@ -391,13 +393,7 @@ class PoolHandle:
         if not self._wait_until(connection, settled, left):
             raise TimeoutError(f"pool {self.name!r} is not ready after {timeout:g} s; it goes on loading")
         if failed and failed[0].failure is not None:
-            cause = failed[0].failure.cause.strip()
-            raise errors.PoolFailed(
-                self.name,
-                cause.splitlines()[-1] if cause else "unknown",
-                failed[0].failure.replica,
-                traceback=cause,
-            )
+            raise failed[0].failure.error(self.name)
 
     def _wait_until(
         self,

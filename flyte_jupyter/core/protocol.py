@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Base64Bytes, Field, SecretStr, TypeAdapter, field_serializer
 
+from . import events
 from .commands import RefusalReason
 from .snapshot import Snapshot
 from .spec import EnvironmentSpec, Frozen, Scaling
@@ -91,65 +92,100 @@ class Release(Frozen):
     lease: str
 
 
-class Revoke(Frozen):
+class Order(Frozen):
+    """An act on pools, replicas or somebody else's calls, which the broker logs. It carries neither code nor data."""
+
+    def event(self) -> events.Event:
+        """The fact that the scheduler is told."""
+        raise NotImplementedError
+
+
+class Revoke(Order):
     """The task in this lease does not stop: kill its replica."""
 
     type: Literal["revoke"] = "revoke"
     lease: str
     why: str
 
+    def event(self) -> events.Event:
+        return events.LeaseRevoked(self.lease, self.why)
 
-class Warm(Frozen):
+
+class Warm(Order):
     type: Literal["warm"] = "warm"
     pool: str
     replicas: int = 0
 
+    def event(self) -> events.Event:
+        return events.PoolWarmed(self.pool, self.replicas)
 
-class Scale(Frozen):
+
+class Scale(Order):
     type: Literal["scale"] = "scale"
     pool: str
     scaling: Scaling
 
+    def event(self) -> events.Event:
+        return events.PoolScaled(self.pool, self.scaling)
 
-class Keep(Frozen):
+
+class Keep(Order):
     type: Literal["keep"] = "keep"
     pool: str
     seconds: float = Field(ge=0)
 
+    def event(self) -> events.Event:
+        return events.PoolKept(self.pool, self.seconds)
 
-class StopPool(Frozen):
+
+class StopPool(Order):
     type: Literal["stop-pool"] = "stop-pool"
     pool: str
     force: bool = False
 
+    def event(self) -> events.Event:
+        return events.PoolStopped(self.pool, self.force)
 
-class RestartPool(Frozen):
+
+class RestartPool(Order):
     """Replace every replica, one by one."""
 
     type: Literal["restart-pool"] = "restart-pool"
     pool: str
 
+    def event(self) -> events.Event:
+        return events.PoolRestarted(self.pool)
 
-class RestartReplica(Frozen):
+
+class RestartReplica(Order):
     """Replace one replica, after its running tasks or (`force`) at once."""
 
     type: Literal["restart-replica"] = "restart-replica"
     replica: str
     force: bool = False
 
+    def event(self) -> events.Event:
+        return events.ReplicaRestarted(self.replica, self.force)
 
-class Interrupt(Frozen):
+
+class Interrupt(Order):
     """Stop the calls that run on a replica; it stays."""
 
     type: Literal["interrupt"] = "interrupt"
     replica: str
 
+    def event(self) -> events.Event:
+        return events.ReplicaInterrupted(self.replica)
 
-class Cancel(Frozen):
+
+class Cancel(Order):
     """Withdraw somebody's request, or stop the call that runs in somebody's lease."""
 
     type: Literal["cancel"] = "cancel"
     lease: str
+
+    def event(self) -> events.Event:
+        return events.LeaseCancelled(self.lease)
 
 
 class Watch(Frozen):

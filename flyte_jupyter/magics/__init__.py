@@ -8,6 +8,7 @@ from typing import Any, Final
 from .. import _version
 from ..client import cells, text
 from . import directive
+from .background import JobMagics
 from .completion import make_matcher
 from .notebook import Notebook
 from .pools import PoolMagics, greeting
@@ -24,7 +25,7 @@ def load(shell: Any) -> None:
     notebook = Notebook(shell)
     matcher = make_matcher(notebook)
     _loaded[shell] = notebook, matcher
-    shell.register_magics(TaskMagics(notebook))
+    shell.register_magics(TaskMagics(notebook), JobMagics(notebook))
     shell.register_magics(PoolMagics(shell, notebook.pools))
     shell.input_transformers_cleanup.extend(_TRANSFORMERS)
     if shell.Completer is not None:

@@ -12,7 +12,7 @@ from IPython.core.error import UsageError
 from IPython.core.magic_arguments import argument, magic_arguments
 from IPython.utils._process_common import arg_split
 
-from ..client.arguments import parse_count, parse_duration, parse_replicas, parse_size
+from ..core.arguments import parse_count, parse_duration, parse_replica, parse_replicas, parse_size
 
 __all__ = [
     "argument",
@@ -22,6 +22,7 @@ __all__ = [
     "parse_duration",
     "parse_names",
     "parse_pulls",
+    "parse_replica",
     "parse_replicas",
     "parse_size",
     "parse_words",

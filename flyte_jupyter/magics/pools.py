@@ -1,9 +1,8 @@
-"""Which pool a name means, and the magics about pools and the service."""
+"""Which pool a name means, and the magics about pools and the broker."""
 
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from ..core.policy import ReusePolicy
 from ..core.resources import Resources
 from ..core.snapshot import LeaseView, PoolView, ReplicaView
 from ..core.usage import Usage
+from ..core.verbs import POOL, REPLICA, Stop, Verbs, Warm
 from ..peek import peek
 from .options import (
     argument,
@@ -33,6 +33,7 @@ from .options import (
     parse,
     parse_count,
     parse_duration,
+    parse_replica,
     parse_replicas,
 )
 from .present import tidy
@@ -42,6 +43,19 @@ READY_S: Final = 600.0
 ATTACH_KERNEL: Final = "flyte-attach"
 ATTACH_NAME: Final = "Flyte: attach to a warm kernel"
 ATTACH_VARIABLE: Final = "FLYTE_JUPYTER_ATTACH"
+
+OURS: Final = {"create": "make a pool of an environment of that name", "list": "name all pools", "show": "show one"}
+"""Verbs that are no order to the broker."""
+VERBS: Final = tuple(dict.fromkeys((*OURS, *POOL, *REPLICA)))
+VALUES: Final = "; ".join(
+    f"{name}: {verb.word.metavar}, such as {verb.word.example}" for name, verb in POOL.items() if verb.word
+)
+
+
+def described() -> dict[str, str]:
+    """Each verb of `%flyte_pool`, with what it does."""
+    orders = {name: "; ".join(verbs[name].does for verbs in (POOL, REPLICA) if name in verbs) for name in VERBS}
+    return orders | OURS
 
 
 class Pools:
@@ -173,7 +187,7 @@ def _pair(value: str) -> tuple[str, str]:
 
 @magics_class
 class PoolMagics(Magics):
-    """The magics about pools and the service."""
+    """The magics about pools and the broker."""
 
     shell: Any
 
@@ -184,9 +198,9 @@ class PoolMagics(Magics):
     @no_var_expand
     @line_magic
     @magic_arguments()
-    @argument("verb", choices=("create", "list", "show", "scale", "warm", "keep", "drain", "restart", "stop"))
-    @argument("pool", nargs="?", metavar="NAME", help="a pool, or the variable of its environment")
-    @argument("value", nargs="?", metavar="VALUE", help="scale: MIN:MAX; warm: N; keep: a duration such as 2h")
+    @argument("verb", choices=VERBS, help="; ".join(f"{name}: {about}" for name, about in described().items()))
+    @argument("pool", nargs="?", metavar="NAME[i]", help="a pool or one of its replicas, also by its variable")
+    @argument("value", nargs="?", metavar="VALUE", help=VALUES)
     @argument("--gpus", type=parse_count(0), default=0, metavar="N", help="create: whole GPUs for each replica")
     @argument("--cpu", action="store_true", help="create: no GPU, which is what happens without --gpus, too")
     @argument("--memory", metavar="SIZE", help="create: what a replica may use, such as 8Gi")
@@ -195,32 +209,58 @@ class PoolMagics(Magics):
     @argument("--idle-ttl", type=parse_duration, metavar="T", help="create: the pool stops after that long without use")
     @argument("--scaledown-ttl", type=parse_duration, metavar="T", help="create: so does a replica above MIN")
     @argument("--env", type=_pair, action="append", default=[], metavar="K=V", help="create: an environment variable")
-    @argument("--now", action="store_true", help="stop, restart: do not wait for running work")
-    @argument("--timeout", type=parse_duration, default=READY_S, metavar="T", help="warm, restart: wait this long")
+    @argument("--now", action="store_true", help="stop, restart NAME[i]: do not wait for running calls")
+    @argument("--timeout", type=parse_duration, default=READY_S, metavar="T", help="warm: wait this long (10m)")
     def flyte_pool(self, line: str) -> PoolHandle | None:
         """Create, show and steer pools of warm kernels.
 
         Example: %flyte_pool create gpu --gpus 1 --replicas 1:3
         """
         options = parse(self.shell, self.flyte_pool, line)
-        verbs: dict[str, Callable[[argparse.Namespace], PoolHandle | None]] = {
-            "create": self._create,
-            "list": self._list,
-        }
-        if options.verb not in verbs and options.pool is None and options.verb not in ("show", "warm"):
+        if options.pool is None and options.verb not in ("create", "list", "show", "warm"):
             raise UsageError(f"%flyte_pool {options.verb}: which pool? There are {', '.join(self.pools.names())}.")
         with tidy(self.shell):
-            if options.verb in verbs:
-                return verbs[options.verb](options)
-            name, number = _numbered(options.pool or "")
-            if number is not None and options.verb != "restart":
-                raise UsageError(f"%flyte_pool {options.verb} is for a whole pool: {name}")
-            pool = self.pools.find(name)
-            if number is not None:
-                pool.restart(number, force=options.now)
-                print(f"{name}[{number}] {'is' if options.now else 'finishes what runs there, then is'} replaced.")
+            match options.verb:
+                case "create":
+                    return self._create(options)
+                case "list":
+                    self._list()
+                    return None
+                case "show":
+                    return self.pools.find(options.pool or "")
+                case verb:
+                    return self._order(verb, options)
+
+    def _order(self, verb: str, options: argparse.Namespace) -> PoolHandle | None:
+        """Give an order of the table."""
+        name, number = _parsed(parse_replica, options.pool, verb, "gpu") if options.pool else ("", None)
+        verbs: Verbs[Any] = POOL if number is None else REPLICA
+        order_type = verbs.get(verb)
+        if order_type is None:
+            about = f"is for a whole pool: {name}" if number is not None else f"is for one replica, such as {name}[0]"
+            raise UsageError(f"%flyte_pool {verb} {about}")
+        fields: dict[str, Any] = {}
+        if order_type.word is not None and not (options.value is None and order_type.word.optional):
+            fields |= _parsed(order_type.word.fields, options.value, verb, order_type.word.example)
+        if options.now and not order_type.forcible():
+            raise UsageError(f"%flyte_pool {verb} --now is for one replica, such as {name}[0]")
+        if order_type.forcible():
+            fields["force"] = options.now
+        pool = self.pools.find(name)
+        try:
+            order = order_type.of(**fields)
+            if isinstance(order, Warm):
+                return pool.warm(order.replicas, timeout=options.timeout)
+            if isinstance(order, Stop):
+                self._stop(pool, order)
                 return None
-            return self._steer(options, pool)
+            pool = pool.order(order) if number is None else pool.order_at(number, order)
+        except ValueError as problem:
+            raise UsageError(f"%flyte_pool {verb}: {problem}") from None
+        said = order.said(pool.name if number is None else f"{pool.name}[{number}]")
+        if said:
+            print(said)
+        return pool if number is None else None
 
     def _create(self, options: argparse.Namespace) -> PoolHandle:
         if options.pool is None:
@@ -250,7 +290,7 @@ class PoolMagics(Magics):
             pool.warm(wait=False)
         return pool
 
-    def _list(self, options: argparse.Namespace) -> None:
+    def _list(self) -> None:
         views = {view.name: view for view in _views()}
         pools = self.pools.here()
         if not views and not pools:
@@ -261,43 +301,18 @@ class PoolMagics(Magics):
             scaling = pools[name].scaling if view is None else view.scaling
             print(f"{text.visible(name)}: {text.pool_line(view, scaling, now=now)}")
 
-    def _steer(self, options: argparse.Namespace, pool: PoolHandle) -> PoolHandle | None:
-        value = options.value
-        match options.verb:
-            case "show":
-                return pool
-            case "scale":
-                pool.scale(*_parsed(parse_replicas, value, "scale", "2:4"))
-            case "warm":
-                wanted = None if value is None else _parsed(parse_count(1), value, "warm", "2")
-                try:
-                    pool.warm(wanted, timeout=options.timeout)
-                except ValueError as problem:
-                    raise UsageError(f"{problem}; `%flyte_pool scale {pool.name} MIN:MAX` changes that") from None
-            case "keep":
-                pool.keep(_parsed(parse_duration, value, "keep", "2h"))
-            case "drain":
-                pool.stop(wait=False)
-                print(f"{pool.name} finishes what runs there, then stops. The next call starts it again.")
-                return None
-            case "restart":
-                pool.stop(force=options.now, timeout=options.timeout)
-                pool.warm(timeout=options.timeout)
-            case "stop":
-                self._stop(pool, options)
-                return None
-        return pool
-
-    def _stop(self, pool: PoolHandle, options: argparse.Namespace) -> None:
+    def _stop(self, pool: PoolHandle, order: Stop) -> None:
+        """Stop it, and say what it waits for instead of waiting."""
         running = _running(pool)
-        if running and not options.now:
+        if running and not order.force:
             time.sleep(2 * LINGER_S)  # the last call's slot is kept for the next one, for a moment
             running = _running(pool)
-        if running and not options.now:
+        waits = running and not order.force
+        pool.stop(force=order.force, wait=not waits)
+        if waits:
             what = ", ".join(f"{lease.task} ({lease.client})" for lease in running[:3])
             print(f"{pool.name} stops when this has ended: {what}. To end it now: %flyte_pool stop {pool.name} --now")
-        pool.stop(force=options.now, wait=options.now or not running)
-        if options.now or not running:
+        else:
             print(f"Stopped {pool.name}. The next call starts it again.")
 
     @no_var_expand
@@ -362,7 +377,7 @@ class PoolMagics(Magics):
     @argument("what", nargs="?", default="", metavar="NAME[i]", help="a pool or one of its replicas; default: the last")
     @argument("--shared", action="store_true", help="tasks may still run there meanwhile")
     def flyte_attach(self, line: str) -> None:
-        """Say how to open a warm kernel: as a notebook's kernel, or in a terminal."""
+        """Say how to open a replica: as a notebook's kernel, or in a terminal."""
         options = parse(self.shell, self.flyte_attach, line)
         with tidy(self.shell):
             replica, _ = self._replica(options.what)
@@ -423,7 +438,7 @@ class PoolMagics(Magics):
     @magic_arguments()
     @argument("--call", action="store_true", help="also start a kernel and run a task in it")
     def flyte_doctor(self, line: str) -> None:
-        """Check versions, the runtime folder, the service, GPUs and processes, and say what to do."""
+        """Check versions, the runtime folder, the broker, GPUs and processes, and say what to do."""
         options = parse(self.shell, self.flyte_doctor, line)
         command("doctor", *(["--call"] if options.call else []))
 
@@ -431,12 +446,6 @@ class PoolMagics(Magics):
 def _running(pool: PoolHandle) -> list[LeaseView]:
     view = pool.status()
     return [] if view is None else [lease for replica in view.replicas for lease in replica.running]
-
-
-def _numbered(name: str) -> tuple[str, int | None]:
-    """The pool and the replica of `gpu[1]`."""
-    found = re.fullmatch(r"(.+)\[(\d+)\]", name)
-    return (name, None) if found is None else (found[1], int(found[2]))
 
 
 def _parsed(parser: Callable[[str], Any], value: str | None, verb: str, example: str) -> Any:
@@ -449,17 +458,17 @@ def _parsed(parser: Callable[[str], Any], value: str | None, verb: str, example:
 
 
 def greeting() -> str:
-    """What runs, in a few words: the service, GPUs, pools. Starts nothing."""
+    """What runs, in a few words: the broker, GPUs, pools. Starts nothing."""
     try:
         connection = broker.current() or broker.connect(start=False)
         snapshot = connection.snapshot().snapshot
     except errors.BrokerUnavailable:
-        return "the service starts with the first call"
+        return "the broker starts with the first call"
     except errors.BaseRuntimeError as problem:
         return str(problem)
     gpus = len(snapshot.devices)
     words = [
-        f"service running (pid {connection.broker_pid})",
+        f"broker running (pid {connection.broker_pid})",
         f"{gpus or 'no'} GPU{'' if gpus == 1 else 's'}",
     ]
     pools = [f"{view.name} ({text.pool_state(view)})" for view in snapshot.pools if not view.single_use]

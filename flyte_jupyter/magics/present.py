@@ -159,7 +159,7 @@ class WaitingLine:
         if connection is not None:
             with suppress(errors.BaseRuntimeError):
                 return cells.waiting_line(self._pool, connection.snapshot(), self._target.name)
-        return f"Waiting for {self._pool.name}: the pool service is starting"
+        return f"Waiting for {self._pool.name}: the broker is starting"
 
     def _show(self, line: str) -> None:
         with self._lock:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -34,6 +33,7 @@ from .options import (
     parse_words,
     split_expression,
 )
+from .pools import VERBS
 from .preload import make_loader
 from .present import WaitingLine, presentable, say, tidy
 from .settings import parse_scope
@@ -54,7 +54,7 @@ def parse_reasons(value: str) -> list[str]:
 
 @magics_class
 class TaskMagics(Magics):
-    """Task cells, and their handles."""
+    """Task cells, preloads, and the defaults of both."""
 
     shell: Any
 
@@ -353,86 +353,6 @@ class TaskMagics(Magics):
                 pool.warm(wait=False)
         cells.forget_names()
 
-    # --- handles
-
-    @no_var_expand
-    @line_magic
-    @magic_arguments()
-    @argument("tasks", nargs="*", metavar="TASK", help="numbers of cells, or variables of jobs")
-    @argument("--mine", action="store_true", help="all background cells of this notebook")
-    @argument("--queued", action="store_true", help="those of them that wait for a replica")
-    @argument("--session", metavar="NAME", help="end this session: its replica is free for others")
-    @argument("--pool", metavar="NAME", help="with --session: of which pool; default: the last")
-    def flyte_cancel(self, line: str) -> None:
-        """Stop background cells."""
-        options = parse(self.shell, self.flyte_cancel, line)
-        if options.session is not None:
-            with tidy(self.shell):
-                pool = self.notebook.pools.find(options.pool or "")
-                replica = cells.end_session(pool, options.session)
-            print(f"{replica} is free again." if replica else f"No session {options.session!r} holds a replica.")
-            return
-        jobs = self.notebook.jobs() if options.mine or options.queued else []
-        if options.queued:
-            jobs = [job for job in jobs if job.state() == "waiting"]
-        jobs += self._jobs(options.tasks)
-        if not (options.tasks or options.mine or options.queued):
-            raise UsageError("%flyte_cancel TASK, --mine or --queued")
-        for job in jobs:
-            print(f"{job.name} {'is stopped' if job.cancel() else 'was over already'}.")
-        if not jobs:
-            print("Nothing to stop.")
-
-    @no_var_expand
-    @line_magic
-    @magic_arguments()
-    @argument("tasks", nargs="*", metavar="TASK", help="numbers of cells, or variables of jobs; default: all that run")
-    @argument("--timeout", type=parse_duration, metavar="T", help="wait no longer than that")
-    def flyte_wait(self, line: str) -> None:
-        """Wait for background cells; what they bring back is assigned here, and the first error is raised."""
-        options = parse(self.shell, self.flyte_wait, line)
-        for job in self._jobs(options.tasks) if options.tasks else self.notebook.jobs():
-            try:
-                job.result(options.timeout)
-            except TimeoutError as problem:
-                print(problem)
-
-    @no_var_expand
-    @line_magic
-    @magic_arguments()
-    @argument("task", metavar="TASK", help="the number of a cell, or the variable of a job")
-    @argument("-o", "--out", metavar="NAME", help="assign it to this variable")
-    @argument("--output", action="store_true", help="print what it wrote instead, also what was too much to show")
-    @argument("--timeout", type=parse_duration, metavar="T", help="wait no longer than that")
-    def flyte_result(self, line: str) -> Any:
-        """Wait for a background cell and return what it brings back."""
-        options = parse(self.shell, self.flyte_result, line)
-        ran = self.notebook.find(options.task)
-        if options.output:
-            if ran.job is not None:
-                sys.stdout.write(ran.job.output())
-            elif ran.guard.spool is None:
-                print(f"{ran.name} has shown all that it wrote.")
-            for piece in () if ran.guard.spool is None else ran.guard.spool.read():
-                sys.stdout.write(piece)
-            return None
-        if ran.job is None:
-            raise UsageError(f"{ran.name} did not run in the background: what it brought back is in your variables")
-        value = ran.job.result(options.timeout)
-        if options.out:
-            self.shell.user_ns[options.out] = value
-            return None
-        return value
-
-    def _jobs(self, tasks: list[str]) -> list[Job]:
-        jobs = []
-        for task in tasks:
-            job = self.notebook.find(task).job
-            if job is None:
-                raise UsageError(f"{task} did not run in the background, so it is over")
-            jobs.append(job)
-        return jobs
-
     # --- settings and help
 
     @no_var_expand
@@ -460,7 +380,7 @@ class TaskMagics(Magics):
     @line_magic
     def flyte(self, line: str) -> None:
         """One screen about the magics."""
-        print(HELP.format(version=_version.__version__), end="")
+        print(HELP.format(version=_version.__version__, verbs=", ".join(VERBS[1:])), end="")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -531,7 +451,7 @@ def _described(cell: Cell, pool: PoolHandle) -> str:
 HELP: Final = """\
 flyte_jupyter {version}: task cells on warm kernels; each magic has `?`, as in %flyte_pool?
 
-  %flyte_pool create gpu --gpus 1 --replicas 1:3     list, show, scale, warm, keep, drain, restart, stop
+  %flyte_pool create gpu --gpus 1 --replicas 1:3     {verbs}
   %%flyte_preload gpu                                what each replica runs once: load the model
   %%flyte_task gpu -i prompts -o answers             the cell below runs there; #| flyte_task: gpu is the same
   %flyte_task gpu -- model.config                    one expression

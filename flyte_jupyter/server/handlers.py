@@ -7,23 +7,23 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from jupyter_server.auth.decorator import authorized, ws_authenticated
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from jupyter_server.base.websocket import WebSocketMixin
 from jupyter_server.utils import url_path_join
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tornado import web
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
+from ..core.verbs import LEASE, POOL, REPLICA, NoSuchVerb, Verbs, explained
 from ..errors import NoSuchReplica, ProtocolError, ReplicaSilent, whole_text
 from ..logs import read_log
 from ..peek import Look, peek_async
 from .access import CHANGE, KERNELS, LOGS, PEEK, POOLS, READ_LOGS, refusals
 from .feed import Feed
 from .link import Link, Unreachable, connected
-from .verbs import LEASE, POOL, REPLICA, Kind, LookBody
 
 MAX_BODY_BYTES: Final = 16 * 1024
 MAX_LINES: Final = 10_000
@@ -41,9 +41,9 @@ def routes(base_url: str) -> list[tuple[Any, ...]]:
         ("pools/([0-9a-f]{16})/timeline", TimelineHandler, {}),
         ("replicas/([0-9a-f]{8}-[0-9]{1,12})/log", LogHandler, {}),
         ("replicas/([0-9a-f]{8}-[0-9]{1,12})/peek", PeekHandler, {}),
-        ("pools/([0-9a-f]{16})/([a-z]+)", VerbHandler, {"kind": POOL}),
-        ("replicas/([0-9a-f]{8}-[0-9]{1,12})/([a-z]+)", VerbHandler, {"kind": REPLICA}),
-        ("leases/([0-9a-f]{1,64})/([a-z]+)", VerbHandler, {"kind": LEASE}),
+        ("pools/([0-9a-f]{16})/([a-z]+)", VerbHandler, {"verbs": POOL}),
+        ("replicas/([0-9a-f]{8}-[0-9]{1,12})/([a-z]+)", VerbHandler, {"verbs": REPLICA}),
+        ("leases/([0-9a-f]{1,64})/([a-z]+)", VerbHandler, {"verbs": LEASE}),
     ]
     return [(url_path_join(base_url, "flyte-jupyter", path), handler, given) for path, handler, given in paths]
 
@@ -73,7 +73,7 @@ class Handler(APIHandler):
         try:
             return kind.model_validate_json(self.request.body or b"{}")
         except ValidationError as problem:
-            raise Problem(400, _explained(problem)) from None
+            raise Problem(400, f"The body does not fit: {explained(problem)}.") from None
 
     @asynccontextmanager
     async def broker(self) -> AsyncIterator[Link]:
@@ -195,6 +195,16 @@ class LogHandler(Handler):
         self.finish(asdict(piece))
 
 
+class LookBody(BaseModel):
+    """What somebody wants to see of a replica."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    expressions: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(default=[], max_length=20)
+    stack: bool = True
+    gpu: bool = False
+
+
 class PeekHandler(Handler):
     auth_resource = KERNELS
 
@@ -223,29 +233,24 @@ class PeekHandler(Handler):
 class VerbHandler(Handler):
     """Finds what a verb is for, and passes the order on."""
 
-    def initialize(self, kind: Kind[Any]) -> None:
-        self.kind = kind
+    def initialize(self, verbs: Verbs[Any]) -> None:
+        self.verbs = verbs
 
     @web.authenticated
     @authorized("write", message=CHANGE.refusal)
     async def post(self, id_: str, verb: str) -> None:
-        body_type = self.kind.verbs.get(verb)
-        if body_type is None:
-            raise Problem(404, f"A {self.kind.noun} has no verb {verb}; it has {', '.join(self.kind.verbs)}.")
-        body = self.body(body_type)
+        try:
+            order = self.body(self.verbs[verb])
+        except NoSuchVerb as problem:
+            raise Problem(404, str(problem)) from None
         try:
             async with self.broker() as link:
-                target = self.kind.find((await link.snapshot()).snapshot, id_)
+                target = self.verbs.find((await link.snapshot()).snapshot, id_)
                 if target is None:
-                    raise Problem(404, f"There is no {self.kind.noun} {id_}.")
-                await link.send(body.message(target))
+                    raise Problem(404, f"There is no {self.verbs.noun} {id_}.")
+                await link.send(order.message(target))
                 await link.snapshot()  # so the order has been read
         except ValueError as problem:
             raise Problem(400, str(problem)) from None
         self.set_status(202)
         self.finish({})
-
-
-def _explained(problem: ValidationError) -> str:
-    parts = (".".join(map(str, each["loc"])) + ": " + each["msg"] for each in problem.errors(include_url=False))
-    return f"The body does not fit: {'; '.join(part.removeprefix(': ') for part in parts)}."

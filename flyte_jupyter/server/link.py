@@ -132,7 +132,7 @@ async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     version = answer.version if isinstance(answer, p.Rejected) else "unknown"
     raise Unreachable(
         "version-mismatch",
-        f"This Jupyter server has flyte_jupyter {_version.__version__}, and the pool service {version} of another "
+        f"This Jupyter server has flyte_jupyter {_version.__version__}, and the broker {version} of another "
         "protocol. Install the same version in both environments, then run `flyte-jupyter stop` and restart Jupyter.",
         version,
     )
@@ -145,9 +145,9 @@ async def _patience() -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise Unreachable(
-            "unavailable", f"The pool service does not answer within {ANSWER_S:g} s. Run `flyte-jupyter stop`."
+            "unavailable", f"The broker does not answer within {ANSWER_S:g} s. Run `flyte-jupyter stop`."
         ) from None
 
 
 def _no_broker() -> Unreachable:
-    return Unreachable("no-broker", "No pool service runs. It starts with the first task that is called.")
+    return Unreachable("no-broker", "No broker runs. It starts with the first task that is called.")

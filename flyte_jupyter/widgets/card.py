@@ -23,6 +23,7 @@ from ..client.handle import PoolHandle, handle_with
 from ..client.identity import describe_client
 from ..core import protocol as p
 from ..core.snapshot import PoolView, Snapshot
+from ..core.verbs import POOL, REPLICA
 from ..logs import read_log
 from ..peek import peek
 from .esm import packed
@@ -136,7 +137,7 @@ class PoolCard(anywidget.AnyWidget):
             self.state = state | {"now": time.time()}
 
     def _on_message(self, _: object, content: dict[str, Any], __: object) -> None:
-        # Not here: this may be the main thread, and a stop waits for running tasks.
+        # Not here: this may be the main thread, and a look into a replica takes its time.
         threading.Thread(target=self._answer, args=(content,), name="flyte_jupyter: card", daemon=True).start()
 
     def _answer(self, content: dict[str, Any]) -> None:
@@ -161,24 +162,14 @@ class PoolCard(anywidget.AnyWidget):
                 return self._timeline(pool, body.get("since"))
             case "clock":
                 return {"now": time.time()}
-            case "scale":
-                pool.scale(int(body["minimum"]), int(body["maximum"]))
-            case "warm":
-                pool.warm(wait=False)
-            case "keep":
-                pool.keep(float(body["seconds"]))
-            case "drain":
-                pool.stop(wait=False)
-            case "stop":
-                pool.stop(force=bool(body.get("force")), wait=False)
             case _:
-                raise ValueError(f"a card cannot {verb!r}")
+                pool.order(POOL[verb].of(**body))
         return {}
 
     def _timeline(self, pool: PoolHandle, since: str | None) -> dict[str, Any]:
         told = broker.connect(start=False).timeline(pool.key, since)
         if told is None:
-            raise LookupError(f"the service knows no pool {pool.name!r} yet: the next call of a task starts it")
+            raise LookupError(f"the broker knows no pool {pool.name!r} yet: the next call of a task starts it")
         return told.model_dump(mode="json")
 
     def _of_replica(self, pool: PoolHandle, verb: str, body: dict[str, Any], replica: str) -> dict[str, Any]:
@@ -187,16 +178,12 @@ class PoolCard(anywidget.AnyWidget):
         if view is None:
             raise LookupError(f"pool {pool.name!r} has no replica {replica!r} any more")
         match verb:
-            case "interrupt":
-                pool.interrupt(view.index)
-            case "restart":
-                pool.restart(view.index, force=bool(body.get("force")))
             case "peek":
                 return {"lines": peek(view).lines(time.monotonic())}
             case "log":
                 return asdict(read_log(replica, tail=int(body.get("tail", 200)), since=None))
             case _:
-                raise ValueError(f"a card cannot {verb!r}")
+                pool.order_at(view.index, REPLICA[verb].of(**body))
         return {}
 
 

@@ -26,6 +26,30 @@ import flyte_jupyter as flyte
 CREATE = "%flyte_pool create tool --replicas 1:3 --env KIND=of_tool"
 
 
+LOADING_S = 2.0
+SLOW = f"""
+slow = flyte.TaskEnvironment("slow", reusable=flyte.ReusePolicy(2))
+@flyte.pool(slow).preload
+def load():
+    import time
+    time.sleep({LOADING_S})
+@slow.task
+def where() -> int:
+    import os
+    return os.getpid()
+pids = lambda: [each.pid for each in flyte.pool(slow).status().replicas if each.warm]
+
+import threading, time
+served, took, over = set(), [], threading.Event()
+def call_again_and_again():
+    while not over.wait(0.05):
+        began = time.monotonic()
+        served.add(where())
+        took.append(time.monotonic() - began)
+others = threading.Thread(target=call_again_and_again)
+"""
+
+
 @pytest.fixture(scope="module")
 def kernel(shared_broker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
     notebook = Notebook(tmp_path_factory.mktemp("nb"))
@@ -101,13 +125,13 @@ def test_keep_puts_off_the_end_of_the_pool(notebook: Notebook) -> None:
     wait_until(lambda: kept.search(notebook.run("%flyte_status tool").text()), what="it is idle, and kept")
 
 
-def test_drain_lets_what_runs_finish_and_starts_nothing(notebook: Notebook) -> None:
+def test_stop_lets_what_runs_finish_and_starts_nothing(notebook: Notebook) -> None:
     asked = begin(notebook, seconds=1.5)
     [pid] = replicas(notebook)
-    assert "finishes what runs there, then stops" in notebook.run("%flyte_pool drain tool").text()
+    assert "tool stops when this has ended" in notebook.run("%flyte_pool stop tool").text()
     settled(notebook, asked, "done")
     assert "'over'" in final(Cell(notebook._seen[asked]))
-    wait_until(lambda: not psutil.pid_exists(pid), START_S, "the drained replica ends")
+    wait_until(lambda: not psutil.pid_exists(pid), START_S, "the replica ends")
     assert replicas(notebook) == []
     assert notebook.run("%%flyte_task tool --quiet\n6 * 7").value == 42, "the next call starts it again"
 
@@ -117,15 +141,46 @@ def test_restart_of_one_replica_gives_another_in_its_place(notebook: Notebook) -
     name = notebook.run("pool.status().replicas[0].name").value
     assert "replaced" in notebook.run(f"%flyte_pool restart {name}").text()
     wait_until(lambda: replicas(notebook) not in ([], [before]), START_S, "another process")
-    assert "a whole pool" in notebook.run("%flyte_pool stop tool[0]").text("stderr")
+    assert "is for a whole pool: tool" in notebook.run("%flyte_pool stop tool[0]").text("stderr")
+    missing = notebook.run("%flyte_pool restart tool[9]").traceback
+    assert re.search(r'FJ106 The pool "tool" has no replica 9 \(existing: \d', missing)
 
 
-def test_restart_gives_another_process(notebook: Notebook) -> None:
+def test_interrupt_stops_what_runs_and_keeps_the_process(notebook: Notebook) -> None:
+    asked = begin(notebook)
     before = replicas(notebook)
+    assert "are stopped" in notebook.run("%flyte_pool interrupt tool[0]").text()
+    settled(notebook, asked, "cancelled")
+    assert replicas(notebook) == before
+
+
+def test_restart_replaces_every_process(notebook: Notebook) -> None:
+    before = set(replicas(notebook))
     assert notebook.run("%flyte_pool restart tool").error == ""
-    after = replicas(notebook)
-    assert after
-    assert not set(before) & set(after)
+    wait_until(lambda: (after := set(replicas(notebook))) and not after & before, START_S, "other processes")
+
+
+def test_a_pool_that_is_restarted_answers_all_the_while(notebook: Notebook) -> None:
+    """Its replicas load for two seconds each, one after the other; no call waits for that."""
+    notebook.run(SLOW)
+    notebook.run("flyte.pool(slow).warm(2)")
+    before = set(notebook.run("pids()").value)
+    assert len(before) == 2
+    notebook.run("others.start()")
+    assert notebook.run("%flyte_pool restart slow --timeout 10").error == ""
+    wait_until(lambda: not set(notebook.run("pids()").value) & before, START_S, "other processes")
+    notebook.run("over.set(); others.join()")
+    assert notebook.run("max(took)").value < LOADING_S / 2
+    assert notebook.run("(len(served) > 1, len(took) > 20)").value == (True, True)
+    notebook.run("%flyte_pool stop slow --now")
+
+
+def test_only_one_replica_is_restarted_at_once(notebook: Notebook) -> None:
+    before = replicas(notebook)
+    said = notebook.run("%flyte_pool restart tool --now").text("stderr")
+    assert "--now is for one replica, such as tool[0]" in said
+    assert replicas(notebook) == before
+    assert "is replaced" in notebook.run("%flyte_pool restart tool[0] --now").text()
 
 
 def test_stop_asks_while_work_runs_and_does_it_when_told(notebook: Notebook) -> None:

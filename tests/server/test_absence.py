@@ -68,7 +68,7 @@ async def test_without_a_broker_there_is_a_state_and_none_is_started(folder: Pat
     assert answer.body == {
         "refused": {},
         "state": "no-broker",
-        "message": "No pool service runs. It starts with the first task that is called.",
+        "message": "No broker runs. It starts with the first task that is called.",
         "versions": {"server": "0.1.0", "broker": None},
         "broker_pid": None,
         "epoch_offset": None,
@@ -81,7 +81,7 @@ async def test_without_a_broker_there_is_a_state_and_none_is_started(folder: Pat
     assert (await ask("pools", params={"since": tag})).code == 204
     socket = await jp_ws_fetch("flyte-jupyter", "stream")
     assert (await next_state(socket))["tag"] == tag
-    order = await ask("pools/0123456789abcdef/drain", {})
+    order = await ask("pools/0123456789abcdef/stop", {})
     assert (order.code, order.body["message"]) == (503, answer.body["message"])
     assert (await ask("replicas/01234567-1/log")).code == 404
     await asyncio.sleep(1.2)
@@ -100,9 +100,9 @@ async def test_a_socket_that_nobody_serves_is_no_broker(folder: Path, ask: Ask) 
 async def test_another_protocol_is_named_with_its_version(folder: Path, ask: Ask) -> None:
     async with answering(folder, p.to_line(p.Rejected(version="9.9", protocol=99, pid=1))):
         state = (await ask("pools")).body
-        order = await ask("pools/0123456789abcdef/drain", {})
+        order = await ask("pools/0123456789abcdef/stop", {})
     assert (state["state"], state["versions"]["broker"]) == ("version-mismatch", "9.9")
-    assert "flyte_jupyter 0.1.0, and the pool service 9.9" in state["message"]
+    assert "flyte_jupyter 0.1.0, and the broker 9.9" in state["message"]
     assert (order.code, order.body["message"]) == (503, state["message"])
 
 

@@ -18,7 +18,7 @@ from flyte_jupyter.server import handlers
 KEY, REPLICA, LEASE = "0123456789abcdef", "01234567-1", "abcdef0123456789"
 READS = ["pools", f"pools/{KEY}/timeline", f"pools/{KEY}/failure", f"replicas/{REPLICA}/log"]
 VERBS = [
-    *(f"pools/{KEY}/{verb}" for verb in ("scale", "warm", "keep", "drain", "stop", "restart")),
+    *(f"pools/{KEY}/{verb}" for verb in ("scale", "warm", "keep", "stop", "restart")),
     *(f"replicas/{REPLICA}/{verb}" for verb in ("restart", "interrupt")),
     f"leases/{LEASE}/cancel",
 ]
@@ -174,7 +174,7 @@ async def test_an_order_without_the_xsrf_token_is_refused(
 async def test_an_order_with_the_xsrf_token_is_heard(ask: Ask, jp_fetch: Any, jp_serverapp: Any) -> None:
     headers = await logged_in(jp_fetch, jp_serverapp)
     token = headers["Cookie"].split("_xsrf=")[1].split(";")[0]
-    answer = await ask(f"pools/{KEY}/drain", {}, headers={**headers, "X-XSRFToken": token})
+    answer = await ask(f"pools/{KEY}/stop", {}, headers={**headers, "X-XSRFToken": token})
     assert answer.code == 503  # there is no broker
 
 

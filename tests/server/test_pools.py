@@ -299,7 +299,7 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> Connections:
 # --- verbs
 
 
-async def test_a_pool_is_scaled_warmed_kept_and_drained(ask: Ask) -> None:
+async def test_a_pool_is_scaled_warmed_kept_and_stopped(ask: Ask) -> None:
     pool = f"pools/{POOL.key}"
     assert (await ask(f"{pool}/scale", {"minimum": 0, "maximum": 3})).code == 202
     await until(lambda: (view_of(shown).scaling.min_replicas, view_of(shown).scaling.max_replicas) == (0, 3))
@@ -307,7 +307,7 @@ async def test_a_pool_is_scaled_warmed_kept_and_drained(ask: Ask) -> None:
     await until(lambda: view_of(shown).kept_until)
     assert (await ask(f"{pool}/warm", {"replicas": 2})).code == 202
     await until(lambda: len(ready(shown)) == 2)
-    assert (await ask(f"{pool}/drain", {})).code == 202
+    assert (await ask(f"{pool}/stop", {})).code == 202
     await until(lambda: not view_of(shown).replicas)
     assert (await ask(f"{pool}/warm", "")).code == 202
     await until(lambda: len(ready(shown)) == 1)
@@ -362,7 +362,7 @@ async def test_a_call_is_interrupted_cancelled_or_ended_with_its_pool(
         ("stop", "[]", 400, "The body does not fit"),
         ("stop", "{", 400, "The body does not fit"),
         ("stop", " " * 20_000, 413, "longer than 16384 bytes"),
-        ("explode", {}, 404, "A pool has no verb explode; it has scale, warm, keep, drain, stop, restart."),
+        ("explode", {}, 404, "A pool has no verb explode; it has scale, warm, keep, stop, restart."),
     ],
 )
 async def test_what_does_not_fit_is_refused_with_a_reason(
@@ -374,7 +374,7 @@ async def test_what_does_not_fit_is_refused_with_a_reason(
     assert answer.body["reason"]
 
 
-@pytest.mark.parametrize("path", ["pools/0123456789abcdef/drain", "replicas/01234567-99/interrupt", "leases/0a/cancel"])
+@pytest.mark.parametrize("path", ["pools/0123456789abcdef/stop", "replicas/01234567-99/interrupt", "leases/0a/cancel"])
 async def test_what_is_not_there_is_named(ask: Ask, path: str) -> None:
     noun, id_, _ = path.split("/")
     answer = await ask(path, {})
