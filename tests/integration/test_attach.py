@@ -235,7 +235,7 @@ def test_an_unknown_pool_or_replica_is_named() -> None:
         assert 'FJ102 There is no pool named "atached".' in error
         assert "Did you mean `attached`?" in error
     with front_end(wanted="attached[7]") as console:
-        assert 'FJ106 The pool "attached" has no replica 7 (existing: 0).' in console.run("1").error
+        assert 'FJ106 The pool "attached" has no replica 7 (existing: ' in console.run("1").error
 
 
 @pytest.mark.parametrize("name", ["attached", "attached[0]", "flyte-attach/attached[0]/0123abcd"])
@@ -248,8 +248,8 @@ def test_a_console_names_its_target_in_its_session(name: str, tmp_path: Path) ->
 def test_a_target_that_is_not_there_is_the_error_of_the_first_cell() -> None:
     for name, error in (
         ("flyte-attach/gone/0123abcd", 'FJ102 There is no pool named "gone".'),
-        ("flyte-attach/attached[7]/0123abcd", 'FJ106 The pool "attached" has no replica 7 (existing: 0).'),
-        ("attached[7]", 'FJ106 The pool "attached" has no replica 7 (existing: 0).'),
+        ("flyte-attach/attached[7]/0123abcd", 'FJ106 The pool "attached" has no replica 7 (existing: '),
+        ("attached[7]", 'FJ106 The pool "attached" has no replica 7 (existing: '),
         ("flyte-attach/attached[/0123abcd", "'attached[' is not NAME or NAME[1]"),
     ):
         with front_end(wanted="", JPY_SESSION_NAME=f"/notebooks/{name}") as console:

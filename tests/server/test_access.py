@@ -42,7 +42,7 @@ def looks_only(jp_serverapp: Any) -> LooksOnly:
 def test_these_are_all_endpoints() -> None:
     paths = {path for path, *_ in handlers.routes("/")}
     assert len(paths) == 9
-    verbs = {verb for kind in (handlers.POOL, handlers.REPLICA, handlers.LEASE) for verb in kind.verbs}
+    verbs = {verb for kind in (handlers.POOL, handlers.REPLICA, handlers.LEASE) for verb in kind}
     assert verbs == {path.rpartition("/")[2] for path in VERBS}
 
 

@@ -116,7 +116,7 @@ async def test_a_notebook_says_which_replica(open_session: Opens, jp_root_dir: P
     metadata = {"flyte_jupyter": {"attach": "opened[7]"}}
     (jp_root_dir / "a.ipynb").write_text(json.dumps({"cells": [], "metadata": metadata, "nbformat": 4}))
     notebook = await open_session("a.ipynb", "a.ipynb", "notebook")
-    assert 'FJ106 The pool "opened" has no replica 7 (existing: 0).' in await notebook.run("1")
+    assert 'FJ106 The pool "opened" has no replica 7 (existing: ' in await notebook.run("1")
 
 
 async def test_restart_and_shutdown_in_the_front_end_leave_process_and_object(

@@ -194,7 +194,10 @@ async def test_markup_in_a_name_is_text(ask: Ask, jp_fetch: Any) -> None:
         assert response.headers["X-Content-Type-Options"] == "nosniff"
         assert pool_of(json.loads(response.body), spec.key)["name"] == name
         answer = await ask(f"pools/{spec.key}/warm", {"replicas": 2})
-        assert (answer.code, answer.body["message"]) == (400, f"Pool {name} has at most 1 replicas, not 2.")
+        assert (answer.code, answer.body["message"]) == (
+            400,
+            f"Pool {name} has at most 1 replica, not 2; `scale` changes that.",
+        )
 
 
 async def test_of_a_failure_the_state_has_one_line_and_the_rest_is_asked_for(ask: Ask) -> None:
