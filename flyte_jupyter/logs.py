@@ -1,15 +1,16 @@
-"""A replica's log, in pieces."""
+"""Logs, in pieces."""
 
 from __future__ import annotations
 
 import codecs
 import os
 from dataclasses import dataclass
-from typing import Final
+from typing import BinaryIO, Final
 
 from . import runtime
 
 MOST_BYTES: Final = 256 * 1024
+CHUNK_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,19 @@ class Piece:
     text: str
     offset: int
     next: int
+
+
+def seek_tail(file: BinaryIO, lines: int, most: int | None = None) -> int:
+    """Move to where the last `lines` lines begin, at most that many bytes before the end; that offset."""
+    end = position = file.seek(0, os.SEEK_END)
+    first = 0 if most is None else max(0, end - most)
+    tail = b""
+    while position > first and tail.rstrip(b"\n").count(b"\n") < lines:
+        step = min(position - first, CHUNK_BYTES)
+        position = file.seek(position - step)
+        tail = file.read(step) + tail
+    kept = b"".join(tail.splitlines(keepends=True)[-lines:]) if lines else b""
+    return file.seek(end - len(kept))
 
 
 def read_log(replica: str, *, tail: int, since: int | None) -> Piece:
@@ -33,14 +47,8 @@ def read_log(replica: str, *, tail: int, since: int | None) -> Piece:
     path = runtime.log_folder(runtime.runtime_folder()) / f"{replica}.log"
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
         size = file.seek(0, os.SEEK_END)
-        if since is not None and since <= size:
-            offset = file.seek(since)
-            data = file.read(MOST_BYTES)
-        else:
-            offset = file.seek(max(0, size - MOST_BYTES))
-            lines = file.read(MOST_BYTES).splitlines(keepends=True)
-            offset += sum(map(len, lines[: max(0, len(lines) - tail)]))
-            data = b"".join(lines[max(0, len(lines) - tail) :])
+        offset = file.seek(since) if since is not None and since <= size else seek_tail(file, tail, MOST_BYTES)
+        data = file.read(MOST_BYTES)
     # The first bytes of a character that is not written yet come with the next piece.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(data)

@@ -97,6 +97,11 @@ def log_folder(folder: Path) -> Path:
     return folder / "logs"
 
 
+def private(path: str, flags: int) -> int:
+    """For `open(opener=...)`: a file that is made is its owner's alone."""
+    return os.open(path, flags, 0o600)
+
+
 def peer_uid(stream: socket.socket) -> int:
     """The user at the other end of a Unix socket, as the operating system knows it."""
     if hasattr(socket, "SO_PEERCRED"):

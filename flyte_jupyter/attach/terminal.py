@@ -55,7 +55,7 @@ def _write_connection(path: Path) -> list[Path]:
     ports = {f"{channel}_port": number for number, channel in enumerate((*CHANNELS, "iopub", "hb"), 1)}
     info = {"transport": "ipc", "ip": str(path.with_suffix("")), "key": uuid.uuid4().hex, **ports,
             "signature_scheme": "hmac-sha256", "kernel_name": KERNEL}  # fmt: skip
-    with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as out:
+    with open(path, "w", opener=runtime.private) as out:
         json.dump(info, out)
     return [path, *(Path(f"{info['ip']}-{port}") for port in ports.values())]
 

@@ -19,7 +19,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
-from .. import orphans
+from .. import orphans, runtime
 from ..core.commands import StartReplica
 from ..core.events import Event, ReplicaFailed
 from ..core.protocol import Declaration
@@ -51,7 +51,7 @@ class ReplicaProvisioner(LocalProvisioner):
         return self.connection_info
 
     def _spawn(self, cmd: list[str], kwargs: dict[str, Any]) -> Child:
-        with open(self.log_path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log:
+        with open(self.log_path, "ab", opener=runtime.private) as log:
             # From the broker's main thread: the child asks the system to end it with the thread that started it.
             return subprocess.Popen(
                 cmd,

@@ -19,6 +19,7 @@ from typing import Any, Final
 import anyio
 import psutil
 
+from .. import runtime
 from ..core.protocol import ZygoteView
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class Zygotes:
             # Shielded: once asked, its answer must be read, or the next request would get this one's process.
             with (
                 anyio.CancelScope(shield=True),
-                open(log_path, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as log_file,
+                open(log_path, "ab", opener=runtime.private) as log_file,
             ):
                 try:
                     answer = await zygote.ask(request, FORK_S, [log_file.fileno(), listening.fileno()])
@@ -216,7 +217,7 @@ class Zygotes:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with (
             theirs,
-            open(self._logs / f"zygote-{key}.log", "wb", opener=lambda p, f: os.open(p, f, 0o600)) as log_file,
+            open(self._logs / f"zygote-{key}.log", "wb", opener=runtime.private) as log_file,
         ):
             process = subprocess.Popen(
                 [interpreter, "-P", "-m", "flyte_jupyter.broker.zygote", str(theirs.fileno())],

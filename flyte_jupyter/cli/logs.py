@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
-import os
 import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from .. import errors, runtime
 from ..client import text
+from ..logs import seek_tail
 from .conversation import Closed, talk
 from .terminal import OK, UNKNOWN, complain
 
@@ -29,7 +28,7 @@ def run_logs(options: argparse.Namespace) -> int:
         )
         return UNKNOWN
     with log.open("rb") as file:
-        _seek_tail(file, options.tail)
+        seek_tail(file, options.tail)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         with contextlib.suppress(KeyboardInterrupt):
             while True:
@@ -42,18 +41,6 @@ def run_logs(options: argparse.Namespace) -> int:
                     break
                 time.sleep(0.1)
     return OK
-
-
-def _seek_tail(file: Any, lines: int) -> None:
-    """Move to the start of the last `lines` lines."""
-    end = position = file.seek(0, os.SEEK_END)
-    tail = b""
-    while position and tail.rstrip(b"\n").count(b"\n") < lines:
-        step = min(position, 1 << 16)
-        position = file.seek(position - step)
-        tail = file.read(step) + tail
-    kept = b"".join(tail.splitlines(keepends=True)[-lines:]) if lines else b""
-    file.seek(end - len(kept))
 
 
 def _find_log(folder: Path, what: str | None) -> Path | None:
