@@ -51,7 +51,7 @@ class PoolFailed(PoolError, RuntimeUserError):
             do += f" {_replicas(serving)} still {'serves' if len(serving) == 1 else 'serve'}."
         self._explain(
             "user",
-            f"{'Preload failed' if preload else 'The kernel did not start'}{where}{so} will not be used.",
+            f"{'Preload failed' if preload else 'The process did not start'}{where}{so} will not be used.",
             why,
             do,
             traceback.rstrip() or None,

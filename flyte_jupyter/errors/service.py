@@ -1,4 +1,4 @@
-"""FJ1xx: the pool service, and what it is asked for and does not know."""
+"""FJ1xx: the broker, and what it is asked for and does not know."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class BrokerUnavailable(PoolError, RuntimeSystemError):
         where = f" The whole log: {log_path}." if log_path else ""
         self._explain(
             "system",
-            "The pool service could not be started.",
+            "The broker could not be started.",
             f"{sentence(cause)}{tail}",
             (do or "Run `python -m flyte_jupyter.broker` in a terminal to see it fail.") + where,
         )
