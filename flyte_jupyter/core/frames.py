@@ -78,6 +78,7 @@ class Kind(IntEnum):
     PLACE = 20  # where the client is, for the calls that follow: its folder, import path, arguments, modules
     WANT = 21  # the call looks for a name that was not sent; body: that name and what the replica has, pickled
     GIVE = 22  # its definitions, pickled; empty: there is no such name
+    INTERRUPTED = 23  # the interrupt of a CANCEL was raised in the call's code
 
 
 class Status(IntEnum):
