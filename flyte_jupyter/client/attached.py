@@ -15,8 +15,9 @@ from ..core.arguments import parse_replica
 from ..core.snapshot import PoolView, ReplicaView, Snapshot
 from . import text
 from .broker import Connection
+from .channel import Channel
 from .identity import describe_client, process_token
-from .leases import Channel, explain_refusal
+from .refusals import explain_refusal
 
 SOON_S: Final = 0.3
 """Who waits for longer is told what for."""

@@ -15,29 +15,29 @@ from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from datetime import timedelta
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from .. import errors
 from ..core import failure, payload
+from ..core.call import Request
 from ..core.cells import CellReply, CellRequest, Scope
 from ..core.definitions import ImportDefinition, SourceDefinition, ValueDefinition
 from ..core.format import last_line
 from ..core.frames import Buffer, Frame, Status
-from ..core.policy import SINGLE_USE_SCALING, RetryStrategy, Timeout
+from ..core.policy import SINGLE_USE_SCALING
 from ..core.snapshot import PoolView
-from . import broker, comms, outputs, remote, runs
+from . import blocking, broker, comms, outputs, runs
 from .capture import Captured
-from .drivers import ChannelLost, drive
+from .channel import Channel
 from .handle import PoolHandle
 from .identity import describe_client
-from .leases import Channel, Lease, LeaseGroup
+from .leases import Lease, LeaseGroup
+from .looping import awaiting
 from .target import Outgoing, Target, locate, ran_on
 
 if TYPE_CHECKING:
     from ..core import protocol as p
-    from .environment import Task
 
 SESSION_IDLE_S: Final = 1800.0
 """How long a session that nobody uses keeps its replica."""
@@ -109,12 +109,12 @@ class CellTarget(Target):
     """A cell and the pool it runs in."""
 
     def __init__(self, cell: Cell, pool: PoolHandle) -> None:
-        super().__init__(_no_function, cell.name, pool, limited=cell.timeout is not None)
+        super().__init__(_no_function, request_of(cell, pool.name), pool)
         self.cell = cell
         self.times = Times()
-        self.attempt = 0
+        self.attempt = 0  # retries so far
         self.pinned: Lease | None = None  # the slot it has to run in
-        self.on_interrupt = cell.on_interrupt
+        self._pinned: PinnedGroup | None = None
         self.priority = PRIORITIES[cell.priority]
         self._checked: Outgoing | None = None
         self._defined = tuple(sorted(name for name, value in cell.push.items() if is_definition(value)))
@@ -131,6 +131,7 @@ class CellTarget(Target):
         )
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: int) -> Outgoing:
+        self.attempt = attempt
         if self._checked is not None:
             checked, self._checked = self._checked, None
             return checked
@@ -147,13 +148,15 @@ class CellTarget(Target):
             self._closure = self._captured.closure()
             closures.append(self._closure)
         reference = json.dumps([[closure.digest for closure in closures], self.name, "cell"]).encode()
-        return _Noted(Outgoing(reference, closures, pickled, self.attempt, _main()), self.times)
+        return _Noted(Outgoing(reference, closures, pickled, attempt, _main()), self.times)
 
     def group(self) -> LeaseGroup:
         if not self.times.asked_at:
             self.times.asked_at = time.monotonic()
         if self.pinned is not None:
-            return cast("LeaseGroup", _Pinned(self.pinned))
+            if self._pinned is None:
+                self._pinned = PinnedGroup(self.pinned)
+            return self._pinned
         if self.cell.scope != "session":
             return super().group()
         return session_group(self.pool, self.cell.session)
@@ -230,27 +233,21 @@ def is_definition(value: object) -> bool:
 # --- running
 
 
-@dataclass(frozen=True, slots=True)
-class _Wishes:
-    """The part of a task that `remote` looks at."""
+def request_of(cell: Cell, pool: str) -> Request:
+    """What a call of this cell may do."""
+    reasons = [RETRY_REASONS[reason] for reason in cell.retry_on]
 
-    name: str
-    time_limits: Timeout
-    retries: RetryStrategy
+    def repeats(error: BaseException) -> bool:
+        return not reasons or any(reason(error) for reason in reasons)
 
-
-def _wishes(cell: Cell) -> Task[..., Any]:
-    limit = None if cell.timeout is None else timedelta(seconds=cell.timeout)
-    return cast("Task[..., Any]", _Wishes(cell.name, Timeout(max_runtime=limit), RetryStrategy(count=0)))
-
-
-def _again(cell: Cell, attempt: int, error: Exception) -> bool:
-    """Whether a cell that failed is run once more."""
-    if attempt >= cell.retries or isinstance(error, errors.TaskCancelled | errors.StarvationError):
-        return False
-    if isinstance(error, errors.PoolError) and not isinstance(error, errors.ReplicaDied):
-        return False
-    return not cell.retry_on or any(RETRY_REASONS[reason](error) for reason in cell.retry_on)
+    return Request(
+        cell.name,
+        pool,
+        max_runtime=cell.timeout,
+        retries=cell.retries,
+        repeats=repeats,
+        on_interrupt=cell.on_interrupt,
+    )
 
 
 def run(target: CellTarget) -> CellReply:
@@ -260,14 +257,8 @@ def run(target: CellTarget) -> CellReply:
     """
     token = comms.to_replica.set(None)  # what the call sets is its own
     try:
-        while True:
-            try:
-                reply: CellReply = remote.blocking(target, _wishes(target.cell), (), {})
-                return reply
-            except Exception as error:
-                if not _again(target.cell, target.attempt, error):
-                    raise
-            target.attempt += 1
+        reply: CellReply = blocking.call(target, (), {})
+        return reply
     finally:
         comms.to_replica.reset(token)
         _let_go(target)
@@ -275,14 +266,8 @@ def run(target: CellTarget) -> CellReply:
 
 async def run_async(target: CellTarget) -> CellReply:
     """The same for an event loop."""
-    while True:
-        try:
-            reply: CellReply = await remote.awaiting(target, _wishes(target.cell), (), {})
-            return reply
-        except Exception as error:
-            if not _again(target.cell, target.attempt, error):
-                raise
-        target.attempt += 1
+    reply: CellReply = await awaiting(target, (), {})
+    return reply
 
 
 def start(target: CellTarget, screen: outputs.Screen) -> Future[CellReply]:
@@ -340,24 +325,26 @@ def fresh_pool(pool: PoolHandle) -> PoolHandle:
 # --- a certain replica
 
 
-class _Pinned:
-    """The part of a lease group that a call needs, for one slot that was chosen before."""
+class PinnedGroup(LeaseGroup):
+    """One slot that was chosen before; it is dropped after its call, and there is no other."""
 
     def __init__(self, lease: Lease) -> None:
-        self.connection = lease.group.connection
-        self._lease = lease
-        self.pipelines: dict[object, object] = {}
-
-    def contended(self, owner: object) -> bool:
-        return False
-
-    def take(self) -> Lease:
-        return self._lease
+        group = lease.group
+        super().__init__(group.connection, group.pool, group.parent, group.run)
+        group.hand(lease, self)
+        self._idle.append(lease)
 
     def give_back(self, lease: Lease) -> None:
-        lease.group.drop(lease)
+        self.drop(lease)
 
-    drop = give_back
+    def take(self) -> Lease | None:
+        lease = super().take()
+        if lease is None:
+            raise errors.ReplicaDied("a cell", "the replica that was chosen for it")
+        return lease
+
+    def _wanted(self) -> int:
+        return 0
 
 
 def leases_on(pool: PoolHandle, name: str, number: int | None = None) -> list[Lease]:
@@ -437,16 +424,13 @@ class SessionGroup(LeaseGroup):
         with self._lock:
             return next((lease.name for lease in self._held.values()), "")
 
-    def drop(self, lease: Lease) -> None:
-        super().drop(lease)
-        with self._lock:
-            request = self._request(self._waiting[0].task) if self._waiting else None
-        if request is not None:
-            self._send_request(*request)
+    def drop(self, lease: Lease, *, close: bool = True) -> None:
+        super().drop(lease, close=close)
+        self.adjust()
 
-    def _request(self, task: str) -> tuple[str, str] | None:
+    def _wanted(self) -> int:
         # One at a time: a second slot could be on another replica.
-        return None if self._held or self._requests else super()._request(task)
+        return 0 if self._held else min(1, super()._wanted())
 
     def _let_go(self) -> None:
         now = time.monotonic()
@@ -504,43 +488,39 @@ def names(pool: PoolHandle, scope: str, session: str) -> list[str]:
     return _names.get(key, (0.0, []))[1]
 
 
+class _Names(Target):
+    """The question for a replica's names. It waits for nothing that takes long, and disturbs nobody."""
+
+    def __init__(self, pool: PoolHandle, group: LeaseGroup | None, scope: str, session: str) -> None:
+        request = Request("names", pool.name, max_queued=NAMES_S, deadline=NAMES_S, on_interrupt="leave")
+        super().__init__(_no_function, request, pool)
+        self._asked = payload.dump_arguments(((scope, session), {}))
+        self._group = group
+
+    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any], attempt: int) -> Outgoing:
+        return Outgoing(b'[[], "names", "names"]', (), self._asked, 0, _main())
+
+    def group(self) -> LeaseGroup:
+        return self._group or super().group()
+
+
 def _ask_names(pool: PoolHandle, key: tuple[str, str, str]) -> None:
     outputs.mute()
-    deadline = time.monotonic() + NAMES_S
     if broker.current() is None:
         return
-    with suppress(errors.BaseRuntimeError, ChannelLost, OSError, TimeoutError):
-        view = pool.status()
+    with suppress(errors.BaseRuntimeError, OSError):
         session = _sessions.get((key[0], key[2])) if key[1] == "session" else None
-        group = session or Target(_no_function, "names", pool).group()
-        lease = group.take()
-        if lease is None:
-            if session is not None or view is None or view.waiting or not any(map(_is_free, view.replicas)):
-                return
-            waiter = group.ask("names")
-            try:
-                lease = waiter.future.result(max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                waiter.withdraw()
-                return
-        answered = False
-        try:
-            pickled = payload.dump_arguments(((key[1], key[2]), {}))
-            outgoing = Outgoing(b'[[], "names", "names"]', (), pickled, 0, _main())
-            number, pieces = outgoing.on(lease.channel())
-            frame = drive(lease.channel(), outgoing.talk(number), pieces, deadline)
-            answered = True
-        finally:
-            if answered:
-                group.give_back(lease)
-            else:
-                group.drop(lease)
-        if frame.flags == Status.OK:
-            _names[key] = (time.monotonic(), list(payload.load(frame.body, frame.buffers)))
+        asking = _Names(pool, session, key[1], key[2])
+        if asking.group().has_idle or (session is None and _has_free_replica(pool)):
+            found = blocking.call(asking, (), {})
+            _names[key] = (time.monotonic(), list(found))
 
 
-def _is_free(replica: Any) -> bool:
-    return replica.state == "ready" and not replica.calls
+def _has_free_replica(pool: PoolHandle) -> bool:
+    view = pool.status()
+    if view is None or view.waiting:
+        return False
+    return any(replica.state == "ready" and not replica.calls for replica in view.replicas)
 
 
 def forget_names() -> None:

@@ -24,11 +24,12 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from .. import errors
 from ..core import failure
+from ..core.call import Request
 from ..core.context import current
 from . import runs
 from .handle import PoolHandle
-from .pipeline import Call
-from .target import Target, shown_name
+from .looping import LoopCall
+from .target import Target, request_of, shown_name
 from .task import Task
 
 P = ParamSpec("P")
@@ -86,19 +87,18 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 # --- calls in line
 
 
-class LineCall(Call):
+class LineCall(LoopCall):
     """A call that a thread waits for while it is made on a loop. `over` may be looked at by any thread."""
 
     def __init__(
         self,
         line: Line,
         target: Target,
-        task: Task[..., Any] | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         context: contextvars.Context,
     ) -> None:
-        super().__init__(line.loop, target, task, args, kwargs, context)
+        super().__init__(line.loop, target, args, kwargs, context)
         self.line = line
         self.index = next(line.numbers)
         self.started = False
@@ -308,12 +308,11 @@ class PoolExecutor(Executor):
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
-            task = function if isinstance(function, Task) else None
             target = self._target(function)
             loop = background()
             if self._line is None or self._line.loop is not loop:
                 self._line = Line(loop)
-            call = Submission(self._line, target, task, args_, kwargs_, contextvars.copy_context())
+            call = Submission(self._line, target, args_, kwargs_, contextvars.copy_context())
             self._line.add(call)
             return call.future
 
@@ -393,13 +392,13 @@ class PoolExecutor(Executor):
         if known is not None:
             self._targets.move_to_end(id(function))
             return known[1]
-        bare, shown, limited = function, "", False
         if isinstance(function, Task):
-            bare, shown = function.func, shown_name(function)
-            limits = function.time_limits
-            limited = any(limits.seconds(each) for each in ("max_runtime", "max_queued_time", "deadline"))
-        name = f"{self.pool.name}.{getattr(bare, '__name__', type(bare).__name__)}"
-        target = Target(bare, name, self.pool, shown=shown, limited=limited)
+            name = f"{self.pool.name}.{function.func.__name__}"
+            request = request_of(function, name, self.pool.name)
+            target = Target(function.func, request, self.pool, shown=shown_name(function))
+        else:
+            name = f"{self.pool.name}.{getattr(function, '__name__', type(function).__name__)}"
+            target = Target(function, Request(name, self.pool.name), self.pool)
         self._targets[id(function)] = function, target
         if len(self._targets) > TARGETS:
             self._targets.popitem(last=False)

@@ -7,31 +7,27 @@ kernel; the broker is asked only when none is idle.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-import os
 import socket
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 from .. import errors
 from ..core import protocol as p
+from ..core.call import Granted
 from ..core.context import current
-from ..core.format import last_line
-from ..core.frames import FIRST_CALL, Buffer, FrameReader, Kind, encode
-from ..memory import Exchange, exchange_pair
-from ..runtime import peer_uid
+from ..core.frames import Kind, encode
 from .broker import Connection
+from .channel import Channel
 from .identity import describe_client, process_token
-from .place import Place
-
-if TYPE_CHECKING:
-    from .pipeline import Pipeline
+from .refusals import explain_refusal
 
 LINGER_S: Final = 0.05
 """How long an idle lease is kept: the next call of a loop is then one round trip."""
@@ -41,70 +37,19 @@ LOST_S: Final = 2.0
 """How long the broker may take to say why a replica is gone."""
 
 
-class Channel:
-    """The client's end of a lease's connection. `drivers` and the `pipeline` move the bytes."""
-
-    __slots__ = ("_told", "address", "calls", "cut", "files", "reader", "socket")
-
-    def __init__(self, address: str, hello: bytes) -> None:
-        self.address = address
-        self._told: Place | None = None
-        self.files: Exchange | None = None
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self.socket.connect(address)
-            if peer_uid(self.socket) != os.getuid():
-                raise errors.ProtocolError(f"the process at {address} belongs to another user")
-            self._say_hello(b"".join(encode(Kind.HELLO, 0, hello)))
-        except BaseException:
-            self.close()
-            raise
-        self.reader = FrameReader(None if self.files is None else self.files.map)
-        self.calls = FIRST_CALL - 1  # the number of the last one
-        self.cut = False  # in the middle of a frame: what followed would not be understood
-
-    def moved(self) -> list[Buffer]:
-        """What the replica must hear before the next call: where this process is, if that is new."""
-        if self._told is not None and self._told.still_holds():
-            return []
-        before, self._told = self._told, Place.here()
-        return [] if self._told == before else encode(Kind.PLACE, 0, self._told.described().encode())
-
-    def send(self, pieces: list[Buffer]) -> None:
-        """All of it; an interrupt may come in between."""
-        self.cut = True
-        for piece in pieces:
-            self.socket.sendall(piece)
-        self.cut = False
-
-    def _say_hello(self, data: bytes) -> None:
-        """Along with the first byte goes the replica's end of the socket for memory files."""
-        pair = exchange_pair()
-        sent = 0
-        if pair is not None:
-            self.files, theirs = pair
-            try:
-                sent = socket.send_fds(self.socket, [data], [theirs])
-            finally:
-                os.close(theirs)
-        self.socket.sendall(data[sent:])
-
-    def close(self) -> None:
-        self.socket.close()
-        if self.files is not None:
-            self.files.close()
-
-
 class Lease:
     """One slot, while this process holds it."""
 
-    __slots__ = ("_channel", "address", "group", "id", "idle_since", "is_lost", "lost", "name", "recalled", "replica")
+    __slots__ = (
+        "_channel", "address", "granted", "group", "id", "idle_since", "is_lost", "lost", "name", "recalled", "replica",
+    )  # fmt: skip
 
     def __init__(self, group: LeaseGroup, granted: p.Granted) -> None:
         self.group = group
         self.id = granted.lease
         self.replica = granted.replica
         self.name = granted.name
+        self.granted = Granted(granted.name)  # what a call is told that gets it
         self.address = granted.address
         self.recalled = False
         self.idle_since = 0.0
@@ -146,10 +91,30 @@ class Lease:
             control.sendall(b"".join(pieces))
 
 
-class LeaseGroup:
-    """The leases of one environment that one caller holds: this process, or one task when it calls tasks."""
+class Slots(Protocol):
+    """A source of slots for the calls of one thread."""
 
-    def __init__(self, connection: Connection, pool: str, parent: str | None, run: str) -> None:
+    @property
+    def connection(self) -> Connection: ...
+    def take(self) -> Lease | None: ...
+    def ask(self, task: str, priority: int = 0) -> ThreadWaiter: ...
+    def give_back(self, lease: Lease) -> None: ...
+    def drop(self, lease: Lease) -> None: ...
+
+
+class LeaseGroup:
+    """The leases of one environment that one caller holds: this process, or one task when it calls tasks.
+
+    Its queue is the only one in the process. The calls of all threads are one line in it, those of each event loop
+    another; the lines are served in turn, and in each a higher priority goes first, then who came first.
+
+    Args:
+        slots: How many the pool has at most. Event loops ask for no more than that; their calls are many.
+    """
+
+    def __init__(
+        self, connection: Connection, pool: str, parent: str | None, run: str, slots: Callable[[], int] | None = None
+    ) -> None:
         self.connection = connection
         self.pool = pool
         self.parent = parent
@@ -157,69 +122,126 @@ class LeaseGroup:
         self._lock = threading.Lock()
         self._idle: list[Lease] = []
         self._held: dict[str, Lease] = {}
-        self._waiting: deque[Waiter] = deque()
+        self._lines: dict[object, deque[Waiter]] = {}  # by owner; the one that was served last is the last
+        self._slots = slots
         self._requests: dict[str, str] = {}  # lease -> task, asked for and not granted yet
         self._timer = False
-        self.pipelines: dict[asyncio.AbstractEventLoop, Pipeline] = {}
+        self.pipelines: dict[asyncio.AbstractEventLoop, object] = {}
+        """What each event loop has under way here; see `looping`."""
 
     def take(self) -> Lease | None:
         """An idle lease, if there is one."""
         with self._lock:
             return self._idle.pop() if self._idle else None
 
-    def ask(self, task: str, owner: object = None, priority: int = 0) -> Waiter:
-        """Wait for a lease; `waiter.future` gets it, or the reason why there will be none.
+    @property
+    def has_idle(self) -> bool:
+        """Whether it has a lease that no call uses."""
+        return bool(self._idle)
 
-        Args:
-            owner: Who keeps leases as long as it has calls for them, and asks `contended` whether it may.
-            priority: Who has a higher one is served first, among those who wait in this group.
-        """
-        waiter = Waiter(self, task, owner, priority)
+    def ask(self, task: str, priority: int = 0) -> ThreadWaiter:
+        """Wait for a lease; `future` of what is returned gets it, or the reason why there will be none."""
+        waiter = ThreadWaiter(self, task, priority)
+        self.line_up(waiter)
         with self._lock:
-            line_up(self._waiting, waiter)
             if self._idle:  # given back since the caller looked
                 self._serve(self._idle.pop())
-            request = self._request(task)
-        if request is not None:
-            self._send_request(*request)
+        self.adjust()
         return waiter
 
+    def line_up(self, waiter: Waiter, *, first: bool = False) -> None:
+        """Put it behind all of its own priority, and before those of a lower one; or before all. Then `adjust`."""
+        with self._lock:
+            line = self._lines.setdefault(waiter.owner, deque())
+            place = 0 if first else len(line)
+            while place and line[place - 1].priority < waiter.priority:
+                place -= 1
+            line.insert(place, waiter)
+
+    def adjust(self) -> None:
+        """Ask the broker for as many leases as there are calls for; withdraw what is too much."""
+        with self._lock:
+            more: list[tuple[str, str]] = []
+            wanted = self._wanted()
+            while len(self._requests) < wanted:
+                task = self._unasked()
+                lease = uuid.uuid4().hex[:16]
+                self._requests[lease] = task
+                more.append((lease, task))
+            surplus = self._surplus(wanted)
+        for lease, task in more:
+            self._send_request(lease, task)
+        for lease in surplus:
+            self.connection.release(lease)
+
+    def first(self, owner: object) -> Waiter | None:
+        """The next of this owner's calls in line."""
+        line = self._lines.get(owner)
+        if line:
+            with suppress(IndexError):  # another thread has just served the last one
+                return line[0]
+        return None
+
+    def of(self, owner: object) -> list[Waiter]:
+        """All of this owner's calls in line."""
+        with self._lock:
+            return list(self._lines.get(owner, ()))
+
+    def pop(self, waiter: Waiter) -> bool:
+        """Take it out of the line, because its owner has a slot for it; False if it is not in it any more."""
+        with self._lock:
+            return self._remove(waiter)
+
     def contended(self, owner: object) -> bool:
-        """Whether anybody else in this process waits for a lease of this group."""
-        return bool(self._waiting) and any(waiter.owner is not owner for waiter in list(self._waiting))
+        """Whether somebody else in this process waits for a lease, and could use one."""
+        lines = self._lines
+        if not lines or (len(lines) == 1 and owner in lines):
+            return False
+        with self._lock:
+            return any(line[0].can_start for each, line in lines.items() if each is not owner)
+
+    def waiting(self, owner: object) -> int:
+        """How many of this owner's calls are in line."""
+        return len(self._lines.get(owner, ()))
 
     def give_back(self, lease: Lease) -> None:
         """The call in it is over: the next one waiting gets it, or it lingers."""
-        surplus: Iterable[str] = ()
-        more: tuple[str, str] | None = None
         with self._lock:
             over = lease.recalled or lease.is_lost
-            if over:
-                pass
-            elif self._serve(lease):
-                surplus = self._surplus()
-                more = self._request(self._waiting[0].task) if self._waiting else None
-            else:
+            served = not over and self._serve(lease)
+            if not over and not served:
                 lease.idle_since = time.monotonic()
                 self._idle.append(lease)
                 if not self._timer:
                     self._timer = True
                     self.connection.call_later(LINGER_S, self._let_go)
+            ask = bool(self._lines or self._requests)
         if over:
             self.drop(lease)
-        if more is not None:
-            self._send_request(*more)
-        for request in surplus:
-            self.connection.release(request)
+        if served and ask:
+            self.adjust()
 
-    def drop(self, lease: Lease) -> None:
-        """It is not used again: its replica is gone, it was recalled, or its call did not end."""
+    def drop(self, lease: Lease, *, close: bool = True) -> None:
+        """It is not used again: its replica is gone, it was recalled, or its call did not end.
+
+        Args:
+            close: Close its connection, too; else the caller does.
+        """
         with self._lock:
             self._held.pop(lease.id, None)
             with suppress(ValueError):
                 self._idle.remove(lease)
-        lease.close()
+        if close:
+            lease.close()
         self.connection.release(lease.id)
+
+    def hand(self, lease: Lease, other: LeaseGroup) -> None:
+        """The lease, which somebody uses now, belongs to the other group from now on."""
+        with self._lock:
+            self._held.pop(lease.id, None)
+        lease.group = other
+        other._held[lease.id] = lease
+        self.connection.listen(lease.id, other)
 
     def close(self) -> None:
         """Give every lease back, also those that linger."""
@@ -239,13 +261,13 @@ class LeaseGroup:
             lease.close()
         self._held.clear()
         self._idle.clear()
-        self._waiting.clear()
+        self._lines.clear()
         self._requests.clear()
         self.pipelines.clear()
 
     def unused(self) -> bool:
         with self._lock:
-            return not self._held and not self._waiting and not self._requests
+            return not self._held and not self._lines and not self._requests
 
     def hello(self, lease: Lease) -> bytes:
         task, client = current.get(), describe_client()
@@ -266,13 +288,11 @@ class LeaseGroup:
     def withdraw(self, waiter: Waiter) -> None:
         """Nobody waits there any more. A lease that came at the same moment goes to the next."""
         with self._lock:
-            with suppress(ValueError):
-                self._waiting.remove(waiter)
-            surplus = self._surplus()
-        if not waiter.future.cancel() and waiter.future.exception() is None:
-            self.give_back(waiter.future.result())
-        for request in surplus:
-            self.connection.release(request)
+            self._remove(waiter)
+        granted = waiter.leave()
+        if granted is not None:
+            self.give_back(granted)
+        self.adjust()
 
     # --- what the broker says; on the connection's thread
 
@@ -288,18 +308,14 @@ class LeaseGroup:
             if message.lease not in self._requests:
                 return  # withdrawn while the refusal was on its way
             task = self._requests.pop(message.lease)
-            waiter = next((each for each in self._waiting if each.task == task), None)
-            if waiter is None and self._waiting:
-                waiter = self._waiting[0]
+            waiter = next((each for each in self._all() if each.task == task), None) or next(self._all(), None)
             if waiter is not None:
-                self._waiting.remove(waiter)
-            more = self._request(self._waiting[0].task) if self._waiting else None
-        if more is not None:
-            self._send_request(*more)
+                self._remove(waiter)
         if waiter is not None:
             if waiter.parent:  # the broker knows only for whom the parent's lease was asked first
                 message = message.model_copy(update={"detail": {**message.detail, "parent": waiter.parent}})
-            _fail(waiter, explain_refusal(message))
+            waiter.refuse(explain_refusal(message))
+        self.adjust()
 
     def recalled(self, lease: str) -> None:
         with self._lock:
@@ -324,7 +340,8 @@ class LeaseGroup:
         with self._lock:
             held = self._held.get(lease)
             self._requests.pop(lease, None)
-            waiting, self._waiting = self._waiting, deque()
+            waiting = list(self._all())
+            self._lines.clear()
             idle, self._idle = self._idle, []
             for each in idle:
                 self._held.pop(each.id, None)
@@ -333,7 +350,7 @@ class LeaseGroup:
         for each in idle:
             each.close()
         for waiter in waiting:
-            _fail(waiter, error)
+            waiter.refuse(error)
 
     # --- with the lock held
 
@@ -344,24 +361,57 @@ class LeaseGroup:
         self._idle.remove(lease)
         return True
 
-    def _request(self, task: str) -> tuple[str, str] | None:
-        if len(self._requests) >= min(len(self._waiting), MAX_REQUESTS):
-            return None
-        lease = uuid.uuid4().hex[:16]
-        self._requests[lease] = task
-        return lease, task
+    def _all(self) -> Iterator[Waiter]:
+        return itertools.chain.from_iterable(self._lines.values())
+
+    def _wanted(self) -> int:
+        """How many requests to have at the broker: more than the pool has slots would only be work for it."""
+        slots = MAX_REQUESTS if self._slots is None else self._slots()
+        wanted = sum(len(line) if owner is None else min(len(line), slots) for owner, line in self._lines.items())
+        return min(wanted, MAX_REQUESTS)
+
+    def _unasked(self) -> str:
+        """The first task in line for which there is no request yet."""
+        asked = Counter(self._requests.values())
+        task = ""
+        for waiter in self._all():
+            task = waiter.task
+            if not asked[task]:
+                break
+            asked[task] -= 1
+        return task
+
+    def _remove(self, waiter: Waiter) -> bool:
+        line = self._lines.get(waiter.owner)
+        if not line:
+            return False
+        if line[0] is waiter:
+            line.popleft()
+        else:
+            try:
+                line.remove(waiter)
+            except ValueError:
+                return False
+        if not line:
+            del self._lines[waiter.owner]
+        return True
+
+    def _next(self) -> Waiter | None:
+        heads = [line[0] for line in self._lines.values() if line[0].can_start]
+        return max(heads, key=lambda waiter: waiter.priority, default=None)  # of equal ones the first
 
     def _serve(self, lease: Lease) -> bool:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if waiter.future.set_running_or_notify_cancel():
-                waiter.future.set_result(lease)
+        while (waiter := self._next()) is not None:
+            self._remove(waiter)
+            if waiter.owner in self._lines:  # the others have their turn before
+                self._lines[waiter.owner] = self._lines.pop(waiter.owner)
+            if waiter.grant(lease):
                 return True
         return False
 
-    def _surplus(self) -> Iterable[str]:
+    def _surplus(self, wanted: int) -> list[str]:
         surplus = []
-        while len(self._requests) > len(self._waiting):
+        while len(self._requests) > wanted:
             lease, _ = self._requests.popitem()
             surplus.append(lease)
         return surplus
@@ -393,33 +443,43 @@ class LeaseGroup:
             self.drop(lease)
 
 
-class Ranked(Protocol):
-    """Who waits in a line."""
+class Waiter:
+    """One call in line for a lease.
+
+    Attributes:
+        owner: The pipeline of the event loop that makes the call; None for a thread's.
+        parent: The task that makes the call, if it is one.
+    """
+
+    task: str
+    priority: int
+    parent: str
+    owner: object = None
 
     @property
-    def priority(self) -> int: ...
+    def can_start(self) -> bool:
+        """Whether it could use a lease now."""
+        return True
+
+    def grant(self, lease: Lease) -> bool:
+        """It gets this lease; False if it does not want one any more. The group's lock is held."""
+        raise NotImplementedError
+
+    def refuse(self, error: errors.BaseRuntimeError) -> None:
+        """There will be none."""
+        raise NotImplementedError
+
+    def leave(self) -> Lease | None:
+        """It is out of the line; the lease that it was given at the same moment."""
+        raise NotImplementedError
 
 
-R = TypeVar("R", bound=Ranked)
+class ThreadWaiter(Waiter):
+    """A call of a thread that blocks on `future`."""
 
-
-def line_up(line: deque[R], new: R) -> None:
-    """Put it behind all of its own priority, and before those of a lower one."""
-    place = len(line)
-    while place and line[place - 1].priority < new.priority:
-        place -= 1
-    line.insert(place, new)
-
-
-class Waiter:
-    """One call that waits for a lease."""
-
-    __slots__ = ("future", "group", "owner", "parent", "priority", "task")
-
-    def __init__(self, group: LeaseGroup, task: str, owner: object = None, priority: int = 0) -> None:
+    def __init__(self, group: LeaseGroup, task: str, priority: int) -> None:
         self.group = group
         self.task = task
-        self.owner = owner
         self.priority = priority
         caller = current.get()
         self.parent = "" if caller is None else caller.task
@@ -428,54 +488,23 @@ class Waiter:
     def withdraw(self) -> None:
         self.group.withdraw(self)
 
+    def grant(self, lease: Lease) -> bool:
+        if not self.future.set_running_or_notify_cancel():
+            return False
+        self.future.set_result(lease)
+        return True
 
-def _fail(waiter: Waiter, error: BaseException) -> None:
-    with suppress(InvalidStateError):  # it was cancelled at the same moment
-        waiter.future.set_exception(error)
+    def refuse(self, error: errors.BaseRuntimeError) -> None:
+        with suppress(InvalidStateError):  # it was cancelled at the same moment
+            self.future.set_exception(error)
+
+    def leave(self) -> Lease | None:
+        if self.future.cancel() or self.future.exception() is not None:
+            return None
+        return self.future.result()
 
 
 def _tell(lease: Lease, why: p.Lost | errors.BaseRuntimeError) -> None:
     with suppress(InvalidStateError):  # the broker said why, and then it ended, too
         lease.is_lost = True
         lease.lost.set_result(why)
-
-
-def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
-    """The broker's reason as the error that a caller sees."""
-    detail = message.detail
-    pool = detail.get("pool", "")
-    match message.reason:
-        case "no-such-pool":
-            return errors.NoSuchPool(pool, [name for name in detail.get("pools", "").split(", ") if name])
-        case "no-such-replica":
-            return errors.NoSuchReplica(detail.get("replica", ""))
-        case "no-gpu":
-            return errors.NoUsableGPU(detail.get("problem") or "this machine has none", float(detail.get("wanted", 1)))
-        case "no-room":
-            held: dict[str, str] = {}
-            for part in filter(None, detail.get("held", "").split(", ")):  # "GPU 0: infer[0]"
-                device, _, holder = part.partition(": ")
-                held[holder] = f"{held[holder]} and {device}" if holder in held else device
-            return errors.NoRoom.gpus(pool, int(detail["wanted"]), int(detail["total"]), held)
-        case "pool-failed":
-            cause = detail.get("cause", "").strip()
-            return errors.PoolFailed(
-                pool,
-                last_line(cause),
-                detail.get("replica"),
-                traceback=cause,
-                preload=detail.get("state") != "starting",
-            )
-        case "pool-stopped":
-            return errors.PoolStopped(pool)
-        case "cancelled":
-            return errors.TaskCancelled(detail["task"], queued=True)
-        case "starvation":
-            return errors.StarvationError(
-                detail["parent"],
-                detail["child"],
-                pool,
-                max_replicas=int(detail["replicas"]),
-                concurrency=int(detail["concurrency"]),
-                cell=detail.get("cell", ""),
-            )

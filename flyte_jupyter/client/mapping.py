@@ -16,10 +16,10 @@ from typing import Any, Final
 from .. import errors, memory
 from ..core import payload
 from ..core.context import current, stalls
-from . import outputs, runs
+from . import looping, outputs, runs
 from .executor import Line, LineCall, background, plain
-from .pipeline import ahead
 from .remote import without_our_frames
+from .stream import ahead
 from .target import Target, stalled_cell, target_of
 from .task import Task
 
@@ -103,6 +103,7 @@ class TaskMap:
         """In order; on the calling thread, while the calls are made on the background loop."""
         line = self._open(background())
         self._context.run(stalls.set, stalled_cell())
+        looping.hand_over()
         arrived = threading.Event()
         self._tell = arrived.set
         try:
@@ -200,7 +201,7 @@ class TaskMap:
             args, keywords = (*self._args, *item), self._keywords
         else:
             args, keywords = self._args, {**self._keywords, self._keyword: item[0]}
-        call = MappedCall(self._line, self._target, self.task, args, keywords, self._context.copy())
+        call = MappedCall(self._line, self._target, args, keywords, self._context.copy())
         call.settled = self._settled
         self._window.append(call)
         self._line.add(call)

@@ -11,19 +11,20 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
 from ..core import context, failure, payload
+from ..core.call import Request
 from ..core.commands import POOL_STOPPED
 from ..core.definitions import Closure, Definition, Text, texts_of
 from ..core.frames import CALL, OK, Buffer, Frame, Status, encode, join_small
 from . import broker, runs
 from .capture import Captured
 from .capture.places import is_ipython
-from .drivers import Conversation
+from .channel import Channel
 from .handle import PoolHandle, handle_of
-from .leases import Channel, Lease, LeaseGroup
+from .leases import Lease, LeaseGroup
 
 if TYPE_CHECKING:
     from ..core import protocol as p
@@ -34,22 +35,19 @@ class Target:
     """A callable and the pool it runs in: all that does not change from call to call.
 
     Args:
-        name: What errors call it.
+        request: What a call of it may do, and its name in errors.
         shown: What views call it, if that is something else.
     """
 
     priority = 0
     """Among the calls that wait in this process for a slot of the pool: a higher one goes first."""
-    on_interrupt: Literal["int", "term", "kill"] = "int"
-    """What Ctrl-C does besides stopping the call: replace its replica, after what else it runs or at once."""
 
-    def __init__(
-        self, function: Callable[..., Any], name: str, pool: PoolHandle, *, shown: str = "", limited: bool = False
-    ) -> None:
-        self.name = name
-        self.shown = shown or name
+    def __init__(self, function: Callable[..., Any], request: Request, pool: PoolHandle, *, shown: str = "") -> None:
+        self.request = request
+        self.name = request.name
+        self.shown = shown or request.name
         self.pool = pool
-        self.limited = limited  # it has a time limit of some kind
+        self.limited = request.limited
         self.pace: float | None = None  # about how long a call takes, in seconds; None before the first one
         self._captured = captured_of(function)
         self._closure: Closure | None = None
@@ -112,7 +110,8 @@ class Target:
         ):
             connection = self.pool.connection()
             if group is None or group.connection is not connection:
-                group = _group(connection, self.pool.key, parent, "local" if task is None else task.action.run_name)
+                run = "local" if task is None else task.action.run_name
+                group = _group(connection, self.pool, parent, run)
                 if len(self._groups) > 100:  # of tasks that are over
                     self._groups.clear()
                 self._groups[parent] = group
@@ -197,11 +196,24 @@ def stalled_cell() -> str | None:
 def target_of(task: Task[..., Any]) -> Target:
     target: Target | None = task.__dict__.get("_target")
     if target is None:
-        limits = task.time_limits
-        limited = any((limits.seconds("max_runtime"), limits.seconds("max_queued_time"), limits.seconds("deadline")))
-        target = Target(task.func, task.name, handle_of(task), shown=shown_name(task), limited=limited)
+        pool = handle_of(task)
+        target = Target(task.func, request_of(task, task.name, pool.name), pool, shown=shown_name(task))
         task.__dict__["_target"] = target
     return target
+
+
+def request_of(task: Task[..., Any], name: str, pool: str) -> Request:
+    """What a call of this task may do."""
+    limits, retries = task.time_limits, task.retries
+    return Request(
+        name,
+        pool,
+        max_runtime=limits.seconds("max_runtime"),
+        max_queued=limits.seconds("max_queued_time"),
+        deadline=limits.seconds("deadline"),
+        retries=retries.count,
+        backoff=retries.delay,
+    )
 
 
 def shown_name(task: Task[..., Any]) -> str:
@@ -230,10 +242,6 @@ class Outgoing:
         if pickled.buffers:
             self.nbytes += sum(memoryview(buffer).nbytes for buffer in pickled.buffers)
         self._attempt = attempt
-
-    def talk(self, number: int) -> Conversation:
-        """What follows once it is sent under that number."""
-        return Conversation(number, self.closures, self.names)
 
     def on(self, channel: Channel) -> tuple[int, list[Buffer]]:
         channel.calls += 1
@@ -329,14 +337,15 @@ _groups: dict[tuple[str, str | None], LeaseGroup] = {}
 _groups_lock = threading.Lock()
 
 
-def _group(connection: broker.Connection, pool: str, parent: str | None, run: str) -> LeaseGroup:
+def _group(connection: broker.Connection, pool: PoolHandle, parent: str | None, run: str) -> LeaseGroup:
     """One group for all tasks of a pool, so that they share its idle leases."""
     with _groups_lock:
-        group = _groups.get((pool, parent))
+        group = _groups.get((pool.key, parent))
         if group is None or group.connection is not connection:
             for key in [key for key, old in _groups.items() if old.connection.closed or (key[1] and old.unused())]:
                 del _groups[key]
-            group = _groups[pool, parent] = LeaseGroup(connection, pool, parent, run)
+            group = LeaseGroup(connection, pool.key, parent, run, lambda: pool.scaling.slots)
+            _groups[pool.key, parent] = group
         return group
 
 

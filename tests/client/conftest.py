@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from scripted import Stage, open_stage
 from traitlets.config import Config
 
+from flyte_jupyter import runtime
+from flyte_jupyter.client import broker
 from flyte_jupyter.core.definitions import Closure, texts_of
 from flyte_jupyter.kernel.namespace import NotebookModule
 from flyte_jupyter.kernel.namespaces import Namespaces
@@ -56,3 +59,12 @@ def texts() -> Callable[[Closure], dict[str, str]]:
         return {name: lines for name, lines in found.items() if lines}
 
     return by_name
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """A scripted broker, which this process's calls find."""
+    with open_stage() as opened:
+        monkeypatch.setenv(runtime.VARIABLE, str(opened.folder))
+        monkeypatch.setattr(broker, "_connection", None)  # that of tests with real kernels goes on afterwards
+        yield opened

@@ -269,7 +269,7 @@ def test_a_map_in_an_async_task_needs_aio(inside: TaskContext) -> None:
 
 
 def submission(line: Line) -> Submission:
-    return Submission(line, target_of(add), None, (), {}, contextvars.copy_context())
+    return Submission(line, target_of(add), (), {}, contextvars.copy_context())
 
 
 def test_a_future_that_waits_in_line_can_be_cancelled() -> None:

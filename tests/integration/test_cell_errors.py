@@ -21,8 +21,8 @@ SETUP = f"""
 import flyte_jupyter; flyte_jupyter.PoolHandle.view = None  # a card's messages come at any time
 import os, sqlite3, threading
 import flyte_jupyter as flyte
-from flyte_jupyter.client import stopping
-stopping.GRACE_S = {GRACE_S}
+from flyte_jupyter.core import call as life
+life.GRACE_S = {GRACE_S}
 env = flyte.TaskEnvironment("wrong", reusable=flyte.ReusePolicy(replicas=1))
 tokenizer = "x" * 12_000_000
 conn = sqlite3.connect(":memory:")

@@ -25,8 +25,8 @@ SETUP = f"""
 import flyte_jupyter; flyte_jupyter.PoolHandle.view = None  # a card's messages come at any time
 import asyncio, os
 import flyte_jupyter as flyte
-from flyte_jupyter.client import stopping
-stopping.GRACE_S = {GRACE_S}
+from flyte_jupyter.core import call as life
+life.GRACE_S = {GRACE_S}
 three = flyte.TaskEnvironment("three", reusable=flyte.ReusePolicy(replicas=1, concurrency=3))
 one = flyte.TaskEnvironment("one", reusable=flyte.ReusePolicy(replicas=1))
 """

@@ -28,8 +28,8 @@ import flyte_jupyter; flyte_jupyter.PoolHandle.view = None  # a card's messages 
 import os, sys, time
 from IPython.display import clear_output, display
 import flyte_jupyter as flyte
-from flyte_jupyter.client import stopping
-stopping.GRACE_S = 1.0
+from flyte_jupyter.core import call as life
+life.GRACE_S = 1.0
 env = flyte.TaskEnvironment("magic", reusable=flyte.ReusePolicy(replicas=(1, 2)))
 factor = 3
 class Box:

@@ -28,8 +28,8 @@ from support import START_S, TIME_SCALE, Counter, assert_quiet, mark, pids, wait
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
+from flyte_jupyter.client import blocking
 from flyte_jupyter.client.executor import BrokenPool, Line, LineCall, PoolExecutor
-from flyte_jupyter.client.remote import blocking
 from flyte_jupyter.client.target import target_of
 
 pytestmark = pytest.mark.kernel
@@ -441,6 +441,6 @@ def test_an_interrupt_while_a_call_is_written_does_not_end_a_busy_replica(tmp_pa
         timer = threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            blocking(target_of(weigh), weigh, (os.urandom(900_000),), {})
+            blocking.call(target_of(weigh), (os.urandom(900_000),), {})
         assert [each.result() for each in naps] == [runs.path] * 2
     assert pids(wide) == before

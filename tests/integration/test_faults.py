@@ -37,8 +37,9 @@ from support import (
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors, memory
-from flyte_jupyter.client import broker, stopping
+from flyte_jupyter.client import broker
 from flyte_jupyter.client.leases import LeaseGroup
+from flyte_jupyter.core import call as life
 
 pytestmark = pytest.mark.kernel
 
@@ -220,7 +221,7 @@ def test_a_request_that_is_withdrawn_while_it_is_being_sent_is_released_after_it
 
     class Connection:
         def listen(self, lease: str, listener: LeaseGroup) -> None:
-            listener.withdraw(listener._waiting[0])  # another thread, at the worst moment
+            listener.withdraw(listener.of(None)[0])  # another thread, at the worst moment
 
         def send(self, message: Any) -> None:
             log.append((message.type, message.lease))
@@ -457,7 +458,7 @@ def holds_the_gil(seconds: float, ran: str) -> None:
 def test_a_task_that_does_not_stop_is_ended_with_its_replica(
     task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stopping, "GRACE_S", 0.7)
+    monkeypatch.setattr(life, "GRACE_S", 0.7)
     ran = Counter(tmp_path / "ran")
     before = single_pid()
 
@@ -513,7 +514,7 @@ def too_long_in_c(ran: str) -> None:
 def test_a_task_that_takes_too_long_is_stopped_and_its_slot_is_free(
     task: Any, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stopping, "GRACE_S", 0.5)
+    monkeypatch.setattr(life, "GRACE_S", 0.5)
     ran = Counter(tmp_path / "ran")
     before = single_pid()
     with within(1 + 0.5 + 1):
@@ -557,8 +558,8 @@ def test_a_call_may_limit_its_wait_and_all_its_attempts_together(tmp_path: Path)
 # --- the same with Ctrl-C: a process that blocks in a sync call
 
 _NOTEBOOK = """
-from flyte_jupyter.client import stopping
-stopping.GRACE_S = 1.0
+from flyte_jupyter.core import call as life
+life.GRACE_S = 1.0
 env = flyte.TaskEnvironment("cells", reusable=flyte.ReusePolicy(replicas=2))
 
 @env.task
@@ -640,7 +641,7 @@ def test_ctrl_c_withdraws_a_queued_call_and_a_second_one_ends_a_stubborn_replica
     notebook = own_broker.start(
         _NOTEBOOK
         + """
-stopping.GRACE_S = 30.0
+life.GRACE_S = 30.0
 others = [threading.Thread(target=lambda: task("sleep", 1.5)) for _ in range(2)]
 for each in others:
     each.start()

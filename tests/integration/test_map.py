@@ -17,7 +17,7 @@ from support import START_S, Counter, OwnBroker, assert_quiet, interrupt, mark, 
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
-from flyte_jupyter.client.pipeline import AHEAD_CALLS
+from flyte_jupyter.client.stream import AHEAD_CALLS
 
 pytestmark = pytest.mark.kernel
 

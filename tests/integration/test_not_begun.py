@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +14,10 @@ from support import START_S, Counter, assert_quiet, mark, pids, view_of, wait_un
 
 import flyte_jupyter as flyte
 from flyte_jupyter.client import broker
-from flyte_jupyter.client.drivers import drive
 from flyte_jupyter.client.leases import Lease
 from flyte_jupyter.client.target import target_of
 from flyte_jupyter.core import protocol as p
-from flyte_jupyter.core.frames import OK, Frame, Kind, Status
+from flyte_jupyter.core.frames import OK, Frame, Kind, Status, encode
 
 pytestmark = pytest.mark.kernel
 
@@ -64,11 +64,23 @@ class Line:
         channel = self.lease.channel()
         outgoing = self._target.encode(args, {}, 0)
         self.number, pieces = outgoing.on(channel)
-        self._talk = outgoing.talk(self.number)
+        self._closures = outgoing.closures
         channel.send(pieces)
 
     def end(self) -> Frame:
-        return drive(self.lease.channel(), self._talk, [], time.monotonic() + PATIENCE_S)
+        channel = self.lease.channel()
+        channel.socket.settimeout(PATIENCE_S)
+        while True:
+            while (frame := channel.reader.next_frame()) is not None:
+                if frame.kind == Kind.NEED:
+                    has = pickle.loads(frame.body)
+                    missing = [closure.beyond(has) for closure in self._closures]
+                    channel.send(encode(Kind.DEFINE, frame.call, pickle.dumps(missing, 5)))
+                elif frame.kind in (Kind.OUTCOME, Kind.WITHDRAWN) and frame.call == self.number:
+                    return frame
+            count = channel.socket.recv_into(channel.reader.get_buffer())
+            assert count
+            channel.reader.buffer_updated(count)
 
     def cancel(self) -> Frame:
         self.lease.cancel(self.number)

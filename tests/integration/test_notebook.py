@@ -30,11 +30,11 @@ SETUP = """
 import asyncio, os, sys, time
 import flyte_jupyter as flyte
 from IPython.display import clear_output, display
-from flyte_jupyter.client import stopping
+from flyte_jupyter.core import call as life
 from support import mark
 
 flyte.PoolHandle.view = None  # a card's messages come at any time
-stopping.GRACE_S = {grace}
+life.GRACE_S = {grace}
 env = flyte.TaskEnvironment("notebook", reusable=flyte.ReusePolicy(replicas=2))
 alone = flyte.TaskEnvironment("alone", reusable=flyte.ReusePolicy(replicas=(1, 1)))
 

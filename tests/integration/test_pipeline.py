@@ -19,9 +19,10 @@ from support import START_S, Counter, OwnBroker, assert_quiet, attempt, mark, pi
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
-from flyte_jupyter.client import broker, pipeline
-from flyte_jupyter.client.pipeline import Stream
+from flyte_jupyter.client import broker, stream
+from flyte_jupyter.client.stream import Stream
 from flyte_jupyter.client.target import target_of
+from flyte_jupyter.core.frames import Frame
 
 pytestmark = pytest.mark.kernel
 
@@ -175,7 +176,7 @@ def test_outcomes_that_came_before_a_death_count_even_if_they_are_read_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = Counter(tmp_path / "runs")
-    monkeypatch.setattr(pipeline, "AHEAD_S", 60.0)  # all are sent ahead, however slow the machine is
+    monkeypatch.setattr(stream, "AHEAD_S", 60.0)  # all are sent ahead, however slow the machine is
 
     async def after(death: int) -> int:
         wait_dead(death)  # and nobody has read an outcome
@@ -314,15 +315,10 @@ def test_output_that_cannot_be_shown_fails_its_call_and_no_other(monkeypatch: py
 
 
 def test_a_call_whose_code_cannot_be_sent_leaves_its_lease_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flyte_jupyter.client.drivers import Conversation
-    from flyte_jupyter.core.frames import Frame, Kind
+    from flyte_jupyter.core.definitions import Closure
 
-    receive = Conversation.receive
-
-    def refuse(self: Conversation, frame: Frame) -> object:
-        if frame.kind == Kind.NEED:
-            raise ValueError("gone")
-        return receive(self, frame)
+    def refuse(*_: object) -> object:
+        raise ValueError("gone")
 
     @one.task
     def fresh() -> int:
@@ -330,7 +326,7 @@ def test_a_call_whose_code_cannot_be_sent_leaves_its_lease_in_order(monkeypatch:
 
     async def both() -> tuple[object, object]:
         with monkeypatch.context() as patch:
-            patch.setattr(Conversation, "receive", refuse)
+            patch.setattr(Closure, "beyond", refuse)
             [failed] = await asyncio.gather(fresh.aio(), return_exceptions=True)
         return failed, await fresh.aio()
 
@@ -419,9 +415,9 @@ def test_short_calls_are_not_sent_behind_one_that_takes_long(monkeypatch: pytest
     taken_back: list[int] = []
     original = Stream._taken_back
 
-    def note(self: Stream, first: int, count: int) -> None:
-        taken_back.append(count)
-        original(self, first, count)
+    def note(self: Stream, frame: Frame) -> None:
+        taken_back.append(frame.flags)
+        original(self, frame)
 
     async def some() -> None:
         await asyncio.gather(*(long_at.aio(x, -1) for x in range(300)))
