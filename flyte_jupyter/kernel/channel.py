@@ -35,6 +35,7 @@ from ..runtime import peer_pid, peer_uid
 from . import descriptors
 from .cells import Cells
 from .comms import Comms
+from .interrupts import waits, whole
 from .modules import NOWHERE, Modules
 from .namespace import NotebookModule, NotSent
 from .namespaces import Namespaces
@@ -98,6 +99,7 @@ class CallChannel:
         self.hello = hello
         self.replica = replica
         self.running: RunningCall | None = None
+        self.postponed: RunningCall | None = None  # its interrupt has come while something was being sent
         self.span: Span | None = None  # of the last call, if it was a short one
         self._withdrawn: set[int] = set()  # calls that their client has taken back or cancelled: they do not begin
         self._begun = 0  # the last call that was begun
@@ -139,6 +141,7 @@ class CallChannel:
 
     # --- in
 
+    @whole
     def _on_readable(self) -> None:
         try:
             count = self.connection.recv_into(self._reader.get_buffer(), 0, socket.MSG_DONTWAIT)
@@ -446,25 +449,51 @@ class CallChannel:
         if self._frames:
             self._advance()
 
+    @whole
     def send(self, pieces: Sequence[Buffer]) -> None:
         with self._lock:
-            if self.closed:
+            if self._put(pieces):
                 return
-            if not self._backlog:
-                pieces = self._write(pieces)
-                if not pieces:
-                    return
-            for piece in pieces:
-                view = memoryview(piece).cast("B")
-                self._backlog.append(view)
-                self._backlog_bytes += view.nbytes
         self._loop.call_soon_threadsafe(self._drain_later)
 
+    def _put(self, pieces: Sequence[Buffer]) -> bool:
+        """Send it or keep it, with the lock held; whether nothing is left to be sent later."""
+        if self.closed:
+            return True
+        if not self._backlog:
+            pieces = self._write(pieces)
+            if not pieces:
+                return True
+        for piece in pieces:
+            view = memoryview(piece).cast("B")
+            self._backlog.append(view)
+            self._backlog_bytes += view.nbytes
+        return False
+
+    def tell_interrupted(self, call: RunningCall) -> None:
+        """An interrupt has been raised in it. On the control thread."""
+        with self._lock:  # its outcome is sent under it, too, and is its last word
+            if call.ended or self._put(encode(Kind.INTERRUPTED, call.number)):
+                return
+        self._loop.call_soon_threadsafe(self._drain_later)
+
+    @whole
     def send_output(self, pieces: list[Buffer]) -> None:
         """Like `send`, but the task waits when its client does not keep up: nothing is dropped."""
         self.send(pieces)
-        if self.replica.on_control_thread():
-            return  # a few gathered bytes; cancels must not wait for them
+        if self._backlog_bytes > BACKLOG_BYTES and not self.replica.on_control_thread():
+            self._wait_for_client()  # not there: a few gathered bytes, for which cancels must not wait
+        if self.postponed is not None:
+            self._interrupt_now(self.postponed)
+
+    @waits
+    def _interrupt_now(self, call: RunningCall) -> None:
+        # A task that does nothing but print would hardly ever meet an interrupt elsewhere.
+        self.postponed = None
+        self.replica.runner.interrupt(call)
+
+    @waits
+    def _wait_for_client(self) -> None:
         while self._backlog_bytes > BACKLOG_BYTES and not self.closed:
             select.select([], [self.connection], [], 0.1)
             self._drain()
@@ -490,6 +519,7 @@ class CallChannel:
                 sent = 0
         return rest
 
+    @whole
     def _drain(self) -> bool:
         with self._lock:
             while self._backlog:

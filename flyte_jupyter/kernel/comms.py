@@ -13,6 +13,7 @@ from ipykernel.kernelbase import Kernel
 
 from ..core.context import Action, TaskContext, current
 from ..core.frames import Frame
+from .interrupts import waits
 from .outputs import OutputSink, Router
 
 
@@ -59,6 +60,7 @@ class Comms:
         context = contextvars.copy_context()
         context.run(self._handle, pickle.loads(frame.body), sink)
 
+    @waits  # its callbacks are the user's
     def _handle(self, message: dict[str, Any], sink: OutputSink) -> None:
         current.set(TaskContext(Action("widget", "widget"), sink=sink))
         comm_id, msg_type = message["content"]["comm_id"], message["msg_type"]

@@ -21,6 +21,7 @@ from collections import deque
 from typing import Any, Final
 
 from ..core.frames import Output
+from .interrupts import whole
 from .outputs import Router
 
 CHUNK_BYTES: Final = 64 * 1024
@@ -83,6 +84,7 @@ class Descriptors:
             else:
                 self._own.append((start, end))
 
+    @whole
     def settle(self) -> None:
         """Hand over what has been written since the last time. Nearly free if that is nothing."""
         out, err = self._files

@@ -26,6 +26,7 @@ from IPython.core.error import StdinNotImplementedError
 
 from ..core.context import TaskContext, current
 from ..core.frames import Buffer, Kind, Output, encode
+from .interrupts import whole
 
 _STDOUT: Final = Output.STDOUT
 QUIET_S: Final = 0.001
@@ -57,6 +58,7 @@ class OutputSink:
         self._held: list[Buffer] = []
         self.closed = False
 
+    @whole
     def write(self, stream: Output, text: str) -> None:
         with self._lock:
             if stream is not self._stream:
@@ -71,6 +73,7 @@ class OutputSink:
                 self._timer = True
                 self._later(GATHER_S, self._on_timer)
 
+    @whole
     def flush(self) -> None:
         with self._lock:
             if not self._gathered:
@@ -83,11 +86,13 @@ class OutputSink:
             self._sent_at = time.monotonic()
             self._put(self._stream, body)
 
+    @whole
     def display(self, content: dict[str, Any]) -> None:
         with self._lock:
             self.flush()
             self._put(Output.DISPLAY, pickle.dumps(content, 5))
 
+    @whole
     def result(self, content: dict[str, Any], *, last: bool = False) -> None:
         """With `last` it travels with the outcome, or with what comes before that after all: one message less."""
         with self._lock:
@@ -98,16 +103,19 @@ class OutputSink:
             if not last:
                 self.flush()
 
+    @whole
     def comm(self, content: dict[str, Any]) -> None:
         with self._lock:
             self.flush()
             self._put(Output.COMM, pickle.dumps(content, 5))
 
+    @whole
     def clear(self, wait: bool) -> None:
         with self._lock:
             self.flush()
             self._put(Output.CLEAR, b"\x01" if wait else b"\x00")
 
+    @whole
     def close(self) -> list[Buffer]:
         """Nothing of this call may follow its outcome: a thread that goes on writing writes to the log.
 

@@ -4,7 +4,8 @@ An async task runs on the replica's one event loop. A sync task runs on the main
 loop: signals reach it, `asyncio.run()` inside it works, CUDA and matplotlib see the main thread.
 
 A cancel is fenced. It comes in on the control thread and names a call; an interrupt raises only where the context
-variable `current` names that call, so it can hit neither the call before nor the call after it.
+variable `current` names that call, so it can hit neither the call before nor the call after it. Each cancel raises one
+interrupt, and once it is raised the call's client is told: code that handles it may take all the time that it needs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import _signal
 import asyncio
 import contextvars
+import functools
 import inspect
 import os
 import signal
@@ -31,6 +33,7 @@ from ..core.frames import OK, OUTCOME, Buffer, FileTicket, Status, encode
 from ..memory import LEND_BYTES
 from . import cells
 from .cells import Begun, Finished
+from .interrupts import may_raise_in
 from .outputs import OutputSink, Router, show_open_figures
 from .surroundings import Surroundings
 
@@ -44,6 +47,8 @@ TURN_S: Final = 0.002
 """How long short sync tasks may follow one another before the event loop has its turn."""
 STUCK_LOOP_S: Final = 0.25
 """A cancelled async task that has not noticed after this long may block the loop: then it is interrupted too."""
+AGAIN_S: Final = 0.001
+"""An interrupt that must not be raised where the main thread is comes again after this long."""
 
 
 class RunningCall:
@@ -53,7 +58,7 @@ class RunningCall:
         "arguments",
         "asked",
         "began",
-        "cancelled",
+        "cancels",
         "channel",
         "context",
         "digests",
@@ -61,6 +66,7 @@ class RunningCall:
         "function",
         "name",
         "number",
+        "raised",
         "recorded",
         "sink",
         "span",
@@ -87,7 +93,8 @@ class RunningCall:
         self.arguments = arguments
         self.context = context
         self.sink = sink
-        self.cancelled = False
+        self.cancels = 0  # that have come for it
+        self.raised = 0  # how many of them it has met as an interrupt
         self.ended = False
         self.task: asyncio.Task[None] | None = None
         self.recorded = recorded
@@ -108,7 +115,7 @@ class Runner:
         self.exiting = False
         self.now = 0.0  # when a call ended last
         self._sync: deque[Callable[[], None]] = deque()
-        self._target: RunningCall | None = None  # of the interrupt that is on its way
+        self._targets: set[RunningCall] = set()  # of the interrupts that are on their way
         self._main = threading.main_thread().ident or 0
         self.base = contextvars.copy_context()
         """What preloads run in, and what each call begins with: its own copy."""
@@ -160,8 +167,8 @@ class Runner:
         call.task.add_done_callback(lambda task: self._make_sure(call, task))
         if begun is not None:
             call.task.add_done_callback(lambda _: begun.rest.close())
-        if call.cancelled:  # before there was a task that could be cancelled
-            call.task.cancel()
+        if call.cancels > call.raised:  # before there was a task that could be cancelled
+            self._cancel_task(call, call.cancels)
 
     def _run_sync(self, call: RunningCall) -> None:
         if not call.channel.begin(call):
@@ -179,8 +186,6 @@ class Runner:
             reply = _cancelled(call)
         finally:
             set_handler(signal.SIGINT, previous)
-            if self._target is call:
-                self._target = None
             # asyncio.run() inside a task leaves the thread without a current loop.
             asyncio.set_event_loop(self.loop)
         if isinstance(reply, Begun):
@@ -196,7 +201,7 @@ class Runner:
     def _invoke(self, call: RunningCall) -> list[Buffer] | Begun:
         try:
             current.set(call.context)
-            if call.cancelled:
+            if call.cancels:
                 return _cancelled(call)
             args, kwargs = self._load(call)
             value = call.function(*args, **kwargs)
@@ -264,7 +269,8 @@ class Runner:
         )
         current.set(call.context)
         self.router.running[id(call)] = call.context
-        if call.cancelled and call.task is None:  # an interrupt between the two lines above knew no call
+        if call.cancels > call.raised and call.task is None:  # an interrupt between the two lines above knew no call
+            self._note_raised(call)
             raise KeyboardInterrupt
 
     def _dump(self, call: RunningCall, value: object) -> list[Buffer]:
@@ -289,7 +295,7 @@ class Runner:
 
     def _failed(self, call: RunningCall, error: BaseException) -> list[Buffer]:
         # Code may raise either by itself: a library that cancels what it has started, a task that is told to stop.
-        if call.cancelled and isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+        if call.cancels and isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
             return _cancelled(call)
         call.status = Status.ERROR
         return encode(OUTCOME, call.number, dump_failure(error), flags=Status.ERROR)
@@ -298,35 +304,57 @@ class Runner:
         self.router.settle()
         rest = call.sink.close()
         call.ended = True
+        self._targets.discard(call)
         self.router.running.pop(id(call), None)
         self.now = time.monotonic()
         call.channel.finished(call, [*rest, *reply], self.now)
 
-    # --- cancel; called on the control thread
+    # --- cancel
 
     def cancel(self, call: RunningCall) -> None:
+        """Interrupt it, once more if it has gone on after an earlier one. On the control thread, mostly."""
         if call.ended:
             return
-        call.cancelled = True
+        call.cancels += 1
         if call.task is None:
-            self._interrupt(call)
+            self.interrupt(call)
             return
-        self.loop.call_soon_threadsafe(call.task.cancel)
-        timer = threading.Timer(STUCK_LOOP_S, self._interrupt, (call,))
-        timer.daemon = True
-        timer.start()
+        self.loop.call_soon_threadsafe(self._cancel_task, call, call.cancels)
+        call.channel.replica.later(STUCK_LOOP_S, functools.partial(self._interrupt_stuck, call, call.cancels))
 
-    def _interrupt(self, call: RunningCall) -> None:
-        if not call.ended:
-            self._target = call
+    def _cancel_task(self, call: RunningCall, number: int) -> None:
+        # While it blocked the loop, a signal may have been faster.
+        if call.raised < number and call.task is not None and call.task.cancel():
+            # Told at once: the coroutine has its turn next, and may block the loop for as long as it cleans up.
+            self._note_raised(call)
+
+    def _interrupt_stuck(self, call: RunningCall, number: int) -> None:
+        if call.raised < number:
+            self.interrupt(call)
+
+    def interrupt(self, call: RunningCall) -> None:
+        """Raise what it has not met yet, if the main thread is in it. On any thread."""
+        if call.raised < call.cancels and not call.ended:
+            self._targets.add(call)
             signal.pthread_kill(self._main, signal.SIGINT)
 
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
-        target = self._target
-        if target is not None and current.get() is target.context:
-            self._target = None
-            raise KeyboardInterrupt
+        context = current.get()
+        for call in list(self._targets):
+            if call.context is context:
+                self._targets.discard(call)
+                if not may_raise_in(frame):
+                    call.channel.postponed = call
+                    call.channel.replica.later(AGAIN_S, functools.partial(self.interrupt, call))
+                    return
+                self._note_raised(call)
+                raise KeyboardInterrupt
         # It was meant for a call that has just ended, or came from outside: not for what runs now.
+
+    def _note_raised(self, call: RunningCall) -> None:
+        """Its client hears of it from the control thread: this one may hold a lock, or be busy for long."""
+        call.raised = call.cancels
+        call.channel.replica.later(0, functools.partial(call.channel.tell_interrupted, call))
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
