@@ -49,6 +49,8 @@ from flyte_jupyter.core.snapshot import Snapshot
 T = TypeVar("T")
 M = TypeVar("M", bound=p.Message)
 
+SHORT: Final = "short"
+"""The argument of calls that are only made so that the client learns how long a call takes."""
 PATIENCE_S: Final = 5.0 * TIME_SCALE
 """How long a script waits for what the client has to do next."""
 
@@ -59,10 +61,11 @@ class Notes:
     def __init__(self) -> None:
         self.changed = threading.Condition(threading.RLock())
         self.over = False
+        self.patience = PATIENCE_S
 
     def wait(self, look: Callable[[], T | None], what: Callable[[], str]) -> T:
         """The first value of `look` that is not None."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + self.patience
         with self.changed:
             while True:
                 found = look()
@@ -104,24 +107,26 @@ class ScriptedBroker:
         if listening is not None:
             self._path.unlink()
             listening.shutdown(socket.SHUT_RDWR)
-        for stream in self._streams:
-            with suppress(OSError):
-                stream.shutdown(socket.SHUT_WR)
+        self.hang_up()
         for thread in self._threads:
             thread.join(PATIENCE_S)
-        self._streams.clear()
         self._threads.clear()
+
+    def hang_up(self) -> None:
+        while self._streams:
+            with suppress(OSError):
+                self._streams.pop().shutdown(socket.SHUT_WR)
 
     def expect(self, kind: type[M], lease: str | None = None) -> M:
         """The next message of that kind (about that lease); those of other kinds wait."""
         return self._notes.wait(
-            lambda: self._take(kind, lease), lambda: f"{kind.__name__} {lease or ''}; it said {self.messages}"
+            lambda: self._take((kind,), lease), lambda: f"{kind.__name__} {lease or ''}; it said {self.messages}"
         )
 
-    def next(self, kind: type[M], until: threading.Event) -> M | None:
-        """The same; None once that is set."""
+    def next(self, *kinds: type[M], until: threading.Event) -> M | None:
+        """The next message of one of these kinds; None once `until` is set."""
         while not until.is_set():
-            if (message := self._take(kind, None)) is not None:
+            if (message := self._take(kinds, None)) is not None:
                 return message
             time.sleep(0.001)
         return None
@@ -136,10 +141,10 @@ class ScriptedBroker:
 
     # --- private
 
-    def _take(self, kind: type[M], lease: str | None) -> M | None:
+    def _take(self, kinds: tuple[type[M], ...], lease: str | None) -> M | None:
         with self._notes.changed:
             for message in self._unread:
-                if isinstance(message, kind) and (lease is None or vars(message).get("lease") == lease):
+                if isinstance(message, kinds) and (lease is None or vars(message).get("lease") == lease):
                     self._unread.remove(message)
                     return message
         return None
@@ -182,6 +187,8 @@ class Wire:
 
     def __init__(self, stream: socket.socket, lease: str) -> None:
         self.lease = lease
+        self.length = 0
+        """Bytes of the frame that was read last."""
         self._stream = stream
 
     # --- in
@@ -200,15 +207,28 @@ class Wire:
         """The next frame, and not a byte more."""
         kind, flags, count, call, size = HEADER.unpack(self.read(HEADER.size))
         sizes = struct.unpack(f"!{count}Q", self.read(8 * count))
+        self.length = HEADER.size + 8 * count + size + sum(sizes)
         return Frame(kind, call, flags, self.read(size), [self.read(each) for each in sizes])
 
     def call(self, *args: object) -> Frame:
         """The next call, which must have these arguments. Where the client is, which it says before, is passed over."""
+        frame = self.any_call()
+        assert arguments(frame) == args
+        return frame
+
+    def any_call(self) -> Frame:
         frame = self.next(Kind.PLACE, Kind.CALL)
         while frame.kind != Kind.CALL:
             frame = self.next(Kind.PLACE, Kind.CALL)
-        assert arguments(frame) == args
         return frame
+
+    def answer_short_ones(self, until: threading.Event) -> None:
+        """Answer calls of `SHORT` at once, until another call comes after that is set. It is not read."""
+        while True:
+            assert select.select([self._stream], [], [], PATIENCE_S)[0], "no call comes"
+            if until.is_set():
+                return
+            self.answer(self.call(SHORT))
 
     def next(self, *kinds: Kind) -> Frame:
         frame = self.frame()
@@ -288,6 +308,12 @@ class Wire:
     def close(self) -> None:
         self._stream.close()
 
+    def shut_down(self) -> None:
+        """Close it, also under a thread that reads."""
+        with suppress(OSError):
+            self._stream.shutdown(socket.SHUT_RDWR)
+        self._stream.close()
+
 
 class ScriptedReplica:
     """Greets connections. Orders (cancel, withdraw) are read as they come; calls by the script."""
@@ -337,7 +363,7 @@ class ScriptedReplica:
     def close(self) -> None:
         self.die()
         for wire in self._opened:
-            wire.close()
+            wire.shut_down()
         for control in self._controls:
             with suppress(OSError):
                 control.shutdown(socket.SHUT_RDWR)
@@ -384,6 +410,8 @@ class Stage:
         self.folder = folder
         self.notes = Notes()
         self.broker = ScriptedBroker(folder, self.notes)
+        self._lock = open(folder / "start.lock", "w")  # noqa: SIM115 - held, so that no client starts a real broker
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.broker.start()
         self._replicas: list[ScriptedReplica] = []
         self._any = self.environment()
@@ -447,17 +475,17 @@ class Stage:
                 script()
             except BaseException as error:
                 failed.append(error)
-                self.close()
+                self.give_up()
 
         thread = threading.Thread(target=run, name="script", daemon=True)
         thread.start()
         try:
             yield
         except BaseException as error:
-            self.notes.over = True  # what the script still waits for does not come
-            thread.join(PATIENCE_S)
-            if failed and not str(failed[0]).startswith("the stage was closed"):
+            if failed:
                 raise failed[0] from error
+            self.give_up()  # what the script still waits for does not come
+            thread.join(PATIENCE_S)
             raise
         thread.join(PATIENCE_S)
         if failed:
@@ -477,13 +505,18 @@ class Stage:
 
         self.notes.wait(look, lambda: f"Release of every lease; it said {self.broker.messages}")
 
-    def close(self) -> None:
-        """Close all sockets; no client is greeted any more."""
+    def give_up(self) -> None:
+        """Hang up on everybody, and greet nobody any more."""
         self.notes.over = True
         for replica in self._replicas:
             replica.close()
-        self.broker.end()
+        self.broker.hang_up()
         self.notes.tell()
+
+    def close(self) -> None:
+        self.give_up()
+        self.broker.end()
+        self._lock.close()
 
 
 _numbers = itertools.count()
@@ -506,6 +539,15 @@ def arguments(call: Frame) -> tuple[Any, ...]:
     data, *buffers = call.buffers
     args: tuple[Any, ...] = payload.load(data, buffers)[0]
     return args
+
+
+async def learn_pace(task: flyte.Task[..., Any]) -> None:
+    """Make calls of `SHORT` until the last ones took so little that several are sent at a time."""
+    quick = 0
+    while quick < 15:
+        began = time.monotonic()
+        await task.aio(SHORT)
+        quick = quick + 1 if time.monotonic() - began < 0.001 else 0
 
 
 def wait_until_it_waits(thread: threading.Thread) -> None:
