@@ -78,9 +78,7 @@ class Kind(IntEnum):
     PLACE = 20  # where the client is, for the calls that follow: its folder, import path, arguments, modules
     WANT = 21  # the call looks for a name that was not sent; body: that name and what the replica has, pickled
     GIVE = 22  # its definitions, pickled; empty: there is no such name
-    INTERRUPTED = (
-        23  # what a CANCEL asked for has been raised in the call; never after its OUTCOME, which may be faster
-    )
+    INTERRUPTED = 23  # a CANCEL has been raised in the call; never after its OUTCOME, which may be faster
 
 
 class Status(IntEnum):
