@@ -1,4 +1,4 @@
-"""Arrows point left: who may import whom, and what `import flyte_jupyter` may cost."""
+"""Arrows point left: who may import whom, how large a module may be, and what `import flyte_jupyter` may cost."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ ALLOWED = {
 CALLERS = ALLOWED["client"] | {"client", "orphans", "devices", "usage", "logs", "peek"}
 """Of magics, widgets, provisioner and cli."""
 
+FORKS = {"broker/zygote.py": {"kernel"}}
+"""Programs that become another one: they import it by its name."""
+
+KNOTS = {"client", "kernel"}
+"""Folders whose own modules still form circles."""
+
+LINES = 450
+LONGER = {"client/cells.py", "client/pipeline.py", "kernel/channel.py", "magics/tasks.py", "core/scheduler.py"}
+
 IMPURE = {"time", "os", "socket", "threading", "asyncio", "anyio", "random", "subprocess", "select", "logging"}
 WARNS_THROUGH_FLYTES_LOGGER = {"policy", "resources"}
 """Flyte warns of some values through the logger `flyte`, when they are stated; so do these two."""
@@ -51,14 +61,23 @@ def layer(path: Path) -> str:
     return path.relative_to(ROOT).with_suffix("").parts[0]
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Absolute names of all that a module imports, also inside functions; not what only type checkers see."""
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, *, types: bool = False) -> Iterator[str]:
+    """Absolute names of all that a module imports, also inside functions and by a name in a string.
+
+    Args:
+        types: Also what only type checkers see.
+    """
     package = ["flyte_jupyter", *path.relative_to(ROOT).parent.parts]
     tree = ast.parse(path.read_text())
     hidden = {
         id(inner)
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and not types
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
@@ -70,6 +89,43 @@ def imports(path: Path) -> Iterator[str]:
             parts = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*parts, *(node.module.split(".") if node.module else [])])
             yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            yield from (each.value for each in node.args[:1] if isinstance(each, ast.Constant))
+
+
+def arrows() -> dict[str, set[str]]:
+    """Each module with those that it imports, whenever and for whatever."""
+    known = {module_name(path) for path in modules()}
+    return {
+        module_name(path): {name if name in known else name.rpartition(".")[0] for name in imports(path, types=True)}
+        & known - {module_name(path)}
+        for path in modules()
+        if module_name(path) != "flyte_jupyter"  # the names that it hands out are imported when they are used
+    }
+
+
+def folder_of(module: str) -> str:
+    return module.removeprefix("flyte_jupyter.").rpartition(".")[0]
+
+
+def test_imports_form_no_circle() -> None:
+    graph = {
+        module: {other for other in others if not {folder_of(module), folder_of(other)} <= KNOTS}
+        for module, others in arrows().items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as circle:
+        pytest.fail(" <- ".join(circle.args[1]))
+
+
+def test_no_module_is_long_but_the_scheduler() -> None:
+    long = {
+        str(path.relative_to(ROOT))
+        for path in modules()
+        if sum(bool(line.strip()) for line in path.read_text().splitlines()) > LINES
+    }
+    assert long <= LONGER
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -77,7 +133,7 @@ def test_arrows_point_left(path: Path) -> None:
     own = layer(path)
     if own == "__init__":
         return
-    allowed = ALLOWED.get(own, CALLERS) | {own}
+    allowed = ALLOWED.get(own, CALLERS) | FORKS.get(str(path.relative_to(ROOT)), set()) | {own}
     for name in imports(path):
         top, _, rest = name.partition(".")
         if top != "flyte_jupyter" or not rest:
