@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pickle import PicklingError
 
 from .flyte import RuntimeUserError
 from .ours import PoolError
@@ -47,7 +48,7 @@ class NameNotOnReplica(PoolError, RuntimeUserError, NameError):
         self.size = size
 
 
-class ArgumentNotSerializable(PoolError, RuntimeUserError, TypeError):
+class ArgumentNotSerializable(PoolError, RuntimeUserError, TypeError, PicklingError):
     """An argument, or a value that the task's code uses, cannot be copied to another process.
 
     Args:
@@ -81,7 +82,7 @@ class ArgumentNotSerializable(PoolError, RuntimeUserError, TypeError):
         return cls(path, type_name, cause=problem)
 
 
-class ResultNotSerializable(PoolError, RuntimeUserError, TypeError):
+class ResultNotSerializable(PoolError, RuntimeUserError, TypeError, PicklingError):
     """A task's result cannot be copied back.
 
     Args:
