@@ -9,9 +9,10 @@ from __future__ import annotations
 import linecache
 import sys
 import traceback
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any, Final, cast
 
 from .. import errors
@@ -396,20 +397,24 @@ def _make_traceback(frames: list[RemoteFrame]) -> TracebackType | None:
     """
     made: TracebackType | None = None
     for filename, name, first_line, line in reversed(frames):
-        stand_in = compile("raise StopIteration", filename, "exec")
-        code = stand_in.replace(
+        code = _STAND_IN.replace(
+            co_filename=filename,
             co_name=name,
             co_qualname=name,
             co_firstlineno=first_line,
-            co_linetable=_all_on_line(line - first_line, len(stand_in.co_code) // 2),
+            co_linetable=_all_on_line(line - first_line, len(_STAND_IN.co_code) // 2),
         )
-        try:
-            exec(code, {"__name__": name, "__file__": filename})
-        except StopIteration as stop:
-            inside = stop.__traceback__ and stop.__traceback__.tb_next
-            if inside is not None:
-                made = TracebackType(made, inside.tb_frame, inside.tb_lasti, line)
+        # Of a generator that was never started: any other frame keeps its caller's alive, with all that is in them.
+        frame = FunctionType(code, {"__name__": name, "__file__": filename})().gi_frame
+        made = TracebackType(made, frame, 0, line)
     return made
+
+
+def _stand_in() -> Iterator[None]:
+    yield
+
+
+_STAND_IN: Final = _stand_in.__code__
 
 
 def _all_on_line(offset: int, instructions: int) -> bytes:

@@ -7,12 +7,14 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import gc
 import linecache
 import pickle
 import sys
 import threading
 import traceback
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -806,3 +808,25 @@ def test_ipython_marks_the_line_that_raised_and_not_the_def() -> None:
     shown = VerboseTB(theme_name="nocolor").text(type(rebuilt), rebuilt, rebuilt.__traceback__)
     assert "----> 3     return first / 0" in shown
     assert "^^^" not in "".join(traceback.format_exception(rebuilt))
+
+
+def test_an_error_of_a_task_keeps_nothing_of_its_caller_alive() -> None:
+    class Held:
+        pass
+
+    described = describe(raised(ValueError("wrong")))
+
+    def caller() -> tuple[BaseException, weakref.ref[Held]]:
+        held = Held()
+        return rebuild(described, plain_find), weakref.ref(held)
+
+    gc.disable()  # nothing may wait for the collector
+    try:
+        error, gone = caller()
+        assert error.__traceback__ is not None
+        assert gone() is None
+        left = weakref.ref(error)
+        del error
+        assert left() is None
+    finally:
+        gc.enable()
