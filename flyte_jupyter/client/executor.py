@@ -13,9 +13,11 @@ import functools
 import inspect
 import itertools
 import os
+import sys
 import threading
 import time
-from collections import OrderedDict, deque
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import suppress
@@ -27,6 +29,7 @@ from ..core import failure
 from ..core.call import Request
 from ..core.context import current
 from . import runs
+from .capture.places import follow
 from .handle import PoolHandle
 from .looping import LoopCall
 from .target import Target, request_of, shown_name
@@ -34,9 +37,6 @@ from .task import Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-TARGETS: Final = 32
-"""Callables that an executor remembers, so that a loop of submits ships its code once."""
 
 
 # --- the background loop
@@ -169,12 +169,12 @@ class Line:
 
     def ended(self, call: LineCall) -> None:
         """It has its outcome, or none will come. On the loop."""
-        self.outstanding.pop(call.index, None)
         if call.started:
             self._active -= 1
             if self._waiting:
                 self._advance()
         call.settle()
+        self.outstanding.pop(call.index, None)  # only now: who finds none outstanding finds all settled
         if not self.outstanding and self._empty:
             self._tell_empty()
 
@@ -228,7 +228,8 @@ class Submission(LineCall):
         super().__init__(*args)
         self.future: Future[Any] = Future()
         self._told = False  # whoever waits for the future has heard that it runs or was cancelled
-        self.future.add_done_callback(self._done)
+        # Weakly: a future that is kept for its result must not keep the arguments.
+        self.future.add_done_callback(functools.partial(_cancelled, weakref.ref(self)))
 
     def begin(self) -> bool:
         """False if it was cancelled while it waited."""
@@ -242,18 +243,60 @@ class Submission(LineCall):
             self.future.cancel()  # it had not begun
         if not self.begin() or self.future.done():
             return
-        if self.error is None:
-            self.future.set_result(self.value)
+        future, error = self.future, self.error
+        self.future, self.error = _SETTLED, None  # an error may have frames in its causes that lead back here
+        if error is None:
+            future.set_result(self._taken())
         else:
-            self.future.set_exception(_broken(plain(self.error)))
+            future.set_exception(_broken(plain(error)))
 
-    def _done(self, future: Future[Any]) -> None:
-        # Also if the loop has seen it meanwhile: it only leaves out what was cancelled.
-        if future.cancelled() and not self.over:
-            self.line.cancel(self)
+    def _taken(self) -> Any:
+        """Its value, which nothing here may keep: whoever waits for it may look at once whether it is gone."""
+        value, self.value = self.value, None
+        return value
+
+
+_SETTLED: Final[Future[Any]] = Future()
+_SETTLED.set_result(None)
+
+
+def _cancelled(submission: weakref.ref[Submission], future: Future[Any]) -> None:
+    # Also if the loop has seen it meanwhile: it only leaves out what was cancelled.
+    call = submission() if future.cancelled() else None
+    if call is not None and not call.over:
+        call.line.cancel(call)
 
 
 # --- the executor
+
+
+class SubmittedTarget(Target):
+    """A callable that was submitted.
+
+    Attributes:
+        given: The task or function itself. It lives as long as this, so that its identity is not another's meanwhile.
+    """
+
+    def __init__(self, given: Callable[..., Any], pool: PoolHandle) -> None:
+        self.given = given
+        bare = given.func if isinstance(given, Task) else given
+        name = f"{pool.name}.{getattr(bare, '__name__', type(bare).__name__)}"
+        if isinstance(given, Task):
+            super().__init__(bare, request_of(given, name, pool.name), pool, shown=shown_name(given))
+        else:
+            super().__init__(bare, Request(name, pool.name), pool)
+
+
+def _name_of(function: Callable[..., Any]) -> tuple[str, str] | None:
+    """The module and the name there that keep this very callable; None of a lambda, a closure or a bound method."""
+    bare = function.func if isinstance(function, Task) else function
+    name = (str(getattr(bare, "__module__", None)), str(getattr(bare, "__qualname__", None)))
+    return name if _named(name) is function else None
+
+
+def _named(name: tuple[str, str]) -> object:
+    module = sys.modules.get(name[0])
+    return None if module is None else follow(vars(module), name[1])
 
 
 class BrokenPool(errors.ReplicaDied, BrokenExecutor):
@@ -288,7 +331,8 @@ class PoolExecutor(Executor):
         self._lock = threading.Lock()
         self._closed = False
         self._line: Line | None = None
-        self._targets: OrderedDict[int, tuple[Callable[..., Any], Target]] = OrderedDict()
+        self._targets: weakref.WeakValueDictionary[int, SubmittedTarget] = weakref.WeakValueDictionary()
+        self._named: dict[tuple[str, str], SubmittedTarget] = {}
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn(*args, **kwargs)` on a replica; what it prints appears where it was submitted.
@@ -313,8 +357,9 @@ class PoolExecutor(Executor):
             if self._line is None or self._line.loop is not loop:
                 self._line = Line(loop)
             call = Submission(self._line, target, args_, kwargs_, contextvars.copy_context())
+            future = call.future
             self._line.add(call)
-            return call.future
+            return future
 
     def map(
         self,
@@ -343,8 +388,7 @@ class PoolExecutor(Executor):
         deadline = None if timeout is None else time.monotonic() + timeout
         items = zip(*iterables)  # noqa: B905 - the shortest wins
         if chunksize == 1:
-            more = (functools.partial(self.submit, fn, *item) for item in items)
-            return self._results(more, deadline, buffersize)
+            return self._results(self._submits(fn, items), deadline, buffersize)
         function, args, kwargs = _unwrapped(fn, (), {})
         bare = function.func if isinstance(function, Task) else function
         run_chunk = _run_chunk_async if inspect.iscoroutinefunction(bare) else _run_chunk
@@ -363,7 +407,7 @@ class PoolExecutor(Executor):
         """
         with self._lock:
             self._closed = True
-            self._targets.clear()
+            self._named.clear()
         if self._line is None:
             return
         if cancel_futures:
@@ -385,24 +429,25 @@ class PoolExecutor(Executor):
 
     # --- private
 
-    def _target(self, function: Callable[..., Any]) -> Target:
-        # By identity, as callables may be equal or unhashable. The target holds its function, so a weak
-        # dictionary would never let go: few are remembered instead.
-        known = self._targets.get(id(function))
-        if known is not None:
-            self._targets.move_to_end(id(function))
-            return known[1]
-        if isinstance(function, Task):
-            name = f"{self.pool.name}.{function.func.__name__}"
-            request = request_of(function, name, self.pool.name)
-            target = Target(function.func, request, self.pool, shown=shown_name(function))
-        else:
-            name = f"{self.pool.name}.{getattr(function, '__name__', type(function).__name__)}"
-            target = Target(function, Request(name, self.pool.name), self.pool)
-        self._targets[id(function)] = function, target
-        if len(self._targets) > TARGETS:
-            self._targets.popitem(last=False)
-        return target
+    def _target(self, function: Callable[..., Any]) -> SubmittedTarget:
+        """The one of this callable: for as long as a call of it is under way, or its module keeps the callable."""
+        found = self._targets.get(id(function))  # by identity, as callables may be equal or unhashable
+        if found is not None:
+            return found
+        for gone in [name for name, target in self._named.items() if _named(name) is not target.given]:
+            del self._named[gone]
+        made = self._targets[id(function)] = SubmittedTarget(function, self.pool)
+        name = _name_of(function)
+        if name is not None:
+            self._named[name] = made
+        return made
+
+    def _submits(self, fn: Callable[..., T], items: Iterator[tuple[Any, ...]]) -> Iterator[Callable[[], Future[T]]]:
+        with self._lock:
+            target = self._target(_unwrapped(fn, (), {})[0])
+        for item in items:
+            yield functools.partial(self.submit, fn, *item)
+        del target  # kept until here, so that each call finds it, however quickly the one before is done
 
     @staticmethod
     def _results(more: Iterator[Callable[[], Future[T]]], deadline: float | None, ahead: int | None) -> Iterator[T]:

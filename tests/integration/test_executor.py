@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import itertools
 import math
 import os
 import signal
+import sys
 import textwrap
 import threading
 import time
+import types
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import (
     BrokenExecutor,
     CancelledError,
@@ -22,6 +26,7 @@ from concurrent.futures import (
     wait,
 )
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import START_S, TIME_SCALE, Counter, assert_quiet, mark, pids, wait_until, within
@@ -29,7 +34,7 @@ from support import START_S, TIME_SCALE, Counter, assert_quiet, mark, pids, wait
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
 from flyte_jupyter.client import blocking
-from flyte_jupyter.client.executor import BrokenPool, Line, LineCall, PoolExecutor
+from flyte_jupyter.client.executor import BrokenPool, Line, LineCall, PoolExecutor, SubmittedTarget
 from flyte_jupyter.client.target import target_of
 
 pytestmark = pytest.mark.kernel
@@ -75,6 +80,11 @@ def double(x: int) -> int:
 async def triple(x: int) -> int:
     await asyncio.sleep(0)
     return 3 * x
+
+
+@wide.task
+async def hold_async(held: Any) -> Any:
+    return held
 
 
 @wide.task
@@ -141,9 +151,134 @@ def test_what_cannot_be_sent_is_the_futures_error(executor: PoolExecutor) -> Non
         executor.submit(double, threading.Lock()).result(30)  # type: ignore[arg-type]
 
 
-def test_a_loop_of_submits_ships_its_code_once(executor: PoolExecutor) -> None:
+def test_a_callable_is_looked_at_once_for_many_calls(executor: PoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    factor = 3
+    made: list[object] = []
+    make = SubmittedTarget.__init__
+    monkeypatch.setattr(SubmittedTarget, "__init__", lambda self, *args: (made.append(args[0]), make(self, *args))[1])
     wait([executor.submit(functools.partial(double), x) for x in range(50)])
-    assert len(executor._targets) == 1
+    for x in range(5):
+        assert executor.submit(double, x).result(30) == 2 * x
+    assert made == [double]
+    assert list(executor.map(lambda x: factor * x, range(100))) == [3 * x for x in range(100)]
+    assert len(made) == 2
+
+
+# --- what is let go
+
+
+class Held:
+    """Something whose end can be seen, on the side that made it."""
+
+    def method(self) -> str:
+        return "called"
+
+    def raising(self) -> None:
+        raise ValueError("wrong")
+
+    def __call__(self) -> str:
+        return "called"
+
+
+def hold(held: Held) -> Held:
+    return held
+
+
+def fail_with(held: Held) -> None:
+    raise ValueError(held)
+
+
+def closing_over(held: Held) -> Callable[[], str]:
+    return lambda: held.method()
+
+
+SUBMITTED: dict[str, Callable[[Executor, Held], Future[Any]]] = {
+    "a bound method": lambda executor, held: executor.submit(held.method),
+    "an instance": lambda executor, held: executor.submit(held),
+    "a closure": lambda executor, held: executor.submit(closing_over(held)),
+    "a default": lambda executor, held: executor.submit(lambda held=held: held.method()),
+    "a partial": lambda executor, held: executor.submit(functools.partial(hold, held)),
+    "an argument": lambda executor, held: executor.submit(hold, held),
+    "a keyword argument": lambda executor, held: executor.submit(hold, held=held),
+    "a task's argument": lambda executor, held: executor.submit(hold_async, held),
+    "one that raises": lambda executor, held: executor.submit(held.raising),
+    "an argument that is raised": lambda executor, held: executor.submit(fail_with, held),
+}
+
+
+@pytest.mark.parametrize("what", SUBMITTED)
+def test_nothing_is_kept_alive_once_its_future_is_done(what: str, executor: PoolExecutor) -> None:
+    held = Held()
+    gone = weakref.ref(held)
+    gc.disable()  # nothing may wait for the collector
+    try:
+        future = SUBMITTED[what](executor, held)
+        del held
+        future.exception(30)
+        wait_until(lambda: gone() is None, what=lambda: f"held by {gc.get_referrers(gone())}")
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "not sent", "not captured", "its replica died"])
+def test_nothing_is_kept_alive_by_a_call_that_had_no_outcome(how: str, one_slot: PoolExecutor, tmp_path: Path) -> None:
+    held = Held()
+    gone = weakref.ref(held)
+    gc.disable()
+    try:
+        if how == "cancelled":
+            runs = Counter(tmp_path / "runs")
+            first = one_slot.submit(nap, runs.path, 0.3)
+            future: Future[Any] = one_slot.submit(hold, held)
+            runs.wait()
+            assert future.cancel()
+            first.result(30)
+        elif how == "not sent":
+            future = one_slot.submit(lambda *_: None, held, threading.Lock())
+            wait([future])
+        elif how == "not captured":
+            lock = threading.Lock()
+            future = one_slot.submit(lambda held: lock, held)
+            wait([future])
+            del lock
+        else:
+            future = one_slot.submit(lambda _: die(), held)
+            wait([future])
+        del future, held
+        wait_until(lambda: gone() is None, what=lambda: f"held by {gc.get_referrers(gone())}")
+    finally:
+        gc.enable()
+
+
+def test_a_result_lives_as_long_as_its_future(executor: PoolExecutor) -> None:
+    gc.disable()
+    try:
+        future = executor.submit(Held)
+        gone = weakref.ref(future.result(30))
+        assert gone() is not None
+        del future
+        wait_until(lambda: gone() is None, what=lambda: f"held by {gc.get_referrers(gone())}")
+        for each in executor.map(hold, [Held(), Held(), Held()]):
+            gone = weakref.ref(each)
+            del each
+            wait_until(lambda: gone() is None, what=lambda: f"held by {gc.get_referrers(gone())}")
+    finally:
+        gc.enable()
+
+
+def test_a_function_that_its_module_no_longer_has_is_let_go(executor: PoolExecutor) -> None:
+    module = types.ModuleType("of_a_test")
+    sys.modules["of_a_test"] = module
+    try:
+        exec("def function(): return 1", vars(module))
+        assert executor.submit(module.function).result(30) == 1
+        gone = weakref.ref(module.function)
+        exec("def function(): return 2", vars(module))
+        assert executor.submit(module.function).result(30) == 2
+        gc.collect()  # what was captured of a module refers to itself
+        assert gone() is None
+    finally:
+        del sys.modules["of_a_test"]
 
 
 def test_futures_work_with_as_completed(executor: PoolExecutor) -> None:
