@@ -28,7 +28,7 @@ from .. import errors
 from ..core import failure
 from ..core.call import Request
 from ..core.context import current
-from . import runs
+from . import exits, runs
 from .capture.places import follow
 from .handle import PoolHandle
 from .looping import LoopCall
@@ -352,10 +352,12 @@ class PoolExecutor(Executor):
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")
+            exits.check()
             target = self._target(function)
             loop = background()
             if self._line is None or self._line.loop is not loop:
                 self._line = Line(loop)
+                exits.wait_for(self._line)
             call = Submission(self._line, target, args_, kwargs_, contextvars.copy_context())
             future = call.future
             self._line.add(call)

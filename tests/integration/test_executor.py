@@ -189,7 +189,10 @@ def fail_with(held: Held) -> None:
 
 
 def closing_over(held: Held) -> Callable[[], str]:
-    return lambda: held.method()
+    def closure() -> str:
+        return held.method()
+
+    return closure
 
 
 SUBMITTED: dict[str, Callable[[Executor, Held], Future[Any]]] = {
@@ -259,9 +262,9 @@ def test_a_result_lives_as_long_as_its_future(executor: PoolExecutor) -> None:
         del future
         wait_until(lambda: gone() is None, what=lambda: f"held by {gc.get_referrers(gone())}")
         for each in executor.map(hold, [Held(), Held(), Held()]):
-            gone = weakref.ref(each)
+            yielded = weakref.ref(each)
             del each
-            wait_until(lambda: gone() is None, what=lambda: f"held by {gc.get_referrers(gone())}")
+            wait_until(lambda gone=yielded: gone() is None)  # type: ignore[misc]
     finally:
         gc.enable()
 
