@@ -306,10 +306,24 @@ class BrokenPool(errors.ReplicaDied, BrokenExecutor):
 def _broken(error: BaseException) -> BaseException:
     if not isinstance(error, errors.ReplicaDied):
         return error
-    made = BrokenPool.__new__(BrokenPool)
+    standard = sys.modules.get("concurrent.futures.process")  # who would catch its class has imported it
+    cls = BrokenPool if standard is None else _broken_as(standard.BrokenProcessPool)
+    made = cls.__new__(cls)
     made.args = error.args
     made.__dict__.update(error.__dict__)
     return failure.catchable(made)
+
+
+@functools.cache
+def _broken_as(standard: type[BrokenExecutor]) -> type[BrokenPool]:
+    """A `BrokenPool` that is a `BrokenProcessPool`, too. Pickled, it is a `BrokenPool` again."""
+    body = {"__module__": __name__, "__doc__": BrokenPool.__doc__, "__reduce__": _reduce_broken}
+    made: type[BrokenPool] = type("BrokenPool", (BrokenPool, standard), body)
+    return made
+
+
+def _reduce_broken(error: BrokenPool) -> tuple[Any, ...]:
+    return BrokenPool.__new__, (BrokenPool, *error.args), vars(error)
 
 
 class PoolExecutor(Executor):
@@ -333,6 +347,11 @@ class PoolExecutor(Executor):
         self._line: Line | None = None
         self._targets: weakref.WeakValueDictionary[int, SubmittedTarget] = weakref.WeakValueDictionary()
         self._named: dict[tuple[str, str], SubmittedTarget] = {}
+
+    @property
+    def _max_workers(self) -> int:
+        """As the executors of the standard library call it; dask and others read it."""
+        return self.pool.scaling.slots
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn(*args, **kwargs)` on a replica; what it prints appears where it was submitted.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import gc
 import itertools
 import math
 import os
+import pickle
 import signal
 import sys
 import textwrap
@@ -25,6 +27,7 @@ from concurrent.futures import (
     as_completed,
     wait,
 )
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +305,11 @@ def test_as_many_run_as_the_pool_has_slots(executor: PoolExecutor) -> None:
     assert len(set(replicas)) == 2
 
 
+def test_an_executor_says_how_many_workers_it_has_as_those_of_the_standard_library(executor: PoolExecutor) -> None:
+    assert executor._max_workers == 8
+    assert flyte.pool(single).executor()._max_workers == 1
+
+
 # --- cancel
 
 
@@ -392,6 +400,9 @@ def test_a_dead_replica_breaks_its_future_and_no_other(one_slot: PoolExecutor) -
     assert isinstance(error, BrokenPool)
     assert isinstance(error, errors.ReplicaDied)
     assert isinstance(error, BrokenExecutor)
+    assert isinstance(error, BrokenProcessPool)  # which this module has imported
+    assert type(pickle.loads(pickle.dumps(error))) is BrokenPool
+    assert str(copy.copy(error)) == str(error)
     assert error.signal == signal.SIGKILL
     assert after.result(30) == 2
     assert one_slot.submit(double, 2).result(30) == 4
