@@ -297,7 +297,7 @@ class Engine:
                 if life is not None:
                     log.info("stop %s (%s)%s: %s", self._names.get(replica), replica, " now" if force else "", why)
                     (life.kill if force else life.stop).set()
-            case commands.Grant(client, lease, replica):
+            case commands.Grant(client, lease, replica, single_use):
                 self._leases[lease] = replica
                 self._tell(
                     client,
@@ -306,6 +306,7 @@ class Engine:
                         replica=replica,
                         name=self._names[replica],
                         address=self._launcher.address(replica),
+                        single_use=single_use,
                     ),
                 )
             case commands.Refuse(client, lease, reason, detail):

@@ -23,7 +23,7 @@ from .. import errors
 from ..core import protocol as p
 from ..core.call import Granted
 from ..core.context import current
-from ..core.frames import Kind, encode
+from ..core.frames import FIRST_CALL, Kind, encode
 from .broker import Connection
 from .channel import Channel
 from .identity import describe_client, process_token
@@ -42,6 +42,7 @@ class Lease:
 
     __slots__ = (
         "_channel", "address", "granted", "group", "id", "idle_since", "is_lost", "lost", "name", "recalled", "replica",
+        "single_use",
     )  # fmt: skip
 
     def __init__(self, group: LeaseGroup, granted: p.Granted) -> None:
@@ -51,11 +52,17 @@ class Lease:
         self.name = granted.name
         self.granted = Granted(granted.name)  # what a call is told that gets it
         self.address = granted.address
+        self.single_use = granted.single_use
         self.recalled = False
         self.idle_since = 0.0
         self.is_lost = False  # as `lost.done()`, which takes longer to ask
         self.lost: Future[p.Lost | errors.BaseRuntimeError] = Future()
         self._channel: Channel | None = None
+
+    @property
+    def spent(self) -> bool:
+        """Whether no further call may be sent in it: it was recalled, or its replica serves one call and has had it."""
+        return self.recalled or (self.single_use and self._channel is not None and self._channel.calls >= FIRST_CALL)
 
     def channel(self) -> Channel:
         """Its connection; made at the first use. OSError if the replica is gone."""
@@ -207,7 +214,7 @@ class LeaseGroup:
     def give_back(self, lease: Lease) -> None:
         """The call in it is over: the next one waiting gets it, or it lingers."""
         with self._lock:
-            over = lease.recalled or lease.is_lost
+            over = lease.spent or lease.is_lost
             served = not over and self._serve(lease)
             if not over and not served:
                 lease.idle_since = time.monotonic()

@@ -99,7 +99,7 @@ class Stream:
 
     def fill(self, count: int = AHEAD_CALLS, first: CallOnLoop | None = None) -> None:
         """Send as many of the waiting calls as may be under way here, at most `count`; `first` before them."""
-        if first is None and (self._closed or self._cut or self._driven or self._taking_back or self.lease.recalled):
+        if first is None and (self._closed or self._cut or self._driven or self._taking_back or self.lease.spent):
             return
         if self._calls and time.monotonic() - self._moved_at >= STALL_S:
             return  # behind one that takes long they would only be taken back again

@@ -32,9 +32,12 @@ class StopReplica:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
+    """The lease has its slot; on a `single_use` replica it is one for a single call."""
+
     client: str
     lease: str
     replica: str
+    single_use: bool = False
 
 
 @dataclass(frozen=True, slots=True)

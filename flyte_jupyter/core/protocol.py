@@ -268,6 +268,7 @@ class Granted(Frozen):
     replica: str
     name: str  # for people: "gpu[0]"
     address: str  # path of the task channel
+    single_use: bool = False  # the replica serves one call: the lease is over after it
 
 
 class Refused(Frozen):

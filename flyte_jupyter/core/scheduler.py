@@ -514,7 +514,7 @@ class Scheduler:
         lease.since = now
         pool.unqueue(lease)
         pool.hold(lease, replica)
-        self._commands.append(Grant(lease.client, lease.id, replica.id))
+        self._commands.append(Grant(lease.client, lease.id, replica.id, pool.single_use))
         if pool.single_use:
             self._drain(replica, "it serves one call only")
 

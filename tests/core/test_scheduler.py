@@ -738,7 +738,8 @@ def test_a_single_use_replica_serves_one_call_and_stops() -> None:
     machine = Machine()
     machine.declare("p", scaling(1, 2, concurrency=5), single_use=True)
     assert started(machine.ask("a", "b", "c")) == ["p-1", "p-2"]
-    assert granted(machine.ready("p-1", "p-2")) == [("a", "p-1"), ("b", "p-2")]
+    assert machine.ready("p-1")[0] == Grant("ada", "a", "p-1", single_use=True)
+    assert granted(machine.ready("p-2")) == [("b", "p-2")]
     commands = machine.release("a")
     assert stopped(commands) == ["p-1"]
     assert started(commands) == ["p-3"]

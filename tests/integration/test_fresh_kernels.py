@@ -1,0 +1,247 @@
+"""A call without reuse has a process of its own, in whatever way calls are made, and nothing of it is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import START_S, alive, assert_quiet, attempt, wait_until
+from test_notebook import Notebook
+
+import flyte_jupyter as flyte
+from flyte_jupyter.client import broker, handle
+
+pytestmark = pytest.mark.kernel
+
+CALLS = 5
+Left = tuple[int, int, int]
+
+plain = flyte.TaskEnvironment("fresh-plain")
+warm = flyte.TaskEnvironment("fresh-warm", reusable=flyte.ReusePolicy(replicas=1))
+left: list[int] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _pools(shared_broker: Path) -> Iterator[None]:
+    yield
+    flyte.pool(warm).stop(force=True)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(_pools: None) -> Iterator[None]:
+    yield
+    assert_quiet(warm, timeout=START_S)
+    wait_until(lambda: not fresh_replicas(), START_S, lambda: f"still there: {fresh_replicas()}")
+
+
+def fresh_replicas() -> list[str]:
+    pools = broker.connect().snapshot().snapshot.pools
+    return [replica.name for pool in pools if pool.single_use for replica in pool.replicas]
+
+
+def leave(x: int) -> Left:
+    """Which process this is, and how many calls have left something in a module and in the environment."""
+    left.append(x)
+    os.environ["FRESH_LEFT"] = os.environ.get("FRESH_LEFT", "") + "x"
+    return os.getpid(), len(left), len(os.environ["FRESH_LEFT"])
+
+
+@plain.task
+def plain_sync(x: int) -> Left:
+    return leave(x)
+
+
+@plain.task
+async def plain_async(x: int) -> Left:
+    return leave(x)
+
+
+@warm.task
+def warm_sync(x: int) -> Left:
+    return leave(x)
+
+
+@warm.task
+async def warm_async(x: int) -> Left:
+    return leave(x)
+
+
+TASKS = {
+    "plain, sync": plain_sync,
+    "plain, async": plain_async,
+    "off, sync": warm_sync.override(reusable="off"),
+    "off, async": warm_async.override(reusable="off"),
+    "off, with variables": warm_sync.override(reusable="off", env_vars={"MODE": "fast"}),
+}
+
+
+def in_turn(task: Any) -> list[Left]:
+    async def all_of_them() -> list[Left]:
+        return [await task.aio(x) for x in range(CALLS)]
+
+    return asyncio.run(all_of_them()) if task.is_async else [task(x) for x in range(CALLS)]
+
+
+def awaited_in_turn(task: Any) -> list[Left]:
+    async def all_of_them() -> list[Left]:
+        return [await task.aio(x) for x in range(CALLS)]
+
+    return asyncio.run(all_of_them())
+
+
+def gathered(task: Any) -> list[Left]:
+    async def all_of_them() -> list[Left]:
+        return await asyncio.gather(*(task.aio(x) for x in range(CALLS)))
+
+    return asyncio.run(all_of_them())
+
+
+def mapped(task: Any) -> list[Left]:
+    return list(flyte.map(task, range(CALLS)))
+
+
+def run(task: Any) -> list[Left]:
+    return [tuple(flyte.run(task, x).outputs()) for x in range(CALLS)]
+
+
+def in_threads(task: Any) -> list[Left]:
+    def call(x: int) -> Left:
+        return asyncio.run(task.aio(x)) if task.is_async else task(x)  # type: ignore[no-any-return]
+
+    with ThreadPoolExecutor(CALLS) as threads:
+        return list(threads.map(call, range(CALLS)))
+
+
+def _submitted(task: Any) -> list[Left]:
+    with handle.handle_of(task).executor() as pool:
+        return [future.result() for future in [pool.submit(task, x) for x in range(CALLS)]]
+
+
+WAYS: dict[str, Callable[[Any], list[Left]]] = {
+    "in turn": in_turn,
+    "awaited in turn": awaited_in_turn,
+    "gather": gathered,
+    "map": mapped,
+    "run": run,
+    "threads": in_threads,
+    "executor": _submitted,
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("way", WAYS)
+def test_each_call_has_a_process_of_its_own_and_finds_nothing_of_others(kind: str, way: str) -> None:
+    results = WAYS[way](TASKS[kind])
+    assert [each[1:] for each in results] == [(1, 1)] * CALLS
+    pids = {pid for pid, *_ in results}
+    assert len(pids) == CALLS
+    wait_until(lambda: not any(map(alive, pids)), START_S)
+
+
+@warm.task
+def calls_in_turn() -> list[Left]:
+    return [plain_sync(x) for x in range(CALLS)]
+
+
+@warm.task
+async def gathers() -> list[Left]:
+    return await asyncio.gather(*(plain_async(x) for x in range(CALLS)))
+
+
+@warm.task
+def maps() -> list[Left]:
+    return list(flyte.map(plain_sync, range(CALLS)))
+
+
+@plain.task
+async def mixes() -> list[Left]:
+    return [leave(0), *await asyncio.gather(plain_async(1), plain_sync.aio(2)), await plain_async(3), leave(4)][:CALLS]
+
+
+@pytest.mark.parametrize("task", [calls_in_turn, gathers, maps], ids=lambda task: str(task.short_name))
+def test_each_nested_call_has_a_process_of_its_own(task: Any) -> None:
+    results = asyncio.run(task.aio())
+    assert [each[1:] for each in results] == [(1, 1)] * CALLS
+    assert len({pid for pid, *_ in results}) == CALLS
+
+
+def test_a_fresh_kernel_that_calls_others_keeps_its_own_state() -> None:
+    first, *others, last = asyncio.run(mixes.aio())
+    assert first[0] == last[0]
+    assert last[1:] == (2, 2)
+    assert [each[1:] for each in others] == [(1, 1)] * 3
+    assert len({pid for pid, *_ in [first, *others]}) == 4
+
+
+@plain.task
+def fails() -> None:
+    left.append(0)
+    raise ValueError(f"{os.getpid()} {len(left)}")
+
+
+def test_a_failed_call_ends_its_kernel_and_a_retry_has_another() -> None:
+    errors = [attempt(fails), attempt(fails.override(retries=1))]
+    said = [str(error).split() for error in errors]
+    assert len({pid for pid, _ in said}) == 2
+    assert {count for _, count in said} == {"1"}
+
+
+# --- cells
+
+SETUP = """
+%load_ext flyte_jupyter
+import flyte_jupyter; flyte_jupyter.PoolHandle.view = None
+import asyncio, os, time
+import flyte_jupyter as flyte
+env = flyte.TaskEnvironment("fresh-cells", reusable=flyte.ReusePolicy(replicas=(0, 1)))
+plain = flyte.TaskEnvironment("fresh-notebook")
+left = []
+@plain.task
+def leave(x):
+    left.append(x)
+    return os.getpid(), len(left)
+"""
+CELL = """%%flyte_task fresh-cells --fresh --quiet
+import builtins, os
+builtins.left = getattr(builtins, "left", 0) + 1
+os.getpid(), builtins.left"""
+
+
+@pytest.fixture(scope="module")
+def notebook(shared_broker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
+    kernel = Notebook(tmp_path_factory.mktemp("nb"))
+    kernel.setup = SETUP
+    try:
+        kernel.begin()
+        yield kernel
+    finally:
+        kernel.end()
+
+
+def test_cells_that_run_all_asks_for_at_once_have_kernels_of_their_own(notebook: Notebook) -> None:
+    asked = [notebook.start(CELL) for _ in range(3)]
+    values = [notebook.wait(each).value for each in asked]
+    assert [count for _, count in values] == [1, 1, 1]
+    assert len({pid for pid, _ in values}) == 3
+    wait_until(lambda: not any(alive(pid) for pid, _ in values), START_S)
+
+
+def test_background_cells_have_kernels_of_their_own(notebook: Notebook) -> None:
+    code = CELL.replace("--quiet", "--quiet --bg --as job{n} -o found{n}") + "\nfound{n} = os.getpid(), builtins.left"
+    for n in range(3):
+        assert notebook.run(code.format(n=n)).error == ""
+    values = notebook.run("[job.result() for job in (job0, job1, job2)]; found0, found1, found2").value
+    assert [count for _, count in values] == [1, 1, 1]
+    assert len({pid for pid, _ in values}) == 3
+
+
+def test_calls_of_a_notebook_have_kernels_of_their_own(notebook: Notebook) -> None:
+    asked = [notebook.start("[leave(1), leave(2)]"), notebook.start("await asyncio.gather(leave.aio(3), leave.aio(4))")]
+    values = [value for each in asked for value in notebook.wait(each).value]
+    assert [count for _, count in values] == [1, 1, 1, 1]
+    assert len({pid for pid, _ in values}) == 4
