@@ -52,6 +52,16 @@ OURS = [
         ],
     ),
     (
+        errors.BrokerSilent(4711, 10),
+        [
+            "FJ107 The broker (pid 4711) does not answer.",
+            "It runs, but it has been silent for 10 s. Either it was paused (by Ctrl-Z or a debugger),"
+            " or this machine is out of memory or much too busy.",
+            "Try again: calls that already run go on meanwhile. If that does not help, run `flyte-jupyter stop`,"
+            " which ends the broker and its replicas; the next call starts another.",
+        ],
+    ),
+    (
         errors.NoSuchPool("gpu2", {"gpu": "2 ready", "embed": "napping"}),
         [
             'FJ102 There is no pool named "gpu2".',

@@ -199,10 +199,10 @@ class Engine:
         await self.sampler.fresh()
         return self.snapped(question)
 
-    def timeline(self, pool: str, since: str | None) -> ToldTimeline:
+    def timeline(self, pool: str, since: str | None, question: int | None = None) -> ToldTimeline:
         now = current_time()
         view = self._timeline.view(pool, since, now=now, epoch_offset=time.time() - now)
-        return ToldTimeline(pool=pool, timeline=view)
+        return ToldTimeline(pool=pool, timeline=view, question=question)
 
     @property
     def ending(self) -> anyio.Event:

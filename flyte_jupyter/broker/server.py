@@ -181,7 +181,7 @@ class _Reader:
             try:
                 message = p.to_broker.validate_json(line)
             except ValidationError as problem:
-                self.send(p.Failed(why=str(problem)))
+                self.send(p.Failed(why=str(problem), question=_question(line)))
                 continue
             await self._handle(message)
 
@@ -215,8 +215,8 @@ class _Reader:
                 if self.watching is not None:
                     self.watching.cancel()
                     self.watching = None
-            case p.AskTimeline(pool=pool, since=since):
-                send(engine.timeline(pool, since))
+            case p.AskTimeline(pool=pool, since=since, question=question):
+                send(engine.timeline(pool, since, question))
             case p.Shutdown():
                 engine.end()
             case p.Hello():
@@ -231,6 +231,15 @@ class _Reader:
                 self.send(snapped)
                 while self.behind():  # who reads slowly gets fewer snapshots, not a longer queue of old ones
                     await anyio.sleep(WATCH_INTERVAL_S)
+
+
+def _question(line: bytes) -> int | None:
+    """The number of a question that could not be read as a whole."""
+    try:
+        number = json.loads(line)["question"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return number if type(number) is int else None
 
 
 def peer_uid(stream: SocketStream) -> int:

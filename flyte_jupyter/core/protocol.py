@@ -191,8 +191,8 @@ class Cancel(Order):
 class Watch(Frozen):
     """Send a snapshot now and after every change (at most ten a second); `once` ends after the first.
 
-    `usage` has it measured what is used: every two seconds, or for that one answer. That one repeats the `question`,
-    so that a client which is also told of changes knows it from those.
+    `usage` has it measured what is used: every two seconds, or for that one answer. That one repeats the number
+    `question`, so that a client which is also told of changes knows it from those.
     """
 
     type: Literal["watch"] = "watch"
@@ -213,6 +213,7 @@ class AskTimeline(Frozen):
     type: Literal["ask-timeline"] = "ask-timeline"
     pool: str
     since: str | None = None
+    question: int | None = None  # a number that the answer repeats
 
 
 class Shutdown(Frozen):
@@ -325,6 +326,7 @@ class ToldTimeline(Frozen):
     type: Literal["told-timeline"] = "told-timeline"
     pool: str
     timeline: TimelineView | None
+    question: int | None = None  # that of the `AskTimeline` which it answers
 
 
 class Goodbye(Frozen):
@@ -339,6 +341,7 @@ class Failed(Frozen):
 
     type: Literal["failed"] = "failed"
     why: str
+    question: int | None = None  # that of the request, if it had one
 
 
 FromBroker = Annotated[

@@ -42,7 +42,15 @@ from .flyte import ErrorKind as ErrorKind
 from .ours import PoolError
 from .pools import PoolFailed, PoolStopped
 from .resources import NoRoom, NoUsableGPU
-from .service import BrokerGone, BrokerUnavailable, NoSuchPool, NoSuchReplica, ProtocolError, VersionMismatch
+from .service import (
+    BrokerGone,
+    BrokerSilent,
+    BrokerUnavailable,
+    NoSuchPool,
+    NoSuchReplica,
+    ProtocolError,
+    VersionMismatch,
+)
 from .shown import lines_shown, users_frames
 from .values import ArgumentNotSerializable, NameNotOnReplica, ResultNotSerializable
 
@@ -51,6 +59,7 @@ __all__ = [
     "ArgumentNotSerializable",
     "BaseRuntimeError",
     "BrokerGone",
+    "BrokerSilent",
     "BrokerUnavailable",
     "CustomError",
     "DeadlineExceededError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Final, Literal
 
 from .flyte import RuntimeSystemError, RuntimeUserError
 from .ours import PoolError, listed, sentence
@@ -37,29 +37,61 @@ class BrokerGone(PoolError, RuntimeSystemError):
 
 
 class BrokerUnavailable(PoolError, RuntimeSystemError):
-    """The broker could not be started, or does not answer.
+    """There is no broker to talk to: it could not be started, or none runs and none is to be started.
 
     Args:
-        cause: What was tried and what came of it.
+        cause: What was tried and what came of it; may be empty.
         log_path: The broker's log file.
         log_tail: Its last lines.
         do: What to do about it, where that is known.
+        what: What is the matter, where it was not started.
     """
 
     fj_code = "FJ104"
 
-    def __init__(self, cause: str, log_path: str | None = None, log_tail: str = "", *, do: str | None = None) -> None:
+    def __init__(
+        self,
+        cause: str,
+        log_path: str | None = None,
+        log_tail: str = "",
+        *,
+        do: str | None = None,
+        what: str = "The broker could not be started.",
+    ) -> None:
         tail = f"\n{log_tail.rstrip()}" if log_tail else ""
         where = f" The whole log: {log_path}." if log_path else ""
         self._explain(
             "system",
-            "The broker could not be started.",
-            f"{sentence(cause)}{tail}",
+            what,
+            f"{sentence(cause)}{tail}" if cause else None,
             (do or "Run `python -m flyte_jupyter.broker` in a terminal to see it fail.") + where,
         )
         self.cause = cause
         self.log_path = log_path
         self.log_tail = log_tail
+
+
+class BrokerSilent(PoolError, RuntimeSystemError):
+    """The broker runs, but does not answer.
+
+    Args:
+        pid: Its process, where that is known.
+        seconds: How long it was waited for.
+    """
+
+    fj_code = "FJ107"
+
+    def __init__(self, pid: int | None, seconds: float) -> None:
+        self._explain(
+            "system",
+            f"The broker{'' if pid is None else f' (pid {pid})'} does not answer.",
+            f"It runs, but it has been silent for {seconds:g} s. Either it was paused (by Ctrl-Z or a debugger),"
+            " or this machine is out of memory or much too busy.",
+            "Try again: calls that already run go on meanwhile. If that does not help, run `flyte-jupyter stop`, which"
+            " ends the broker and its replicas; the next call starts another.",
+        )
+        self.pid = pid
+        self.seconds = seconds
 
 
 class ProtocolError(PoolError, RuntimeSystemError):
@@ -148,11 +180,15 @@ class VersionMismatch(PoolError, RuntimeSystemError):
         kernel: The version in this process.
         other: The version at the other end.
         where: What is at the other end: `"server"` (the Jupyter server) or `"broker"`.
+        here: The kind of this process, as it introduces itself to the broker.
     """
 
     fj_code = "FJ103"
 
-    def __init__(self, kernel: str, other: str, where: Literal["server", "broker"] = "broker") -> None:
+    def __init__(
+        self, kernel: str, other: str, where: Literal["server", "broker"] = "broker", here: str = "notebook"
+    ) -> None:
+        this = _HERE.get(here, "notebook")
         if where == "server":
             what = (
                 "This notebook and the Jupyter server use different flyte_jupyter versions"
@@ -164,15 +200,24 @@ class VersionMismatch(PoolError, RuntimeSystemError):
                 " then reload the page."
             )
         else:
-            what = (
-                f"This notebook and the broker use different flyte_jupyter versions (kernel {kernel}, broker {other})."
-            )
+            what = f"This {this} and the broker use different flyte_jupyter versions ({this} {kernel}, broker {other})."
             why = "The broker was started by another version, and the two do not understand each other."
             do = (
-                "Stop it with `flyte-jupyter stop` (its replicas go too); the next call starts"
-                f" version {kernel}. Or install {other} in this notebook's environment."
+                "Install the same version in both environments, then run `flyte-jupyter stop` and restart Jupyter."
+                if here == "server"
+                else "Stop it with `flyte-jupyter stop` (its replicas go too); the next call starts"
+                f" version {kernel}. Or install {other} in this {this}'s environment."
             )
         self._explain("system", what, why, do)
         self.kernel = kernel
         self.other = other
         self.where = where
+
+
+_HERE: Final = {
+    "server": "Jupyter server",
+    "cli": "command",
+    "script": "script",
+    "terminal": "session",
+    "replica": "task",
+}

@@ -283,6 +283,23 @@ def test_a_line_that_makes_no_sense_is_answered_and_the_talk_goes_on(play: Play,
     play(conversation)
 
 
+def test_the_answer_to_a_question_repeats_its_number(play: Play) -> None:
+    async def conversation(broker: Broker) -> None:
+        talk = await broker.client()
+        await talk.say(p.Watch(once=True, question=3), p.AskTimeline(pool="0" * 16, question=4))
+        assert (await talk.hear(p.Snapped)).question == 3
+        assert (await talk.hear(p.ToldTimeline)).question == 4
+        for line, question in (
+            (b'{"type": "dance", "question": 5}\n', 5),
+            (b'{"question": "6"}\n', None),
+            (b"[7]\n", None),
+        ):
+            await talk.raw(line)
+            assert (await talk.hear(p.Failed)).question == question
+
+    play(conversation)
+
+
 def test_a_line_that_is_too_long_ends_the_talk_with_the_reason(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(p, "MAX_LINE_BYTES", 1000)
 

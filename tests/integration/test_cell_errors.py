@@ -250,7 +250,7 @@ def apart(own_broker: OwnBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         notebook.end()
 
 
-def test_the_service_ends_under_a_cell(apart: Notebook, own_broker: OwnBroker) -> None:
+def test_the_broker_ends_under_a_cell(apart: Notebook, own_broker: OwnBroker) -> None:
     asked = apart.start("%%flyte_task apart\nimport time\nprint('on', flush=True)\ntime.sleep(60)")
     apart.wait_text(asked, "on\n")
     pid = own_broker.pid
@@ -261,7 +261,7 @@ def test_the_service_ends_under_a_cell(apart: Notebook, own_broker: OwnBroker) -
     assert apart.run("%%flyte_task apart --quiet\n6 * 7").value == 42
 
 
-def test_the_service_is_of_another_version(apart: Notebook) -> None:
+def test_the_broker_is_of_another_version(apart: Notebook) -> None:
     older = "import functools\nfrom flyte_jupyter.core import protocol as p\n"
     older += "p.Hello = functools.partial(p.Hello, protocol=99, version='9.9')\n%load_ext flyte_jupyter"
     apart.restart(older)
