@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
 import struct
+import time
 import warnings
 from pathlib import Path
 from typing import Final
@@ -100,6 +102,26 @@ def log_folder(folder: Path) -> Path:
 def private(path: str, flags: int) -> int:
     """For `open(opener=...)`: a file that is made is its owner's alone."""
     return os.open(path, flags, 0o600)
+
+
+def lock_holder(folder: Path) -> int | None:
+    """The pid of the broker that runs in `folder`: it holds the lock for life; without it a pid is old."""
+    try:
+        lock = open(broker_lock(folder), encoding="utf-8")  # noqa: SIM115
+    except OSError:
+        return None
+    with lock:
+        for _ in range(50):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return None
+            except BlockingIOError:
+                lock.seek(0)
+                pid = lock.read().strip()
+                if pid.isdigit():
+                    return int(pid)
+            time.sleep(0.02)  # it has the lock, and is about to write its pid
+    return None
 
 
 def peer_uid(stream: socket.socket) -> int:

@@ -60,7 +60,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     try:
         yield path
         cli.main(["stop", "--force"])
-        assert processes.lock_holder(path) is None
+        assert runtime.lock_holder(path) is None
         assert processes.replica_processes(path) == {}
         assert of_folder(path) == []
     finally:
@@ -268,7 +268,7 @@ def test_a_pool_is_shown_changed_and_stopped(run: Run, holder: subprocess.Popen[
     assert "\x1b" not in out
 
     shown = state(run)
-    assert shown["broker"]["pid"] == processes.lock_holder(folder)
+    assert shown["broker"]["pid"] == runtime.lock_holder(folder)
     assert [client["kind"] for client in shown["clients"]] == ["script"]
     (pool,) = shown["pools"]
     assert abs(pool["replicas"][0]["started_at"] - time.time()) < 60
@@ -367,13 +367,13 @@ def test_replicas_are_interrupted_and_restarted(run: Run, holder: subprocess.Pop
 @pytest.mark.kernel
 def test_stop_ends_the_broker_and_everything_it_started(run: Run, holder: subprocess.Popen[str], folder: Path) -> None:
     busy(run, holder)
-    pid = processes.lock_holder(folder)
+    pid = runtime.lock_holder(folder)
     code, out, _ = run("stop")
     assert (code, out) == (
         0,
         f"Stopped the broker (pid {pid}, it ended as asked) and 1 replica (gpu[0]), with 1 running task.\n",
     )
-    assert processes.lock_holder(folder) is None
+    assert runtime.lock_holder(folder) is None
     assert processes.replica_processes(folder) == {}
     assert run("stop")[1] == "No broker runs.\n"
     assert run("logs", "gpu", "--tail", "1")[0] == 0
@@ -385,13 +385,13 @@ def test_a_broker_that_hangs_is_ended_and_its_replicas_too(
 ) -> None:
     monkeypatch.setattr(stop, "ANSWER_S", 0.3)
     monkeypatch.setattr(stop, "TERM_S", 0.5)
-    pid = processes.lock_holder(folder)
+    pid = runtime.lock_holder(folder)
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     code, out, err = run("stop")
     assert (code, err) == (0, "")
     assert out == f"Stopped the broker (pid {pid}, it did not answer, so SIGKILL) and no replicas.\n"
-    assert processes.lock_holder(folder) is None
+    assert runtime.lock_holder(folder) is None
     assert processes.replica_processes(folder) == {}
 
 
@@ -429,6 +429,6 @@ def test_doctor_makes_a_real_call_and_leaves_nothing(folder: Path, run: Run) -> 
     code, out, _ = run("doctor", "--call")
     assert code == 0
     assert "ok    call: a kernel was started, ran a task and answered in" in out
-    assert processes.lock_holder(folder) is None
+    assert runtime.lock_holder(folder) is None
     wait_until(lambda: broker.current() is None)
     assert processes.replica_processes(folder) == {}

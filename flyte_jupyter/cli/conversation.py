@@ -17,7 +17,6 @@ from ..client import text
 from ..core import protocol as p
 from ..core.snapshot import PoolView
 from ..core.timeline import TimelineView
-from .processes import lock_holder
 from .terminal import UNKNOWN, complain
 
 M = TypeVar("M", bound=p.Message)
@@ -125,7 +124,7 @@ class Conversation:
 
 
 def _hangs() -> errors.BrokerUnavailable:
-    holder = lock_holder(runtime.runtime_folder())
+    holder = runtime.lock_holder(runtime.runtime_folder())
     return errors.BrokerUnavailable(
         f"a broker runs{f' (pid {holder})' if holder else ''}, but it does not answer",
         do="Run `flyte-jupyter stop`, which ends it; the next call starts another.",

@@ -18,7 +18,7 @@ from .. import _version, errors, runtime
 from ..client import text
 from ..core import protocol as p
 from .conversation import Closed, talk
-from .processes import lock_holder, replica_processes, wait_gone
+from .processes import replica_processes, wait_gone
 from .stop import POLITE_S
 from .terminal import FAILED, OK, say, say_json
 
@@ -160,7 +160,7 @@ def _check_folder() -> Iterable[Finding]:
 def _check_broker() -> Iterable[Finding]:
     with talk() as broker:
         if broker is None:
-            holder = lock_holder(runtime.runtime_folder())
+            holder = runtime.lock_holder(runtime.runtime_folder())
             if holder is not None:
                 yield Finding(
                     "warn",
@@ -254,7 +254,7 @@ def _check_imports() -> Iterable[Finding]:
         yield Finding("warn", "imports", f"`import flyte_jupyter` also loads {', '.join(loaded)}", "Please report it.")
     else:
         yield Finding("ok", "imports", "`import flyte_jupyter` loads neither CUDA nor torch")
-    holder = lock_holder(runtime.runtime_folder())
+    holder = runtime.lock_holder(runtime.runtime_folder())
     if holder is not None:
         with contextlib.suppress(OSError):
             if b"libcuda.so" in Path(f"/proc/{holder}/maps").read_bytes():

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
 from pathlib import Path
 from typing import Any
-
-from .. import runtime
 
 
 def wait_gone(process: Any, timeout: float) -> bool:
@@ -29,26 +26,6 @@ def wait_gone(process: Any, timeout: float) -> bool:
 
 def is_broker(process: Any) -> bool:
     return process.uids().real == os.getuid() and "flyte_jupyter.broker" in process.cmdline()
-
-
-def lock_holder(folder: Path) -> int | None:
-    """The pid of the broker that runs in `folder`: it holds the lock for life; without it a pid is old."""
-    try:
-        lock = open(runtime.broker_lock(folder), encoding="utf-8")  # noqa: SIM115
-    except OSError:
-        return None
-    with lock:
-        for _ in range(50):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return None
-            except BlockingIOError:
-                lock.seek(0)
-                pid = lock.read().strip()
-                if pid.isdigit():
-                    return int(pid)
-            time.sleep(0.02)  # it has the lock, and is about to write its pid
-    return None
 
 
 def replica_processes(folder: Path) -> dict[int, str]:

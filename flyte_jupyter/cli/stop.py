@@ -13,7 +13,7 @@ from ..core import protocol as p
 from ..core.snapshot import ReplicaView
 from ..core.verbs import Stop
 from .conversation import ANSWER_S, Closed, named, talk
-from .processes import end_leftovers, is_broker, lock_holder, wait_gone
+from .processes import end_leftovers, is_broker, wait_gone
 from .terminal import FAILED, OK, complain, plural, say, say_json
 
 POLITE_S: Final = 15.0
@@ -68,7 +68,7 @@ def _stop_all(options: argparse.Namespace) -> int:
     import psutil
 
     folder = runtime.private_folder()
-    holder = lock_holder(folder)
+    holder = runtime.lock_holder(folder)
     stopped: dict[str, Any] = {"broker": holder, "replicas": [], **_in_use(()), "how": None, "leftovers": []}
     if holder is not None:
         try:
@@ -84,11 +84,11 @@ def _stop_all(options: argparse.Namespace) -> int:
         except psutil.NoSuchProcess:
             stopped["how"] = "ended by itself"
     deadline = time.monotonic() + TERM_S
-    while lock_holder(folder) == holder is not None and time.monotonic() < deadline:
+    while runtime.lock_holder(folder) == holder is not None and time.monotonic() < deadline:
         time.sleep(0.02)  # a killed process is a zombie some moments before its last thread lets go of the lock
-    if lock_holder(folder) is None:  # else a client has started another, which sweeps up itself
+    if runtime.lock_holder(folder) is None:  # else a client has started another, which sweeps up itself
         stopped["leftovers"] = sorted(end_leftovers(folder, GUARDIAN_S if holder is not None else 0.0))
-    left = lock_holder(folder) == holder is not None
+    left = runtime.lock_holder(folder) == holder is not None
     if options.json:
         say_json(stopped)
     elif holder is None and not stopped["leftovers"]:

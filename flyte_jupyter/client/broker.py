@@ -6,9 +6,8 @@ thread that makes them.
 
 from __future__ import annotations
 
-import fcntl
 import heapq
-import itertools
+import math
 import os
 import select
 import socket
@@ -16,24 +15,39 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-from pydantic import ValidationError
-
 from .. import _version, errors, memory, runtime
 from ..core import protocol as p
+from ..core.dialogue import (
+    ANSWER_S,
+    SLOW_S,
+    Answer,
+    Answered,
+    Dialogue,
+    Ended,
+    Greeted,
+    Noticed,
+    Question,
+    Reply,
+    Send,
+    Unanswered,
+    Waiting,
+    none_runs,
+)
 from ..core.timeline import TimelineView
+from .daemon import start_daemon, start_failure
+from .dialing import dial
 from .identity import describe_client
 
 T = TypeVar("T")
 
 CONNECT_S: Final = 15.0
-ANSWER_S: Final = 10.0
+"""How long a broker may take to start."""
 
 
 class LeaseListener(Protocol):
@@ -48,42 +62,59 @@ class LeaseListener(Protocol):
 
 
 class Connection:
-    """A conversation with one broker. Once `closed`, it stays so; ask `connect()` for another."""
+    """The thread's driver of a dialogue with one broker. Once `closed`, it stays so; ask `connect()` for another.
 
-    def __init__(self, stream: socket.socket, pid: int) -> None:
-        self.broker_pid = pid
+    Args:
+        stream: Connected to the broker's socket.
+    """
+
+    def __init__(self, stream: socket.socket) -> None:
+        who = describe_client()
+        hello = p.Hello(version=_version.__version__, label=who.label, kind=who.kind, pid=os.getpid())
         self.daemon: subprocess.Popen[bytes] | None = None  # if this process started it
         self.closed = False
         self.declared: dict[str, p.Declaration] = {}
         self._socket = stream
         self._write_lock = threading.Lock()
         self._lock = threading.Lock()
+        self._dialogue = Dialogue(hello, ANSWER_S)  # with the lock held, but for what only reads
+        self._greeted: Future[p.Welcome] = Future()
+        self._answers: dict[int, Future[Answer]] = {}
         self._listeners: dict[str, LeaseListener] = {}
         self._watchers: list[Callable[[p.Snapped | None], None]] = []
         self._watch_lock = threading.Lock()
         self._watching = 0
-        self._questions = itertools.count()
-        self._ask_lock = threading.Lock()
-        self._timelines: deque[Future[p.ToldTimeline | None]] = deque()  # asked for, in order
-        self._goodbye: str | None = None
+        self._ending = False  # the broker has said goodbye
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._timer_count = 0
-        self._wake_at = float("inf")
+        self._wake_at = math.inf
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_w, False)
         self._thread = threading.Thread(target=self._run, name="flyte_jupyter", daemon=True)
         self._thread.start()
 
+    def greet(self) -> None:
+        """Return once the broker has said welcome.
+
+        Raises:
+            BrokerGone: It hung up; it was just ending.
+            BrokerSilent, VersionMismatch, ProtocolError: As they say.
+        """
+        with self._lock:
+            replies = self._dialogue.connect(now=time.monotonic(), pid=runtime.peer_pid(self._socket) or None)
+        self._deliver(replies)
+        self._wait(self._greeted)
+
+    @property
+    def broker_pid(self) -> int:
+        assert self._dialogue.pid is not None
+        return self._dialogue.pid
+
     # --- requests, from any thread
 
     def send(self, message: p.Message) -> None:
         """Raises BrokerGone if the broker is not there any more."""
-        line = p.to_line(message)
-        try:
-            with self._write_lock:
-                self._socket.sendall(line)
-        except OSError:
-            raise self._gone() from None
+        self._write(self._dialogue.tell(message))
 
     def listen(self, lease: str, listener: LeaseListener) -> None:
         with self._lock:
@@ -140,46 +171,110 @@ class Connection:
                     self.send(p.Unwatch())
 
     def snapshot(self, *, usage: bool = False) -> p.Snapped:
-        """The broker's state now; with `usage` it measures what is used, if that is quick."""
-        answer: Future[p.Snapped | None] = Future()
-        question = next(self._questions)
+        """The broker's state now; with `usage` it measures what is used, if that is quick.
 
-        def take(snapped: p.Snapped | None) -> None:
-            if (snapped is None or snapped.question == question) and not answer.done():
-                answer.set_result(snapped)
-
-        with self._lock:
-            self._watchers.append(take)
-        try:
-            self.send(p.Watch(once=True, usage=usage, question=question))
-            return self._answer(answer)
-        finally:
-            with self._lock:
-                self._watchers.remove(take)
+        Raises:
+            BrokerSilent: It does not answer in time.
+            BrokerGone: It has ended.
+        """
+        answer = self._ask(p.Watch(once=True, usage=usage))
+        assert isinstance(answer, p.Snapped)
+        return answer
 
     def timeline(self, pool: str, since: str | None = None) -> TimelineView | None:
-        """What a pool did in the last minutes, or what is new since that mark; None if there is no such pool."""
-        answer: Future[p.ToldTimeline | None] = Future()
-        with self._ask_lock:  # answers come in the order of the questions
-            self._timelines.append(answer)
-            self.send(p.AskTimeline(pool=pool, since=since))
-        return self._answer(answer).timeline
+        """What a pool did in the last minutes, or what is new since that mark; None if there is no such pool.
 
-    def _answer(self, answer: Future[T | None]) -> T:
-        try:
-            said = answer.result(ANSWER_S)
-        except TimeoutError:
-            raise errors.BrokerUnavailable(
-                f"broker {self.broker_pid} did not answer within {ANSWER_S:g} s",
-                do="Run `flyte-jupyter stop`, then try again.",
-            ) from None
-        if said is None:
-            raise self._gone()
-        return said
+        Raises:
+            BrokerSilent: The broker does not answer in time.
+            BrokerGone: It has ended.
+        """
+        answer = self._ask(p.AskTimeline(pool=pool, since=since))
+        assert isinstance(answer, p.ToldTimeline)
+        return answer.timeline
 
     def close(self) -> None:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+
+    # --- the dialogue
+
+    def _ask(self, question: Question) -> Answer:
+        answer: Future[Answer] = Future()
+        with self._lock:
+            number, line = self._dialogue.ask(question, now=time.monotonic())
+            self._answers[number] = answer
+        try:
+            self._write(line, ANSWER_S)
+            return self._wait(answer)
+        finally:  # also by Ctrl-C
+            with self._lock:
+                self._dialogue.withdraw(number)
+                self._answers.pop(number, None)
+
+    def _wait(self, awaited: Future[T]) -> T:
+        """Wait as long as the dialogue says. Whoever waits runs its clock, since nobody else needs it."""
+        while True:
+            with self._lock:
+                due = self._dialogue.next_deadline()
+            if wait([awaited], None if due == math.inf else max(0.0, due - time.monotonic())).done:
+                return awaited.result()
+            with self._lock:
+                replies = self._dialogue.tick(now=time.monotonic())
+            self._deliver(replies)
+
+    def _write(self, line: bytes, patience_s: float = math.inf) -> None:
+        """Send it. An order may wait as long as the broker reads nothing: nobody waits for its answer."""
+        left = memoryview(line)
+        try:
+            with self._write_lock:
+                while left:
+                    try:
+                        left = left[self._socket.send(left, socket.MSG_DONTWAIT) :]
+                    except BlockingIOError:
+                        self._wait_until_it_reads(patience_s)
+        except OSError:
+            raise self._dialogue.gone() from None
+        except BaseException:  # Ctrl-C, or it is silent
+            if 0 < len(left) < len(line):
+                self.close()  # the broker would take the next line for the rest of this one
+            raise
+
+    def _wait_until_it_reads(self, patience_s: float) -> None:
+        poller = select.poll()
+        poller.register(self._socket, select.POLLOUT)
+        if poller.poll(min(patience_s, SLOW_S) * 1000):
+            return
+        if patience_s > SLOW_S:
+            _say(self._dialogue.waits_for())
+            if poller.poll(None if patience_s == math.inf else (patience_s - SLOW_S) * 1000):
+                return
+        raise self._dialogue.silent(patience_s)
+
+    def _deliver(self, replies: list[Reply]) -> None:
+        for reply in replies:
+            match reply:
+                case Send(data):
+                    self._write(data)
+                case Greeted(welcome):
+                    self._greeted.set_result(welcome)
+                case Answered(number, answer):
+                    with self._lock:
+                        asked = self._answers.pop(number, None)
+                    if asked is not None:
+                        asked.set_result(answer)
+                case Unanswered(number, error):
+                    with self._lock:
+                        asked = self._answers.pop(number, None)
+                    if asked is not None:
+                        asked.set_exception(error)
+                case Noticed(notice):
+                    self._notice(notice)
+                case Waiting(text):
+                    _say(text)
+                case Ended(error):
+                    if not self._greeted.done():
+                        self._greeted.set_exception(error)
+                    self.close()
 
     # --- the thread
 
@@ -187,7 +282,6 @@ class Connection:
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)
         poller.register(self._wake_r, select.POLLIN)
-        buffer = bytearray()
         try:
             while True:
                 ready = dict(poller.poll(self._until_next_timer()))
@@ -197,20 +291,18 @@ class Connection:
                     data = self._socket.recv(1 << 16)
                     if not data:
                         return
-                    buffer += data
-                    *lines, rest = buffer.split(b"\n")
-                    buffer = bytearray(rest)
-                    for line in lines:
-                        self._receive(bytes(line))
+                    with self._lock:
+                        replies = self._dialogue.receive(data, now=time.monotonic())
+                    self._deliver(replies)
                 self._run_timers()
-        except OSError:
+        except (OSError, errors.BrokerGone):
             pass
         finally:
             self._close()
 
     def _until_next_timer(self) -> float | None:
         with self._lock:
-            self._wake_at = self._timers[0][0] if self._timers else float("inf")
+            self._wake_at = self._timers[0][0] if self._timers else math.inf
             return None if not self._timers else max(0.0, (self._wake_at - time.monotonic()) * 1000)
 
     def _run_timers(self) -> None:
@@ -221,39 +313,31 @@ class Connection:
                 _, _, callback = heapq.heappop(self._timers)
             callback()
 
-    def _receive(self, line: bytes) -> None:
-        try:
-            message = p.from_broker.validate_json(line)
-        except ValidationError:
-            return  # a newer broker's word for something that this version does not know
-        match message:
+    def _notice(self, notice: p.FromBroker) -> None:
+        match notice:
             case p.Granted():
-                listener = self._listener(message.lease)
+                listener = self._listener(notice.lease)
                 if listener is None:  # withdrawn meanwhile
                     return
-                listener.granted(message)
+                listener.granted(notice)
             case p.Refused():
-                listener = self._forget(message.lease)
+                listener = self._forget(notice.lease)
                 if listener is not None:
-                    listener.refused(message)
+                    listener.refused(notice)
             case p.Recalled():
-                listener = self._listener(message.lease)
+                listener = self._listener(notice.lease)
                 if listener is not None:
-                    listener.recalled(message.lease)
+                    listener.recalled(notice.lease)
             case p.Lost():
-                listener = self._forget(message.lease)
-                if listener is not None and self._goodbye is not None:
-                    listener.broken(message.lease, self._gone())  # that is why its replica was ended
+                listener = self._forget(notice.lease)
+                if listener is not None and self._ending:
+                    listener.broken(notice.lease, self._dialogue.gone())  # that is why its replica was ended
                 elif listener is not None:
-                    listener.lost(message)
+                    listener.lost(notice)
             case p.Snapped():
-                self._tell_watchers(message)
-            case p.ToldTimeline():
-                self._timelines.popleft().set_result(message)
+                self._tell_watchers(notice)
             case p.Goodbye():
-                self._goodbye = message.why
-            case p.Failed():
-                print(f"flyte_jupyter: the broker did not understand: {message.why}", file=sys.stderr)
+                self._ending = True
 
     def _listener(self, lease: str) -> LeaseListener | None:
         with self._lock:
@@ -272,37 +356,36 @@ class Connection:
     def _close(self) -> None:
         self.closed = True
         memory.close()
+        with self._lock:
+            self._dialogue.disconnect()
+            replies = self._dialogue.end()  # another broker may come, but not on this connection
         self._socket.close()
         with self._lock:
             orphaned, self._listeners = self._listeners, {}
             self._timers.clear()
             for fd in (self._wake_r, self._wake_w):
                 os.close(fd)
-            self._wake_at = float("-inf")  # so that nobody writes to the closed pipe
+            self._wake_at = -math.inf  # so that nobody writes to the closed pipe
         if self.daemon is not None:
             with suppress(ChildProcessError):
                 os.waitpid(self.daemon.pid, os.WNOHANG)
         for lease, listener in orphaned.items():
-            listener.broken(lease, self._gone())
+            listener.broken(lease, self._dialogue.gone())
         self._tell_watchers(None)
-        while self._timelines:
-            self._timelines.popleft().set_result(None)
+        self._deliver(replies)
 
     def forget(self) -> None:
-        """In a forked child: the conversation and its leases are the parent's, and its thread does not exist here."""
+        """In a forked child: the dialogue and its leases are the parent's, and its thread does not exist here."""
         self.closed = True
         self._lock, self._write_lock = threading.Lock(), threading.Lock()
         self._socket.close()
-        self._wake_at = float("-inf")
+        self._wake_at = -math.inf
         for fd in (self._wake_r, self._wake_w):
             with suppress(OSError):
                 os.close(fd)
         for listener in self._listeners.values():
             listener.forget()
         self._listeners.clear()
-
-    def _gone(self) -> errors.BrokerGone:
-        return errors.BrokerGone(cause=self._goodbye)
 
 
 # --- the one connection of this process
@@ -322,6 +405,7 @@ def connect(*, start: bool = True) -> Connection:
 
     Raises:
         BrokerUnavailable: No broker runs and `start` is False, or it cannot be started; says why.
+        BrokerSilent: One runs, but does not answer.
         VersionMismatch: The broker that runs speaks another protocol.
     """
     global _connection  # noqa: PLW0603
@@ -332,114 +416,64 @@ def connect(*, start: bool = True) -> Connection:
         return connection
 
 
-def _open(*, start: bool, deadline: float | None = None) -> Connection:
+def _open(*, start: bool) -> Connection:
     folder = runtime.private_folder()
-    path = runtime.broker_socket(folder)
-    deadline = deadline or time.monotonic() + CONNECT_S
+    deadline = time.monotonic() + CONNECT_S
+    slow_at: float = time.monotonic() + SLOW_S
     daemon: subprocess.Popen[bytes] | None = None
-    stream = _try(path)
-    if stream is None and not start:
-        raise errors.BrokerUnavailable("no broker runs", do="It starts with the first task that is called.")
-    while stream is None:
-        if daemon is None or daemon.poll() is not None:
-            if daemon is not None and daemon.returncode:
-                raise _start_failure(folder, f"it ended with exit code {daemon.returncode}")
-            daemon = _start(folder)
-        if time.monotonic() > deadline:
-            raise _start_failure(folder, f"it does not answer after {CONNECT_S:g} s")
-        time.sleep(0.01)
-        stream = _try(path)
     try:
-        connection = _shake_hands(stream)
-    except ConnectionError as problem:  # met a broker that was just ending
-        if time.monotonic() > deadline:
-            raise _start_failure(folder, f"it hangs up: {problem!r}") from None
-        time.sleep(0.01)
-        return _open(start=start, deadline=deadline)
+        while True:
+            stream = dial(folder, ANSWER_S)
+            how = f"it does not answer after {CONNECT_S:g} s"
+            if stream is not None:
+                try:
+                    connection = _shake_hands(stream)
+                    break
+                except errors.BrokerGone:  # met a broker that was just ending
+                    how = "it hangs up"
+            elif not start:
+                raise none_runs()
+            elif daemon is None or daemon.poll() is not None:
+                if daemon is not None and daemon.returncode:
+                    raise start_failure(folder, f"it ended with exit code {daemon.returncode}")
+                daemon = start_daemon(folder)
+            if time.monotonic() > deadline:
+                raise _not_started(folder, daemon, how)
+            if time.monotonic() > slow_at:
+                slow_at = math.inf
+                _say("Waiting for the broker to start. Ctrl-C ends the wait, not the broker.")
+            time.sleep(0.01)
+    finally:
+        if daemon is not None and daemon.poll() is None:
+            daemon.returncode = 0  # it outlives this process: no complaint that it still runs
     if daemon is not None and daemon.pid == connection.broker_pid:
         connection.daemon = daemon
-        daemon.returncode = 0  # it outlives this process: no complaint that it still runs
     return connection
 
 
-def _try(path: Path) -> socket.socket | None:
-    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        stream.connect(str(path))
-    except (FileNotFoundError, ConnectionRefusedError):
-        stream.close()
-        return None
-    if runtime.peer_uid(stream) != os.getuid():
-        stream.close()
-        raise errors.BrokerUnavailable(
-            f"the process that answers at {path} belongs to another user",
-            do=f"Set {runtime.VARIABLE} to a folder of your own.",
-        )
-    return stream
-
-
-def _start(folder: Path) -> subprocess.Popen[bytes] | None:
-    """Start a broker, unless another process is doing just that. Ten clients at once start one."""
-    with open(folder / "start.lock", "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        logs = runtime.log_folder(folder)
-        logs.mkdir(mode=0o700, exist_ok=True)
-        with open(logs / "broker.out", "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
-            # Detached in every way: whoever reads this process's pipes must not wait for the daemon's end.
-            # It inherits the start lock, so that nobody starts a second one before this one has its own lock.
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "flyte_jupyter.broker"],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                cwd=folder,
-                start_new_session=True,
-                pass_fds=(lock.fileno(),),
-                env={**os.environ, runtime.VARIABLE: str(folder)},
-            )
-
-
-def _start_failure(folder: Path, how: str) -> errors.BrokerUnavailable:
-    out = runtime.log_folder(folder) / "broker.out"
-    tail = ""
-    with suppress(OSError):
-        tail = "\n".join(out.read_text("utf-8", "replace").splitlines()[-10:])
-    return errors.BrokerUnavailable(f"the broker could not be started: {how}", str(runtime.broker_log(folder)), tail)
+def _not_started(folder: Path, daemon: subprocess.Popen[bytes] | None, how: str) -> errors.PoolError:
+    """Why none answers: another one may have the lock, and neither serve its socket nor end."""
+    holder = runtime.lock_holder(folder)
+    if holder is not None and (daemon is None or daemon.pid != holder):
+        return errors.BrokerSilent(holder, CONNECT_S)
+    return start_failure(folder, how)
 
 
 def _shake_hands(stream: socket.socket) -> Connection:
-    who = describe_client()
-    stream.settimeout(ANSWER_S)
-    answer = b""
+    """A connection whose broker has said welcome. Raises as `Connection.greet` does."""
+    connection = Connection(stream)
     try:
-        stream.sendall(
-            p.to_line(p.Hello(version=_version.__version__, label=who.label, kind=who.kind, pid=os.getpid()))
-        )
-        while not answer.endswith(b"\n"):
-            data = stream.recv(4096)
-            if not data:
-                raise ConnectionResetError
-            answer += data
-        welcome = p.from_broker.validate_json(answer)
-    except ConnectionError:
-        stream.close()
+        connection.greet()
+    except BaseException:
+        connection.close()
         raise
-    except (OSError, ValidationError) as problem:
-        stream.close()
-        raise errors.BrokerUnavailable(
-            f"the broker answered with {problem!r}", do="Run `flyte-jupyter stop`, then try again."
-        ) from None
-    if not isinstance(welcome, p.Welcome):
-        stream.close()
-        ours, theirs = _version.__version__, getattr(welcome, "version", "unknown")
-        if ours == theirs:  # two states of one version under development
-            ours, theirs = f"{ours} protocol {p.PROTOCOL}", f"{theirs} protocol {getattr(welcome, 'protocol', '?')}"
-        raise errors.VersionMismatch(ours, theirs, "broker")
-    stream.settimeout(None)
-    return Connection(stream, welcome.pid)
+    return connection
+
+
+def _say(text: str) -> None:
+    """Tell the person who waits, and can press Ctrl-C; other threads wait for nobody."""
+    if threading.current_thread() is threading.main_thread():
+        print(f"flyte_jupyter: {text}", file=sys.stderr, flush=True)
 
 
 def _forget_after_fork() -> None:

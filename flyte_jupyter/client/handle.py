@@ -324,6 +324,9 @@ class PoolHandle:
         """What the broker knows about this pool; None if it knows nothing (yet, or any more).
 
         Instants in it are seconds on the system's monotonic clock.
+
+        Raises:
+            BrokerSilent: The broker runs, but does not answer.
         """
         try:
             connection = broker.current() or broker.connect(start=False)
@@ -340,10 +343,17 @@ class PoolHandle:
     # --- views
 
     def __repr__(self) -> str:
-        return f"<pool {self.name!r}: {text.pool_line(self.status(), self.scaling, now=time.monotonic())}>"
+        try:
+            shown = text.pool_line(self.status(), self.scaling, now=time.monotonic())
+        except errors.BrokerSilent as problem:
+            shown = str(problem)
+        return f"<pool {self.name!r}: {shown}>"
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
-        plain = text.pool_table(self.name, self.status(), self.scaling, now=time.monotonic())
+        try:
+            plain = text.pool_table(self.name, self.status(), self.scaling, now=time.monotonic())
+        except errors.BrokerSilent as problem:
+            return {"text/plain": f"{self.name}: {errors.whole_text(problem)}"}
         still = text.still(plain, time.strftime("%Y-%m-%d %H:%M:%S"))
         bundle: dict[str, Any] = {"text/plain": plain, "text/html": still}
         return bundle if PoolHandle.view is None else {**bundle, **PoolHandle.view(self)}

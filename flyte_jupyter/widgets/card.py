@@ -256,7 +256,7 @@ def _follow() -> None:
                     moved = snapped.snapshot.revision != measured or _something_runs(snapped)
                     due = measured_at + MEASURE_S if moved else None
                     time.sleep(PUSH_S)
-        except (errors.BrokerGone, errors.BrokerUnavailable):
+        except (errors.BrokerGone, errors.BrokerSilent, errors.BrokerUnavailable):
             _show(None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
 import shutil
@@ -10,11 +11,25 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from support import START_S, TIME_SCALE, OwnBroker, alive, guardians, leftovers, tagged, wait_until, within
+from support import (
+    START_S,
+    TIME_SCALE,
+    OwnBroker,
+    alive,
+    guardians,
+    interrupt,
+    leftovers,
+    mark,
+    tagged,
+    wait_until,
+    within,
+)
 
 from flyte_jupyter import errors, runtime
 from flyte_jupyter.core import protocol as p
@@ -371,6 +386,116 @@ except errors.BrokerGone as error:
         assert tagged(own_broker.folder) == []
         assert guardians(own_broker.folder) == []
         assert leftovers(own_broker.folder) == []
+
+
+# --- the broker runs, but does not answer
+
+
+@contextmanager
+def paused(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+IMPATIENT = (
+    ONE_SLOT
+    + """
+broker.ANSWER_S, broker.CONNECT_S, broker.SLOW_S = 0.5, 1.0, 0.2
+
+def silent(ask):
+    try:
+        say("answered", ask())
+    except errors.BrokerSilent as error:
+        say(error, *error.__notes__)
+"""
+)
+
+
+def test_a_client_of_a_paused_broker_is_told_so_and_goes_on_when_it_answers_again(own_broker: OwnBroker) -> None:
+    client = own_broker.start(
+        IMPATIENT
+        + """
+pool = flyte.pool(env)
+say(pid() > 0)
+wait_said("paused")
+silent(pool.status)
+silent(broker.current().snapshot)
+silent(lambda: broker.current().timeline(pool.key))
+say(repr(pool))
+say(pool._repr_mimebundle_()["text/plain"])
+wait_said("resumed")
+broker.current()._dialogue._patience_s = 10.0
+say(pool.status().name, pid() > 0)
+""",
+        name="client",
+    )
+    own_broker.wait_said("client")
+    with paused(own_broker.pid):
+        mark(str(own_broker.home / "client"), "paused")
+        own_broker.wait_said("client", 7)
+    mark(str(own_broker.home / "client"), "resumed")
+    assert client.wait(START_S * TIME_SCALE) == 0, own_broker.output("client")
+    _, _, *said, _, last = own_broker.said("client")
+    silent = f"FJ107 The broker (pid {own_broker.pid}) does not answer."
+    assert len(said) == 5
+    assert all(silent in line for line in said), said
+    assert all("`flyte-jupyter stop`" in line for line in (*said[:3], said[4])), said
+    assert last == "one True"
+
+
+def test_a_new_client_of_a_paused_broker_is_told_that_it_runs(own_broker: OwnBroker) -> None:
+    own_broker.run(ONE_SLOT + "say(pid())")
+    with paused(own_broker.pid):
+        said = own_broker.run(
+            IMPATIENT + "silent(pid)\nsilent(flyte.pool(env).status)\nsilent(lambda: broker.connect(start=False))"
+        )
+    assert [line.partition(".")[0] for line in said] == [f"FJ107 The broker (pid {own_broker.pid}) does not answer"] * 3
+    assert all("could not be started" not in line for line in said)
+
+
+def test_a_broker_that_has_the_lock_and_no_socket_is_named(own_broker: OwnBroker) -> None:
+    with runtime.broker_lock(own_broker.folder).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        (said,) = own_broker.run(IMPATIENT + "silent(pid)")
+        wait_until(lambda: not tagged(own_broker.folder), START_S, "those that it has started have ended")
+    assert said.startswith(f"FJ107 The broker (pid {os.getpid()}) does not answer.")
+
+
+@pytest.mark.parametrize("ask", ["flyte.pool(env).status()", "broker.current().timeline('0' * 16)", "declare()"])
+def test_whoever_waits_for_a_paused_broker_is_told_what_for_and_can_stop(own_broker: OwnBroker, ask: str) -> None:
+    client = own_broker.start(
+        ONE_SLOT
+        + f"""
+from flyte_jupyter.core import dialogue, protocol as p
+dialogue.SLOW_S = broker.SLOW_S = 0.2
+
+def declare():  # more than the socket takes
+    for number in range(10_000):
+        broker.current().send(p.Release(lease=f"{{number:0200}}"))
+
+say(pid() > 0)
+wait_said("paused")
+try:
+    {ask}
+except KeyboardInterrupt:
+    say("stopped")
+""",
+        name="client",
+    )
+    own_broker.wait_said("client")
+    with paused(own_broker.pid):
+        mark(str(own_broker.home / "client"), "paused")
+        waits = f"flyte_jupyter: Waiting for the broker (pid {own_broker.pid}), which does not answer."
+        wait_until(lambda: waits in own_broker.output("client"), START_S, lambda: own_broker.output("client"))
+        pressed = interrupt(client)
+        assert client.wait(START_S * TIME_SCALE) == 0, own_broker.output("client")
+        assert time.monotonic() - pressed < 5 * TIME_SCALE
+    assert own_broker.said("client")[-1] == "stopped"
 
 
 # --- the broker has nothing to do
