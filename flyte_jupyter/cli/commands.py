@@ -13,7 +13,6 @@ from .. import _version, errors, runtime
 from ..client import text
 from ..core.arguments import parse_count, parse_duration
 from ..core.verbs import POOL
-from .conversation import Closed
 from .doctor import run_doctor
 from .gpu import run_gpu
 from .logs import run_logs
@@ -41,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
-    except (errors.PoolError, Closed) as failure:
-        problem = errors.BrokerGone() if isinstance(failure, Closed) else failure
+    except errors.PoolError as problem:
         for part in (str(problem), *getattr(problem, "__notes__", ())):
             print(text.visible(part, keep="\n\t"), file=sys.stderr)
         return UNKNOWN if isinstance(problem, errors.NoSuchPool | errors.NoSuchReplica) else FAILED

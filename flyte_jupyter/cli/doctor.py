@@ -17,7 +17,7 @@ from typing import Final, Literal
 from .. import _version, errors, runtime
 from ..client import text
 from ..core import protocol as p
-from .conversation import Closed, talk
+from .connection import talk
 from .processes import replica_processes, wait_gone
 from .stop import POLITE_S
 from .terminal import FAILED, OK, say, say_json
@@ -57,7 +57,7 @@ def run_doctor(options: argparse.Namespace) -> int:
     for check in checks:
         try:
             found = list(check())
-        except (errors.PoolError, OSError, Closed) as problem:
+        except (errors.PoolError, OSError) as problem:
             notes = getattr(problem, "__notes__", ())
             found = [
                 Finding(

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from ..client import text
 from ..core.snapshot import DeviceView
 from ..core.usage import Usage
-from .conversation import talk
+from .connection import talk
 from .terminal import FAILED, OK, complain, say, say_json
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import errors, runtime
 from ..client import text
 from ..logs import seek_tail
-from .conversation import Closed, talk
+from .connection import talk
 from .terminal import OK, UNKNOWN, complain
 
 
@@ -58,7 +58,7 @@ def _find_log(folder: Path, what: str | None) -> Path | None:
 
 
 def _present_names() -> dict[str, str]:
-    with contextlib.suppress(errors.PoolError, Closed), talk(2.0) as broker:
+    with contextlib.suppress(errors.PoolError), talk(2.0) as broker:
         if broker is not None:
             pools = broker.snapshot().snapshot.pools
             return {replica.id: replica.name for view in pools for replica in view.replicas}

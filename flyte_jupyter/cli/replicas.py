@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from .. import errors
 from ..core.snapshot import ReplicaView
-from .conversation import talk
+from .connection import talk
 from .terminal import FAILED, OK, UNKNOWN, clock, complain, say, say_json
 
 

@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from .. import runtime
+from .. import errors, runtime
 from ..client import text
 from ..core import protocol as p
-from .conversation import Closed, Conversation, named, talk
+from .connection import Connection, named, talk
 from .terminal import INTERRUPTED, OK, clock, dump, say, say_json
 
 REDRAW_S: Final = 1.0
@@ -46,7 +46,7 @@ def _watch(options: argparse.Namespace) -> int:
             alone = False
             broker.send(p.Watch(usage=True))
             last: p.Snapped | None = None
-            with contextlib.suppress(Closed):
+            with contextlib.suppress(errors.BrokerGone):
                 while True:
                     message = broker.receive(REDRAW_S)
                     if isinstance(message, p.Snapped):
@@ -82,7 +82,7 @@ def _show_none(options: argparse.Namespace) -> None:
         say(f"No broker runs in {runtime.runtime_folder()}. It starts with the first call of a task.")
 
 
-def _show(options: argparse.Namespace, broker: Conversation, snapped: p.Snapped) -> None:
+def _show(options: argparse.Namespace, broker: Connection, snapped: p.Snapped) -> None:
     snapshot = snapped.snapshot
     snapshot = snapshot.model_copy(
         update={"clients": tuple(client for client in snapshot.clients if client.pid != os.getpid())}
@@ -106,7 +106,7 @@ def _show(options: argparse.Namespace, broker: Conversation, snapped: p.Snapped)
     say("\n\n".join(filter(None, parts)))
 
 
-def _broker_facts(broker: Conversation) -> dict[str, Any]:
+def _broker_facts(broker: Connection) -> dict[str, Any]:
     import psutil
 
     facts: dict[str, Any] = {
@@ -123,7 +123,7 @@ def _broker_facts(broker: Conversation) -> dict[str, Any]:
     return facts
 
 
-def _broker_line(broker: Conversation) -> str:
+def _broker_line(broker: Connection) -> str:
     facts = _broker_facts(broker)
     words = [f"broker {facts['pid']}", f"flyte_jupyter {facts['version']}"]
     if facts["started_at"] is not None:

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from .. import errors, runtime
 from ..core import protocol as p
+from ..core.dialogue import ANSWER_S
 from ..core.snapshot import ReplicaView
 from ..core.verbs import Stop
-from .conversation import ANSWER_S, Closed, named, talk
+from .connection import named, talk
 from .processes import end_leftovers, is_broker, wait_gone
 from .terminal import FAILED, OK, complain, plural, say, say_json
 
@@ -49,7 +50,7 @@ def _stop_pool(options: argparse.Namespace) -> int:
             if users and not options.force and not options.json:
                 say(f"{users} may end first; --force ends them now.")
             over = broker.until(gone, options.timeout) is not None
-        except Closed:
+        except errors.BrokerGone:
             over = True
     if options.json:
         say_json({"stopped": replicas if over else [], "broker": broker.pid})
@@ -129,7 +130,7 @@ def _listed(replicas: list[str]) -> str:
 def _end_broker(process: Any, force: bool, stopped: dict[str, Any]) -> str:
     """Ask it, then SIGTERM, then SIGKILL; psutil makes sure that each is meant for this very process."""
     asked = False
-    with contextlib.suppress(errors.PoolError, Closed), talk(min(ANSWER_S, 3.0)) as broker:
+    with contextlib.suppress(errors.PoolError), talk(min(ANSWER_S, 3.0)) as broker:
         if broker is not None:
             pools = broker.snapshot().snapshot.pools
             replicas = [replica for view in pools for replica in view.replicas]

@@ -9,7 +9,7 @@ from typing import Final
 from ..client import text
 from ..core.format import measured
 from ..core.timeline import SpanView, TimelineView
-from .conversation import one_pool
+from .connection import one_pool
 from .terminal import OK, say, say_json
 
 DID: Final = {

@@ -11,7 +11,7 @@ from ..core import protocol as p
 from ..core.arguments import parse_duration, parse_replica
 from ..core.snapshot import PoolView
 from ..core.verbs import POOL, REPLICA, Verbs, Warm
-from .conversation import Conversation, one_pool
+from .connection import Connection, one_pool
 from .terminal import FAILED, OK, UNKNOWN, clock, complain, pool_json, say, say_json
 
 APPLIED_S: Final = 5.0
@@ -88,7 +88,7 @@ def add_warm_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=parse_duration, default=READY_S, metavar="T", help="wait this long (10m)")
 
 
-def _wait_ready(broker: Conversation, view: PoolView, wanted: int, options: argparse.Namespace) -> int:
+def _wait_ready(broker: Connection, view: PoolView, wanted: int, options: argparse.Namespace) -> int:
     def settled(now: PoolView) -> bool:
         ready = sum(replica.warm for replica in now.replicas)
         return ready >= wanted or (now.failures > view.failures and now.failure is not None)
@@ -101,7 +101,7 @@ def _wait_ready(broker: Conversation, view: PoolView, wanted: int, options: argp
 
 
 def _report(
-    broker: Conversation,
+    broker: Connection,
     view: PoolView,
     options: argparse.Namespace,
     applied: Callable[[PoolView], bool],

@@ -19,7 +19,7 @@ from support import START_S, Counter, assert_quiet, attempt, mark, ready, view_o
 
 import flyte_jupyter as flyte
 from flyte_jupyter import cli, errors
-from flyte_jupyter.cli.conversation import talk
+from flyte_jupyter.cli.connection import talk
 from flyte_jupyter.client import broker, leases
 from flyte_jupyter.client.identity import describe_client
 from flyte_jupyter.core import protocol as p
