@@ -1,29 +1,49 @@
-"""A conversation with the user's own broker, on the Jupyter server's event loop: no thread, and nothing that blocks."""
+"""The Jupyter server's connection to the user's own broker, on its event loop: no thread, and nothing that blocks."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, Literal, TypeVar
-
-from pydantic import ValidationError
+from typing import Final, Literal
 
 from .. import _version, errors, runtime
 from ..core import protocol as p
+from ..core.dialogue import (
+    ANSWER_S,
+    Answer,
+    Answered,
+    Dialogue,
+    Ended,
+    Greeted,
+    Noticed,
+    Question,
+    Reply,
+    Send,
+    Unanswered,
+    Waiting,
+    none_runs,
+    of_another_user,
+)
 from ..core.timeline import TimelineView
-
-M = TypeVar("M", bound=p.Message)
-
-ANSWER_S: Final = 5.0
 
 Absence = Literal["no-broker", "version-mismatch", "unavailable"]
 
+_ABSENCES: Final = (
+    errors.BrokerGone,
+    errors.BrokerSilent,
+    errors.BrokerUnavailable,
+    errors.ProtocolError,
+    errors.VersionMismatch,
+)
+
 
 class Unreachable(Exception):
-    """There is nobody to talk to (any more); `str()` is for people.
+    """The state of a server that has no broker to talk to (any more); `str()` is for people.
 
     Args:
         state: What is the matter.
@@ -36,58 +56,119 @@ class Unreachable(Exception):
         self.state = state
         self.version = version
 
+    @classmethod
+    def because(cls, problem: errors.BaseRuntimeError) -> Unreachable:
+        if isinstance(problem, errors.VersionMismatch):
+            return cls("version-mismatch", errors.whole_text(problem), problem.other)
+        if isinstance(problem, errors.BrokerGone):
+            return cls("no-broker", errors.whole_text(none_runs()))  # the panel cannot call a task again
+        return cls("unavailable", errors.whole_text(problem))
 
-class Link:
-    """One connection, greeted. Raises Unreachable as soon as it breaks."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, welcome: p.Welcome) -> None:
+class Connection:
+    """The event loop's driver of a dialogue with the broker. Every method raises BrokerGone once it has ended."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello = p.Hello(version=_version.__version__, label="Jupyter server", kind="server", pid=os.getpid())
         self._reader = reader
         self._writer = writer
-        self.version = welcome.version
-        self.pid = welcome.pid
+        self._dialogue = Dialogue(hello, ANSWER_S)
+        self._notices: deque[p.FromBroker] = deque()
+        self._outcomes: dict[int, Answer | errors.BaseRuntimeError] = {}
+
+    async def greet(self) -> None:
+        """Raises BrokerSilent, VersionMismatch or ProtocolError, as they say."""
+        pid = runtime.peer_pid(self._writer.get_extra_info("socket")) or None
+        self._deliver(self._dialogue.connect(now=_now(), pid=pid))
+        while self._dialogue.state != "open":
+            await self._step()
+
+    @property
+    def version(self) -> str:
+        return self._dialogue.version
+
+    @property
+    def pid(self) -> int:
+        assert self._dialogue.pid is not None
+        return self._dialogue.pid
 
     async def send(self, *messages: p.Message) -> None:
-        try:
-            self._writer.writelines(map(p.to_line, messages))
-            await self._writer.drain()
-        except OSError:
-            raise _no_broker() from None
+        self._writer.writelines(map(self._dialogue.tell, messages))
+        await self._drain()
 
     async def receive(self) -> p.FromBroker:
-        """The next message that this version knows."""
-        while True:
-            try:
-                line = await self._reader.readline()
-            except OSError:
-                line = b""
-            if not line:
-                raise _no_broker()
-            with suppress(ValidationError):
-                return p.from_broker.validate_json(line)
+        """The next message that answers no question."""
+        while not self._notices:
+            await self._step()
+        return self._notices.popleft()
 
     async def snapshot(self, *, usage: bool = False) -> p.Snapped:
-        """The broker's state; raises ValueError if it did not understand what was sent before."""
-        async with _patience():
-            await self.send(p.Watch(once=True, usage=usage))
-            return await self._hear(p.Snapped)
+        """The broker's state; raises ProtocolError if it did not understand what was sent before."""
+        answer = await self._ask(p.Watch(once=True, usage=usage))
+        assert isinstance(answer, p.Snapped)
+        return answer
 
     async def timeline(self, pool: str, since: str | None) -> TimelineView | None:
         """What a pool did in the last minutes; None if there is no such pool."""
-        async with _patience():
-            await self.send(p.AskTimeline(pool=pool, since=since))
-            return (await self._hear(p.ToldTimeline)).timeline
+        answer = await self._ask(p.AskTimeline(pool=pool, since=since))
+        assert isinstance(answer, p.ToldTimeline)
+        return answer.timeline
 
-    async def _hear(self, kind: type[M]) -> M:
-        while True:
-            message = await self.receive()
-            if isinstance(message, p.Failed):
-                raise ValueError(message.why)
-            if isinstance(message, kind):
-                return message
+    async def _ask(self, question: Question) -> Answer:
+        number, line = self._dialogue.ask(question, now=_now())
+        self._writer.write(line)
+        while number not in self._outcomes:
+            await self._step()
+        outcome = self._outcomes.pop(number)
+        if isinstance(outcome, errors.BaseRuntimeError):
+            raise outcome
+        return outcome
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._writer.drain()
+        except TimeoutError:
+            raise self._dialogue.silent(ANSWER_S) from None
+        except OSError:
+            raise self._dialogue.gone() from None
+
+    async def _step(self) -> None:
+        """Wait for bytes, or for an instant of the dialogue's."""
+        due = self._dialogue.next_deadline()
+        try:
+            async with asyncio.timeout_at(None if due == math.inf else due):
+                data = await self._reader.read(1 << 16)
+        except TimeoutError:
+            self._deliver(self._dialogue.tick(now=_now()))
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._deliver(self._dialogue.receive(data, now=_now()))
+        else:
+            self._dialogue.disconnect()
+            self._deliver(self._dialogue.end())  # the feed looks for another broker on a connection of its own
+
+    def _deliver(self, replies: list[Reply]) -> None:
+        for reply in replies:
+            match reply:
+                case Send(data):
+                    self._writer.write(data)
+                case Answered(number, answer):
+                    self._outcomes[number] = answer
+                case Unanswered(number, error):
+                    self._outcomes[number] = error
+                case Noticed(notice):
+                    self._notices.append(notice)
+                case Ended(error):
+                    raise error
+                case Greeted() | Waiting():  # nobody sits at this process's terminal
+                    pass
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[Link]:
+async def connected() -> AsyncIterator[Connection]:
     """A conversation with the broker that runs; never starts one.
 
     Raises:
@@ -95,59 +176,32 @@ async def connected() -> AsyncIterator[Link]:
     """
     try:
         # A missing folder is not made: looking leaves no traces.
-        folder = runtime.private_folder() if runtime.runtime_folder().exists() else None
-    except errors.BrokerUnavailable as problem:
-        raise Unreachable("unavailable", errors.whole_text(problem)) from None
-    if folder is None:
-        raise _no_broker()
-    async with _stream(runtime.broker_socket(folder)) as (reader, writer):
-        yield await _greet(reader, writer)
+        if not runtime.runtime_folder().exists():
+            raise errors.BrokerGone()
+        async with _stream(runtime.broker_socket(runtime.private_folder())) as (reader, writer):
+            connection = Connection(reader, writer)
+            await connection.greet()
+            yield connection
+    except _ABSENCES as problem:
+        raise Unreachable.because(problem) from None
 
 
 @asynccontextmanager
 async def _stream(path: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     try:
-        async with _patience():
-            reader, writer = await asyncio.open_unix_connection(path, limit=p.MAX_LINE_BYTES)
+        async with asyncio.timeout(ANSWER_S):
+            reader, writer = await asyncio.open_unix_connection(path)
+    except TimeoutError:
+        raise errors.BrokerSilent(None, ANSWER_S) from None
     except OSError:
-        raise _no_broker() from None
+        raise errors.BrokerGone() from None
     try:
         if runtime.peer_uid(writer.get_extra_info("socket")) != os.getuid():
-            raise Unreachable("unavailable", f"The process that answers at {path} belongs to another user.")
+            raise of_another_user(path, runtime.VARIABLE)
         yield reader, writer
     finally:
         writer.close()
 
 
-async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Link:
-    hello = p.Hello(version=_version.__version__, label="Jupyter server", kind="server", pid=os.getpid())
-    try:
-        async with _patience():
-            writer.write(p.to_line(hello))
-            answer = p.from_broker.validate_json(await reader.readline() or b"null")
-    except (OSError, ValidationError):
-        raise _no_broker() from None  # it was just ending
-    if isinstance(answer, p.Welcome):
-        return Link(reader, writer, answer)
-    version = answer.version if isinstance(answer, p.Rejected) else "unknown"
-    raise Unreachable(
-        "version-mismatch",
-        f"This Jupyter server has flyte_jupyter {_version.__version__}, and the broker {version} of another "
-        "protocol. Install the same version in both environments, then run `flyte-jupyter stop` and restart Jupyter.",
-        version,
-    )
-
-
-@asynccontextmanager
-async def _patience() -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(ANSWER_S):
-            yield
-    except TimeoutError:
-        raise Unreachable(
-            "unavailable", f"The broker does not answer within {ANSWER_S:g} s. Run `flyte-jupyter stop`."
-        ) from None
-
-
-def _no_broker() -> Unreachable:
-    return Unreachable("no-broker", "No broker runs. It starts with the first task that is called.")
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -16,7 +16,7 @@ from typing import Any, Final
 from .. import _version
 from ..core import protocol as p
 from ..core.usage import Usage
-from .link import Link, Unreachable, connected
+from .connection import Connection, Unreachable, connected
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ class State:
         return f'{{"now": {time.time():.3f}, "refused": {json.dumps(refused)}, {self.rest}'
 
     @classmethod
-    def of(cls, link: Link, snapped: p.Snapped) -> State:
+    def of(cls, broker: Connection, snapped: p.Snapped) -> State:
         fields = snapped.model_dump(mode="json", exclude={"type", "log_dir", "question"})
         for pool in fields["snapshot"]["pools"]:
             if failure := pool["failure"]:  # the whole traceback shows code
                 failure["cause"] = last_line(failure["cause"])
-        tag = f"{_HERE}.{link.pid}.{snapped.snapshot.revision}.{snapped.usage.measured_at}"
-        return cls._made(tag, "connected", None, link.version, broker_pid=link.pid, **fields)
+        tag = f"{_HERE}.{broker.pid}.{snapped.snapshot.revision}.{snapped.usage.measured_at}"
+        return cls._made(tag, "connected", None, broker.version, broker_pid=broker.pid, **fields)
 
     @classmethod
     def without(cls, why: Unreachable) -> State:
@@ -73,8 +73,8 @@ class State:
 async def look() -> State:
     """The state now, on a connection of its own."""
     try:
-        async with connected() as link:
-            return State.of(link, await link.snapshot(usage=True))
+        async with connected() as broker:
+            return State.of(broker, await broker.snapshot(usage=True))
     except Unreachable as why:
         return State.without(why)
 
@@ -120,12 +120,12 @@ class Feed:
         """Show what the broker says; look for another one when it ends."""
         while True:
             try:
-                async with connected() as link:
-                    await link.send(p.Watch(usage=True))
+                async with connected() as broker:
+                    await broker.send(p.Watch(usage=True))
                     while True:
-                        message = await link.receive()
+                        message = await broker.receive()
                         if isinstance(message, p.Snapped):
-                            self._show(State.of(link, message))
+                            self._show(State.of(broker, message))
             except Unreachable as why:
                 self._show(State.without(why))
             except Exception as problem:

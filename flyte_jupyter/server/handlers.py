@@ -22,8 +22,8 @@ from ..errors import NoSuchReplica, ProtocolError, ReplicaSilent, whole_text
 from ..logs import read_log
 from ..peek import Look, peek_async
 from .access import CHANGE, KERNELS, LOGS, PEEK, POOLS, READ_LOGS, refusals
+from .connection import Connection, Unreachable, connected
 from .feed import Feed
-from .link import Link, Unreachable, connected
 
 MAX_BODY_BYTES: Final = 16 * 1024
 MAX_LINES: Final = 10_000
@@ -76,10 +76,10 @@ class Handler(APIHandler):
             raise Problem(400, f"The body does not fit: {explained(problem)}.") from None
 
     @asynccontextmanager
-    async def broker(self) -> AsyncIterator[Link]:
+    async def broker(self) -> AsyncIterator[Connection]:
         try:
-            async with connected() as link:
-                yield link
+            async with connected() as broker:
+                yield broker
         except Unreachable as why:
             raise Problem(503, str(why)) from None
 
@@ -156,8 +156,8 @@ class TimelineHandler(Handler):
     @authorized("read")
     async def get(self, key: str) -> None:
         since = self.get_query_argument("since", None)
-        async with self.broker() as link:
-            timeline = await link.timeline(key, since)
+        async with self.broker() as broker:
+            timeline = await broker.timeline(key, since)
         if timeline is None:
             raise Problem(404, f"There is no pool {key}.")
         self.finish(timeline.model_dump_json())
@@ -169,8 +169,8 @@ class FailureHandler(Handler):
     @web.authenticated
     @authorized("read", message=READ_LOGS.refusal)
     async def get(self, key: str) -> None:
-        async with self.broker() as link:
-            pool = (await link.snapshot()).snapshot.pool(key)
+        async with self.broker() as broker:
+            pool = (await broker.snapshot()).snapshot.pool(key)
         if pool is None:
             raise Problem(404, f"There is no pool {key}.")
         if pool.failure is None:
@@ -212,8 +212,8 @@ class PeekHandler(Handler):
     @authorized("execute", message=PEEK.refusal)
     async def post(self, id_: str) -> None:
         look = self.body(LookBody)
-        async with self.broker() as link:
-            snapped = await link.snapshot()
+        async with self.broker() as broker:
+            snapped = await broker.snapshot()
         replica = snapped.snapshot.replica(id_)
         if replica is None:
             raise Problem(404, f"There is no replica {id_}.")
@@ -244,12 +244,12 @@ class VerbHandler(Handler):
         except NoSuchVerb as problem:
             raise Problem(404, str(problem)) from None
         try:
-            async with self.broker() as link:
-                target = self.verbs.find((await link.snapshot()).snapshot, id_)
+            async with self.broker() as broker:
+                target = self.verbs.find((await broker.snapshot()).snapshot, id_)
                 if target is None:
                     raise Problem(404, f"There is no {self.verbs.noun} {id_}.")
-                await link.send(order.message(target))
-                await link.snapshot()  # so the order has been read
+                await broker.send(order.message(target))
+                await broker.snapshot()  # so the order has been read
         except ValueError as problem:
             raise Problem(400, str(problem)) from None
         self.set_status(202)

@@ -21,7 +21,7 @@ from traitlets.config import Config
 from flyte_jupyter import runtime
 from flyte_jupyter.core import protocol as p
 from flyte_jupyter.core.scheduler import Scheduler
-from flyte_jupyter.server import link
+from flyte_jupyter.server import connection
 
 NOTICED_S = 2.0
 EMPTY = Scheduler().snapshot()
@@ -43,12 +43,13 @@ def jp_server_config() -> Config:
 
 @asynccontextmanager
 async def answering(folder: Path, *answers: bytes) -> AsyncIterator[None]:
-    """Somebody at the broker's socket who says just that to everyone's first line."""
+    """Somebody at the broker's socket who says just that to everyone's first lines, and is silent then."""
     folder.mkdir(mode=0o700)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readline()
-        writer.writelines(answers)
+        for each in answers:
+            await reader.readline()
+            writer.write(each)
         await reader.read()
         writer.close()
 
@@ -68,7 +69,7 @@ async def test_without_a_broker_there_is_a_state_and_none_is_started(folder: Pat
     assert answer.body == {
         "refused": {},
         "state": "no-broker",
-        "message": "No broker runs. It starts with the first task that is called.",
+        "message": "FJ104 No broker runs. It starts with the first task that is called.",
         "versions": {"server": "0.1.0", "broker": None},
         "broker_pid": None,
         "epoch_offset": None,
@@ -102,26 +103,27 @@ async def test_another_protocol_is_named_with_its_version(folder: Path, ask: Ask
         state = (await ask("pools")).body
         order = await ask("pools/0123456789abcdef/stop", {})
     assert (state["state"], state["versions"]["broker"]) == ("version-mismatch", "9.9")
-    assert "flyte_jupyter 0.1.0, and the broker 9.9" in state["message"]
+    assert "This Jupyter server and the broker use different" in state["message"]
+    assert "(Jupyter server 0.1.0, broker 9.9)" in state["message"]
     assert (order.code, order.body["message"]) == (503, state["message"])
 
 
 async def test_a_broker_of_a_later_version_may_say_anything(folder: Path, ask: Ask) -> None:
     welcome = p.to_line(p.Welcome(version="1", pid=1))
-    snapped = p.Snapped(epoch_offset=0, log_dir="", snapshot=EMPTY)
-    async with answering(folder, welcome, b'{"type": "weather"}\n', b"\xff\n", p.to_line(snapped)):
+    snapped = p.Snapped(epoch_offset=0, log_dir="", snapshot=EMPTY, question=1)
+    async with answering(folder, welcome, b'{"type": "weather"}\n\xff\n' + p.to_line(snapped)):
         assert (await ask("pools")).body["state"] == "connected"
 
 
 async def test_a_broker_that_does_not_answer_is_not_waited_for(
     folder: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "ANSWER_S", 0.1)
-    for answers in ((), (p.to_line(p.Welcome(version="1", pid=1)),)):
+    monkeypatch.setattr(connection, "ANSWER_S", 0.1)
+    for answers in ((), (p.to_line(p.Welcome(version="1", pid=os.getpid())),)):
         async with answering(folder, *answers):
             state = (await ask("pools")).body
         assert (state["state"], state["snapshot"]) == ("unavailable", None)
-        assert "does not answer" in state["message"]
+        assert f"FJ107 The broker (pid {os.getpid()}) does not answer" in state["message"]
         shutil.rmtree(folder)
 
 
@@ -195,8 +197,8 @@ async def test_a_broker_that_is_stopped_is_noticed(
     )
     socket = await jp_ws_fetch("flyte-jupyter", "stream")
     assert (await next_state(socket))["state"] == "connected"
-    with own_broker.connected() as connection:
-        connection.send(p.Shutdown())
+    with own_broker.connected() as client:
+        client.send(p.Shutdown())
         while json.loads(await asyncio.wait_for(socket.read_message(), 10))["state"] != "no-broker":
             pass
     socket.close()

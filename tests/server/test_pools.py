@@ -22,7 +22,7 @@ from flyte_jupyter import errors, runtime
 from flyte_jupyter.client import broker
 from flyte_jupyter.core import protocol as p
 from flyte_jupyter.core.spec import EnvironmentSpec, Scaling
-from flyte_jupyter.server import link
+from flyte_jupyter.server import connection as to_broker
 from flyte_jupyter.server.feed import Feed, State
 
 pytestmark = pytest.mark.kernel
@@ -283,7 +283,7 @@ class Connections:
 @pytest.fixture
 def connections(monkeypatch: pytest.MonkeyPatch) -> Connections:
     counted = Connections()
-    connect = link._stream
+    connect = to_broker._stream
 
     @asynccontextmanager
     async def counting(path: Path) -> AsyncIterator[Any]:
@@ -295,7 +295,7 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> Connections:
             finally:
                 counted.there -= 1
 
-    monkeypatch.setattr(link, "_stream", counting)
+    monkeypatch.setattr(to_broker, "_stream", counting)
     return counted
 
 
