@@ -396,6 +396,26 @@ def test_a_broker_that_hangs_is_ended_and_its_replicas_too(
 
 
 @pytest.mark.kernel
+def test_a_wait_for_a_broker_that_hangs_says_so_and_ends_with_ctrl_c(
+    holder: subprocess.Popen[str], folder: Path
+) -> None:
+    pid = runtime.lock_holder(folder)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-m", "flyte_jupyter.cli", "status"], stderr=subprocess.PIPE, text=True
+        ) as waiting:
+            assert waiting.stderr is not None
+            assert waiting.stderr.readline().startswith(f"Waiting for the broker (pid {pid}), which does not answer.")
+            waiting.send_signal(signal.SIGINT)
+            _, err = waiting.communicate(timeout=10)
+        assert (waiting.returncode, err) == (130, "")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.kernel
 def test_what_a_killed_broker_and_guardian_left_is_found_and_ended(
     run: Run, holder: subprocess.Popen[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

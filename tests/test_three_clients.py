@@ -130,7 +130,7 @@ def test_an_answer_is_an_answer(folder: Path, ask: Ask) -> None:
         snapped(77),
     ],
 )
-def test_what_is_no_answer_is_not_taken_for_one(folder: Path, ask: Ask, notice: bytes) -> None:
+def test_a_notice_is_not_taken_for_the_answer(folder: Path, ask: Ask, notice: bytes) -> None:
     with answering(folder, greeted(lambda question: notice + snapped(question))):
         assert ask().question == 1
 

@@ -212,7 +212,7 @@ class Connection:
                 self._answers.pop(number, None)
 
     def _wait(self, awaited: Future[T]) -> T:
-        """Wait as long as the dialogue says. Whoever waits runs its clock, since nobody else needs it."""
+        """Wait as long as the dialogue says. The waiting thread runs its clock, since only waits have deadlines."""
         while True:
             with self._lock:
                 due = self._dialogue.next_deadline()
@@ -223,7 +223,7 @@ class Connection:
             self._deliver(replies)
 
     def _write(self, line: bytes, patience_s: float = math.inf) -> None:
-        """Send it. An order may wait as long as the broker reads nothing: nobody waits for its answer."""
+        """Send a line; wait up to `patience_s` while the broker reads nothing. An order has no limit."""
         left = memoryview(line)
         try:
             with self._write_lock:
@@ -471,7 +471,7 @@ def _shake_hands(stream: socket.socket) -> Connection:
 
 
 def _say(text: str) -> None:
-    """Tell the person who waits, and can press Ctrl-C; other threads wait for nobody."""
+    """Tell the person who waits. Only the main thread has one, who can press Ctrl-C."""
     if threading.current_thread() is threading.main_thread():
         print(f"flyte_jupyter: {text}", file=sys.stderr, flush=True)
 

@@ -25,10 +25,10 @@ from ..errors import BaseRuntimeError, BrokerGone, BrokerSilent, BrokerUnavailab
 from . import protocol as p
 
 ANSWER_S: Final = 10.0
-"""How long a broker may be silent. An answer takes milliseconds, but a machine that swaps may need seconds, and whoever
-believes that the broker hangs may stop it, and lose all that is warm: so ten, and not five."""
+"""How long a broker may be silent. An answer takes milliseconds, or seconds while the machine swaps. A person who
+reads "does not answer" may stop the broker, and loses everything warm: so all clients wait for ten seconds."""
 SLOW_S: Final = 3.0
-"""Whoever waits for longer is told what for."""
+"""After this time a person is told what the wait is for."""
 
 State = Literal["away", "greeting", "open", "over"]
 Question = p.Watch | p.AskTimeline
@@ -74,7 +74,7 @@ class Noticed:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A line for whoever waits: the broker is slow. It comes once for each wait."""
+    """A line for the person who waits: the broker is slow. It comes once for each wait."""
 
     text: str
 
@@ -153,7 +153,7 @@ class Dialogue:
             self._rest.clear()  # the next broker does not continue this one's line
 
     def end(self) -> list[Reply]:
-        """No other broker will come; whoever waits is told that this one is gone."""
+        """No other broker will come: all questions fail, since this one is gone."""
         return [] if self.state == "over" else self._end(self.gone)
 
     def tell(self, message: p.Message) -> bytes:
@@ -259,8 +259,8 @@ class Dialogue:
         try:
             message = p.from_broker.validate_json(line)
         except ValidationError:
-            # A newer broker's notice: this version can do without it, and all else goes on. But whoever asked would
-            # wait in vain for an answer that cannot be read.
+            # A newer broker's notice: this version can do without it, and all else goes on. But with an unknown answer,
+            # its question would wait in vain.
             number = _object(line).get("question")
             return self._refuse(number, "the broker's answer is of an unknown kind") if type(number) is int else []
         match message:
@@ -288,8 +288,8 @@ class Dialogue:
         return [] if wait is None else [Unanswered(number, ProtocolError(problem))]
 
     def _complained(self, why: str) -> list[Reply]:
-        # An order has no number. A broker reads in order, so whoever asked next learns that it was not understood;
-        # nobody waits for it otherwise, and to end the dialogue would cost all other calls of this process.
+        # An order has no number. The broker reads in order, so the next question fails in its place. To end the whole
+        # dialogue instead would cost all other calls of this process.
         number = next(iter(self._waits), None)
         if number is not None:
             return self._refuse(number, _not_understood(why).problem)
@@ -303,7 +303,7 @@ class Dialogue:
         return VersionMismatch(ours, theirs, "broker", self._hello.kind)
 
     def _end(self, error: Callable[[], BaseRuntimeError]) -> list[Reply]:
-        """Each of those who wait gets an error of its own, since each raises it."""
+        """Each question gets an error object of its own, since each is raised in another place."""
         waits, self._waits = self._waits, {}
         self.state, self._greeting = "over", None
         self._rest.clear()

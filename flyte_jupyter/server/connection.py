@@ -169,7 +169,7 @@ class Connection:
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[Connection]:
-    """A conversation with the broker that runs; never starts one.
+    """A connection to the broker that runs; never starts one.
 
     Raises:
         Unreachable: None runs, it does not answer, or it speaks another protocol; also whenever it ends.

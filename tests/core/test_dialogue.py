@@ -127,7 +127,7 @@ def test_a_mismatch_says_in_which_environment_to_act(kind: str) -> None:
 
 
 @pytest.mark.parametrize("line", [b"GET / HTTP/1.1\n", b"\xff\n", b"null\n", b"\n", NEW_NOTICE, lines(snapped())])
-def test_whatever_else_answers_the_greeting_is_no_broker(line: bytes) -> None:
+def test_any_other_answer_to_the_greeting_is_an_error(line: bytes) -> None:
     dialogue = connected()
     assert isinstance(problem_of(*dialogue.receive(line, now=0)), errors.ProtocolError)
     assert dialogue.state == "over"
@@ -185,7 +185,7 @@ def test_answers_may_come_in_any_order(order: list[int]) -> None:
     assert replies == [Answered(numbers[each], answers[each]) for each in order]
 
 
-def test_what_answers_no_question_is_a_notice() -> None:
+def test_a_message_that_answers_no_question_is_a_notice() -> None:
     dialogue = opened()
     asked(dialogue)
     notices = [GRANTED, snapped(), p.Recalled(lease="l")]
@@ -241,7 +241,7 @@ def test_a_question_that_was_not_understood_says_so() -> None:
     assert dialogue.receive(lines(snapped(first)), now=1) == [Answered(first, snapped(first))]
 
 
-def test_an_order_that_was_not_understood_is_reported_to_whoever_asks_next() -> None:
+def test_an_order_that_was_not_understood_fails_the_next_question() -> None:
     dialogue = opened()
     dialogue.tell(p.Keep(pool="0123", seconds=1))
     number = asked(dialogue)
@@ -313,7 +313,7 @@ def test_an_answer_beside_a_deadline_that_has_passed_is_taken() -> None:
 # --- gone, and back
 
 
-def test_whoever_waits_is_told_that_the_broker_is_gone_and_why() -> None:
+def test_questions_fail_with_the_reason_when_the_broker_has_ended() -> None:
     dialogue = opened()
     numbers = [asked(dialogue), asked(dialogue)]
     dialogue.receive(lines(p.Goodbye(why="stopped by cli")), now=1)
@@ -391,7 +391,7 @@ def test_half_a_line_of_a_broker_that_is_gone_is_forgotten() -> None:
     assert dialogue.receive(lines(WELCOME), now=2) == [Greeted(WELCOME)]
 
 
-def test_another_broker_of_another_version_fails_those_who_wait() -> None:
+def test_another_broker_of_another_version_fails_the_questions() -> None:
     dialogue = opened()
     asked(dialogue)
     dialogue.disconnect()

@@ -43,7 +43,7 @@ TO_BROKER = [
     p.Interrupt(replica="0123-1"),
     p.Watch(once=True),
     p.Unwatch(),
-    p.AskTimeline(pool="0123", since="9f3a61c2.57"),
+    p.AskTimeline(pool="0123", since="9f3a61c2.57", question=3),
     p.Shutdown(),
 ]
 FROM_BROKER = [
@@ -61,7 +61,7 @@ FROM_BROKER = [
         ),
     ),
     p.Goodbye(why="stopped"),
-    p.Failed(why="?"),
+    p.Failed(why="?", question=3),
 ]
 
 

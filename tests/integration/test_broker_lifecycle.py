@@ -464,10 +464,11 @@ def test_a_broker_that_has_the_lock_and_no_socket_is_named(own_broker: OwnBroker
         (said,) = own_broker.run(IMPATIENT + "silent(pid)")
         wait_until(lambda: not tagged(own_broker.folder), START_S, "those that it has started have ended")
     assert said.startswith(f"FJ107 The broker (pid {os.getpid()}) does not answer.")
+    assert "flyte_jupyter: Waiting for the broker to start. Ctrl-C ends the wait" in own_broker.output("client1")
 
 
 @pytest.mark.parametrize("ask", ["flyte.pool(env).status()", "broker.current().timeline('0' * 16)", "declare()"])
-def test_whoever_waits_for_a_paused_broker_is_told_what_for_and_can_stop(own_broker: OwnBroker, ask: str) -> None:
+def test_a_wait_for_a_paused_broker_is_explained_and_ends_with_ctrl_c(own_broker: OwnBroker, ask: str) -> None:
     client = own_broker.start(
         ONE_SLOT
         + f"""
