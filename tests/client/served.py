@@ -5,16 +5,23 @@ from __future__ import annotations
 import threading
 from collections import deque
 from contextlib import suppress
+from functools import partial
 
-from scripted import ScriptedReplica, Stage, arguments
+from scripted import Stage
+from scripted_broker import PATIENCE_S
+from scripted_replica import ScriptedReplica, arguments
 
 from flyte_jupyter.core import protocol as p
 
 
 class Service:
-    """Grants requests in order while a slot is free; recalls a lease when none is."""
+    """Grants requests in order while a slot is free; recalls a lease when none is.
 
-    def __init__(self, stage: Stage, slots: int = 1) -> None:
+    Args:
+        patience: Seconds for which a request may wait.
+    """
+
+    def __init__(self, stage: Stage, slots: int = 1, patience: float = PATIENCE_S) -> None:
         self.ran: list[object] = []
         """What calls had as their argument, in order."""
         self.held: dict[str, bool] = {}
@@ -22,6 +29,7 @@ class Service:
         self.over = threading.Event()
         self._stage = stage
         self._slots = slots
+        self._patience = patience
         self._waiting: deque[p.Acquire] = deque()
         self._threads: list[threading.Thread] = []
 
@@ -29,10 +37,11 @@ class Service:
         """Serve these and whatever comes, until it is over."""
         self._waiting += requests
         self._serve()
-        while (message := self._stage.broker.next(p.Acquire, p.Release, until=self.over)) is not None:
+        next_one = partial(self._stage.broker.next, p.Acquire, p.Release, until=self.over)
+        while (message := next_one(patience=self._patience if self._waiting else None)) is not None:
             if isinstance(message, p.Acquire):
                 self._waiting.append(message)
-            else:
+            elif isinstance(message, p.Release):
                 self.held.pop(message.lease, None)
                 self._waiting = deque(each for each in self._waiting if each.lease != message.lease)
             self._serve()

@@ -8,7 +8,8 @@ import threading
 from typing import Any
 
 import pytest
-from scripted import Stage, Wire, learn_pace
+from scripted import Stage, learn_pace
+from scripted_replica import Wire
 from served import Service
 from ways import Task, work
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
-from scripted import PATIENCE_S, Stage, Wire
+from scripted import Stage
+from scripted_broker import PATIENCE_S
+from scripted_replica import Wire
 from served import Service
 from support import wait_until
 from ways import WAYS, Task, Way, awaited, blocking, mapped, submitted, work

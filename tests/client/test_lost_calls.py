@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from scripted import Stage, Wire
+from scripted import Stage
+from scripted_replica import Wire
 from ways import WAYS, Way, awaited, blocking, work
 
 from flyte_jupyter import errors
@@ -231,3 +232,51 @@ def test_what_is_no_frame_fails_the_call(stage: Stage, way: Way) -> None:
     with stage.plays(script), pytest.raises(errors.ProtocolError):
         way(stage.environment().task(work), 1)
     assert len(stage.asked_for()) == 1
+
+
+# --- it has an outcome
+
+
+@every_way
+@pytest.mark.parametrize("retries", [0, 1])
+def test_an_error_is_an_outcome_and_is_retried_only_as_often_as_was_asked(stage: Stage, way: Way, retries: int) -> None:
+    def script() -> None:
+        wire = stage.grant()
+        for attempt in range(retries + 1):
+            call = wire.call(1)
+            assert call.flags == attempt
+            wire.fail(call, ValueError(f"attempt {attempt}"))
+
+    with stage.plays(script), pytest.raises(ValueError, match=f"attempt {retries}"):
+        way(stage.environment().task(work, retries=retries), 1)
+
+
+@every_way
+def test_an_error_that_says_so_is_not_retried(stage: Stage, way: Way) -> None:
+    def script() -> None:
+        wire = stage.grant()
+        wire.fail(wire.call(1), errors.NonRecoverableError("pointless"))
+        assert wire.rest() == b""
+
+    with stage.plays(script), pytest.raises(errors.RuntimeUserError, match="pointless"):
+        way(stage.environment().task(work, retries=3), 1)
+
+
+@every_way
+def test_a_cancel_by_somebody_else_is_an_outcome_and_is_not_retried(stage: Stage, way: Way) -> None:
+    def script() -> None:
+        wire = stage.grant()
+        wire.cancelled(wire.call(1).call)
+        assert wire.rest() == b""
+
+    with stage.plays(script), pytest.raises(errors.TaskCancelled):
+        way(stage.environment().task(work, retries=3), 1)
+
+
+@every_way
+def test_a_refusal_fails_the_call_by_its_reason(stage: Stage, way: Way) -> None:
+    def script() -> None:
+        stage.broker.send(p.Refused(lease=stage.asked().lease, reason="pool-stopped", detail={"pool": "scripted"}))
+
+    with stage.plays(script, all_released=False), pytest.raises(errors.PoolStopped, match="scripted"):
+        way(stage.environment().task(work, retries=3), 1)
