@@ -288,18 +288,22 @@ class PoolHandle:
             raise ValueError("restart(force=True) needs the number of one replica; stop(force=True) ends them all")
         return self.order(verbs.RestartPool())
 
-    def interrupt(self, replica: int) -> PoolHandle:
-        """Stop the tasks that run on a replica; they raise `TaskCancelled`. It stays, with what it has loaded.
+    def interrupt(self, replica: int | None = None) -> PoolHandle:
+        """Stop the tasks that run on all replicas, or on one; they raise `TaskCancelled`. What is loaded stays.
+
+        Calls that wait start then.
 
         A task that catches the interrupt, or is in a C function that does not return, goes on;
         `restart(replica, force=True)` ends it.
 
         Args:
-            replica: The replica's number, the 0 of "gpu[0]".
+            replica: A replica's number, the 0 of "gpu[0]"; None is all of them.
 
         Raises:
             NoSuchReplica: There is none of that number, which is a LookupError, too.
         """
+        if replica is None:
+            return self.order(verbs.InterruptPool())
         return self.order_at(replica, verbs.InterruptReplica())
 
     def order(self, order: verbs.Verb[verbs.PoolTarget]) -> PoolHandle:

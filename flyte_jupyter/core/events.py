@@ -90,6 +90,13 @@ class PoolRestarted:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolInterrupted:
+    """Somebody wants the calls that run on all its replicas to stop; the replicas stay, and waiting calls start."""
+
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseRequested:
     """`parent` is the lease of the task that makes this call, when a task calls a task."""
 
@@ -248,6 +255,7 @@ Event = (
     | PoolKept
     | PoolStopped
     | PoolRestarted
+    | PoolInterrupted
     | LeaseRequested
     | AttachRequested
     | LeaseReleased

@@ -178,6 +178,16 @@ class Interrupt(Order):
         return events.ReplicaInterrupted(self.replica)
 
 
+class InterruptPool(Order):
+    """Stop the calls that run on any of its replicas; they stay."""
+
+    type: Literal["interrupt-pool"] = "interrupt-pool"
+    pool: str
+
+    def event(self) -> events.Event:
+        return events.PoolInterrupted(self.pool)
+
+
 class Cancel(Order):
     """Withdraw somebody's request, or stop the call that runs in somebody's lease."""
 
@@ -237,6 +247,7 @@ ToBroker = Annotated[
     | RestartPool
     | RestartReplica
     | Interrupt
+    | InterruptPool
     | Watch
     | Unwatch
     | AskTimeline

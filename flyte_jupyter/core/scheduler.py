@@ -48,6 +48,7 @@ from .events import (
     LeaseRequested,
     LeaseRevoked,
     PoolDeclared,
+    PoolInterrupted,
     PoolKept,
     PoolRestarted,
     PoolScaled,
@@ -188,6 +189,9 @@ class Scheduler:
             case ReplicaInterrupted(replica):
                 if replica in self._replicas:
                     self._commands.append(Interrupt(replica))
+            case PoolInterrupted(key):
+                if busy := self._pools.get(key):
+                    self._commands += [Interrupt(each.id) for each in busy.replicas.values() if each.leases]
             case ReplicaRestarted(replica, force):
                 if worn := self._replicas.get(replica):
                     self._restart(worn, force=force)

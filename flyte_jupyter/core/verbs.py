@@ -177,6 +177,17 @@ class RestartPool(Verb[PoolTarget]):
         return f"The replicas of {name} are replaced one by one; the old ones answer until the new ones are ready."
 
 
+class InterruptPool(Verb[PoolTarget]):
+    name: ClassVar[str] = "interrupt"
+    does: ClassVar[str] = "stop all calls that run now; waiting calls start, and what is loaded stays"
+
+    def message(self, target: PoolTarget) -> p.ToBroker:
+        return p.InterruptPool(pool=target.key)
+
+    def said(self, name: str) -> str:
+        return f"The calls that run on {name} are stopped."
+
+
 class RestartReplica(Verb[ReplicaView]):
     name: ClassVar[str] = "restart"
     does: ClassVar[str] = "replace one replica after its running calls, or with force at once"
@@ -260,6 +271,6 @@ def _staying(pool: PoolView) -> set[str]:
     return {each.id for each in pool.replicas if each.generation_current and each.state not in ending}
 
 
-POOL: Final[Verbs[PoolTarget]] = Verbs("pool", Snapshot.pool, Scale, Warm, Keep, Stop, RestartPool)
+POOL: Final[Verbs[PoolTarget]] = Verbs("pool", Snapshot.pool, Scale, Warm, Keep, Stop, RestartPool, InterruptPool)
 REPLICA: Final[Verbs[ReplicaView]] = Verbs("replica", Snapshot.replica, RestartReplica, InterruptReplica)
 LEASE: Final[Verbs[LeaseView]] = Verbs("lease", find_lease, Cancel)

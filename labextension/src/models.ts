@@ -187,6 +187,7 @@ export type Verb =
   | { on: 'pools'; id: string; verb: 'keep'; body: { seconds: number } }
   | { on: 'pools'; id: string; verb: 'stop'; body?: { force: boolean } }
   | { on: 'pools'; id: string; verb: 'restart'; body?: undefined }
+  | { on: 'pools'; id: string; verb: 'interrupt'; body?: undefined }
   | { on: 'replicas'; id: string; verb: 'restart'; body?: { force: boolean } }
   | { on: 'replicas'; id: string; verb: 'interrupt'; body?: undefined }
   | { on: 'leases'; id: string; verb: 'cancel'; body?: undefined };

@@ -336,7 +336,16 @@ def test_who_may_only_look_is_offered_nothing_else(looking: Lab) -> None:
 
     replica = row.locator(".fj-Replica")
     opens = ["Open Console", "Open Notebook"]
-    verbs = ["Scale…", "Warm Now", "Keep…", "Restart One by One…", *opens, "Show Failure", "Stop…"]
+    verbs = [
+        "Scale…",
+        "Warm Now",
+        "Keep…",
+        "Restart One by One…",
+        *opens,
+        "Show Failure",
+        "Interrupt All Calls",
+        "Stop…",
+    ]
     assert disabled(row) == verbs
     assert disabled(replica) == [*opens, "Peek", "Interrupt", "Restart Replica…"]
     lab.menu(replica, "Show Log")

@@ -405,7 +405,7 @@ def test_all_can_be_used_with_the_keyboard_alone(here: Here) -> None:
 
 POOL_MENU = [
     *("Insert Task Cell", "Insert Connection Code", "Details", "Scale…", "Warm Now", "Keep…", "Restart One by One…"),
-    *("Open Console", "Open Notebook", "Show Failure", "Stop…", "Copy ID"),
+    *("Open Console", "Open Notebook", "Show Failure", "Interrupt All Calls", "Stop…", "Copy ID"),
 ]
 REPLICA_MENU = [
     *("Open Console", "Open Notebook", "Peek", "Interrupt", "Restart Replica…", "Show Log", "Copy ID"),

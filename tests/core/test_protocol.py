@@ -41,6 +41,7 @@ TO_BROKER = [
     p.RestartPool(pool="0123"),
     p.RestartReplica(replica="0123-1", force=True),
     p.Interrupt(replica="0123-1"),
+    p.InterruptPool(pool="0123"),
     p.Watch(once=True),
     p.Unwatch(),
     p.AskTimeline(pool="0123", since="9f3a61c2.57", question=3),

@@ -32,6 +32,7 @@ from flyte_jupyter.core.events import (
     LeaseRevoked,
     LeaseUse,
     PoolDeclared,
+    PoolInterrupted,
     PoolKept,
     PoolRestarted,
     PoolScaled,
@@ -596,6 +597,18 @@ def test_an_interrupt_reaches_a_replica_and_leaves_its_leases() -> None:
     assert machine.do(ReplicaInterrupted("p-1")) == [Interrupt("p-1")]
     assert machine.states() == {"p-1": "busy"}
     assert machine.do(ReplicaInterrupted("gone")) == []
+
+
+def test_an_interrupted_pool_stops_what_runs_on_each_replica_and_nothing_else() -> None:
+    machine = warm(2, 3)
+    assert machine.do(PoolInterrupted("p")) == []
+    machine.ask("a")
+    assert machine.do(PoolInterrupted("p")) == [Interrupt("p-1")]
+    machine.ask("b", "c")
+    assert machine.do(PoolInterrupted("p")) == [Interrupt("p-1"), Interrupt("p-2")]
+    assert machine.states() == {"p-1": "busy", "p-2": "busy", "p-3": "starting"}
+    assert machine.pool().waiting == 1
+    assert machine.do(PoolInterrupted("gone")) == []
 
 
 def test_a_cancelled_request_is_refused_and_a_cancelled_call_interrupted() -> None:

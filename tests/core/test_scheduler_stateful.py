@@ -34,6 +34,7 @@ from flyte_jupyter.core.events import (
     LeaseRevoked,
     LeaseUse,
     PoolDeclared,
+    PoolInterrupted,
     PoolKept,
     PoolRestarted,
     PoolScaled,
@@ -213,6 +214,7 @@ class World(RuleBasedStateMachine):
     def restart(self, pool: str, seldom: bool) -> None:
         if seldom:
             self.play(PoolRestarted(pool))
+            self.play(PoolInterrupted(pool))
 
     @precondition(lambda self: self.starts)
     @rule(data=st.data(), force=st.booleans(), seldom=SELDOM)

@@ -135,6 +135,20 @@ def test_an_interrupted_replica_drops_its_call_and_stays(
     assert pid() == before[0]
 
 
+def test_an_interrupted_pool_drops_the_calls_of_all_replicas_which_stay(
+    tmp_path: Path, thread: ThreadPoolExecutor
+) -> None:
+    POOL.scale(2).warm()
+    before = pids(hand)
+    ran = [Counter(tmp_path / str(number)) for number in range(2)]
+    running = [thread.submit(attempt, busy, each.path) for each in ran]
+    for each in ran:
+        each.wait()
+    assert POOL.interrupt() is POOL
+    assert [type(each.result(START_S)) for each in running] == [errors.TaskCancelled] * 2
+    assert pids(hand) == before
+
+
 def test_a_call_is_cancelled_by_its_lease_and_a_waiting_one_never_runs(
     tmp_path: Path, thread: ThreadPoolExecutor
 ) -> None:
@@ -186,7 +200,7 @@ def test_a_client_that_watches_gets_the_answer_to_its_own_question() -> None:
 
 
 def test_a_replica_that_is_not_there_is_named() -> None:
-    with pytest.raises(LookupError, match=r'The pool "hand" has no replica 7 \(existing: 0'):
+    with pytest.raises(LookupError, match=r'The pool "hand" has no replica 7 \(existing: \d'):
         POOL.interrupt(7)
     with pytest.raises(ValueError, match="the number of one replica"):
         POOL.restart(force=True)

@@ -159,7 +159,10 @@ def test_its_buttons_act_on_the_pool(front: Front) -> None:
 def test_what_it_cannot_do_is_said(front: Front) -> None:
     error = front.ask("scale", minimum=3, maximum=1)["error"]
     assert "minimum" in error.lower() or "replicas" in error
-    assert front.ask("explode")["error"] == "A pool has no verb explode; it has scale, warm, keep, stop, restart."
+    assert (
+        front.ask("explode")["error"]
+        == "A pool has no verb explode; it has scale, warm, keep, stop, restart, interrupt."
+    )
     assert front.ask("peek", replica="12345678-9")["error"] == "pool 'carded' has no replica '12345678-9' any more"
 
 

@@ -18,7 +18,7 @@ from flyte_jupyter.server import handlers
 KEY, REPLICA, LEASE = "0123456789abcdef", "01234567-1", "abcdef0123456789"
 READS = ["pools", f"pools/{KEY}/timeline", f"pools/{KEY}/failure", f"replicas/{REPLICA}/log"]
 VERBS = [
-    *(f"pools/{KEY}/{verb}" for verb in ("scale", "warm", "keep", "stop", "restart")),
+    *(f"pools/{KEY}/{verb}" for verb in ("scale", "warm", "keep", "stop", "restart", "interrupt")),
     *(f"replicas/{REPLICA}/{verb}" for verb in ("restart", "interrupt")),
     f"leases/{LEASE}/cancel",
 ]

@@ -365,7 +365,7 @@ async def test_a_call_is_interrupted_cancelled_or_ended_with_its_pool(
         ("stop", "[]", 400, "The body does not fit"),
         ("stop", "{", 400, "The body does not fit"),
         ("stop", " " * 20_000, 413, "longer than 16384 bytes"),
-        ("explode", {}, 404, "A pool has no verb explode; it has scale, warm, keep, stop, restart."),
+        ("explode", {}, 404, "A pool has no verb explode; it has scale, warm, keep, stop, restart, interrupt."),
     ],
 )
 async def test_what_does_not_fit_is_refused_with_a_reason(

@@ -16,6 +16,7 @@ export const Commands = {
   stopAll: 'flyte-jupyter:stop-all',
   restartReplica: 'flyte-jupyter:restart-replica',
   interrupt: 'flyte-jupyter:interrupt',
+  interruptPool: 'flyte-jupyter:interrupt-pool',
   cancel: 'flyte-jupyter:cancel',
   console: 'flyte-jupyter:open-console',
   notebook: 'flyte-jupyter:open-notebook',

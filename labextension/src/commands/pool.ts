@@ -138,6 +138,13 @@ export function addPoolVerbs(builder: CommandBuilder): void {
       }
     }
   });
+  builder.addForPool(Commands.interruptPool, {
+    label: trans.__('Interrupt All Calls'),
+    needs: 'change',
+    caption: trans.__('Stop the calls that run on all replicas; what is loaded stays'),
+    needsReplicas: true,
+    run: pool => manager.act({ on: 'pools', id: pool.key, verb: 'interrupt' })
+  });
   builder.addForPool(Commands.stop, {
     label: trans.__('Stop…'),
     needs: 'change',
