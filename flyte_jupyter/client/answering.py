@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from .. import errors, modules
-from ..core.call import Command, Do, Revoke
+from ..core.call_events import Command, Do, Revoke
 from ..core.frames import Answer, Buffer, Frame, Kind, encode
 from ..core.protocol import RestartReplica
 from ..core.protocol import Revoke as RevokeLease

@@ -16,11 +16,11 @@ from types import FrameType
 from typing import Any, Final
 
 from ..core import context
-from ..core.call import (
+from ..core.call import Call, State
+from ..core.call_events import (
     INTERRUPTED,
     TICK,
     Broken,
-    Call,
     Command,
     Do,
     Event,
@@ -31,7 +31,6 @@ from ..core.call import (
     Refused,
     Reply,
     Sent,
-    State,
 )
 from ..core.frames import Frame
 from . import gpu_memory, looping, outputs

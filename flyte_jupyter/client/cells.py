@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from .. import errors
 from ..core import failure, payload
-from ..core.call import Request
+from ..core.call_events import Request
 from ..core.cells import CellReply, CellRequest, Scope
 from ..core.definitions import ImportDefinition, SourceDefinition, ValueDefinition
 from ..core.format import last_line

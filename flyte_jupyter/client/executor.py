@@ -26,7 +26,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from .. import errors
 from ..core import failure
-from ..core.call import Request
+from ..core.call_events import Request
 from ..core.context import current
 from . import exits, runs
 from .capture.places import follow

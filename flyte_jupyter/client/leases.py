@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from .. import errors
 from ..core import protocol as p
-from ..core.call import Granted
+from ..core.call_events import Granted
 from ..core.context import current
 from ..core.frames import FIRST_CALL, Kind, encode
 from .broker import Connection

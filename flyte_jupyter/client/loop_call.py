@@ -7,24 +7,14 @@ import contextvars
 import functools
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from .. import errors
-from ..core.call import (
-    CANCELLED,
-    TICK,
-    Call,
-    Command,
-    Commands,
-    Do,
-    Event,
-    Failed,
-    Raise,
-    Refused,
-    State,
-)
+from ..core.call import Call, State
+from ..core.call_events import CANCELLED, TICK, Command, Commands, Do, Event, Failed, Raise, Refused
 from ..core.context import current
 from ..core.frames import Frame
 from . import broker, gpu_memory
@@ -186,15 +176,18 @@ class CallOnLoop(Waiter):
             return  # the stream that had it puts it back, with all others, in order
         if self.life.attempt:
             self.outgoing = None
-        if broker.current() is None:  # connecting, or starting a broker, may take a while
-            connecting = self.loop.run_in_executor(None, self.context.copy().run, self.target.group)
-            connecting.add_done_callback(self._connected)
+        if broker.current() is None or self.loop in _connecting:  # which may take a while, if a broker is started
+            waiting = _connecting.setdefault(self.loop, [])
+            waiting.append(self)
+            if len(waiting) == 1:
+                connecting = self.loop.run_in_executor(None, self.context.copy().run, self.target.group)
+                connecting.add_done_callback(functools.partial(_connected, self.loop))
         else:
             self._line_up()
 
-    def _connected(self, connecting: asyncio.Future[LeaseGroup]) -> None:
-        error = None if connecting.cancelled() else connecting.exception()
-        if self.over or connecting.cancelled():
+    def connected(self, error: BaseException | None) -> None:
+        """There is a broker now, or there is none for that reason."""
+        if self.over:
             return
         if isinstance(error, Exception):
             self.handle(Refused(error))
@@ -272,3 +265,13 @@ def on_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> 
     else:
         with suppress(RuntimeError):  # the loop was closed: nobody waits there
             loop.call_soon_threadsafe(function)
+
+
+_connecting: Final[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[CallOnLoop]]] = weakref.WeakKeyDictionary()
+"""The calls of each loop that wait for the broker, in order."""
+
+
+def _connected(loop: asyncio.AbstractEventLoop, connecting: asyncio.Future[LeaseGroup]) -> None:
+    error = asyncio.CancelledError() if connecting.cancelled() else connecting.exception()
+    for call in _connecting.pop(loop, []):
+        call.connected(error)

@@ -20,9 +20,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Any, Final
 
-from ..core.call import (
-    Broken,
-)
+from ..core.call_events import Broken
 from .leases import Lease, LeaseGroup
 from .loop_call import CallOnLoop
 from .stream import Stream

@@ -15,18 +15,8 @@ from collections import deque
 from typing import Final, Protocol
 
 from .. import errors
-from ..core.call import (
-    TICK,
-    Broken,
-    Command,
-    Do,
-    Explained,
-    Failed,
-    Note,
-    Reply,
-    Sent,
-    State,
-)
+from ..core.call import State
+from ..core.call_events import TICK, Broken, Command, Do, Explained, Failed, Note, Reply, Sent
 from ..core.frames import OUTCOME, Buffer, Frame, Kind, join_small
 from . import outputs
 from .answering import answer, order
@@ -73,6 +63,7 @@ class Stream:
         self._loop = pipeline.loop
         self._channel = lease.channel()
         self._calls: deque[CallOnLoop] = deque()
+        self._unreported: deque[CallOnLoop] = deque()  # not wholly written, as far as they know
         self._unsent: list[Buffer] = []
         self._queued = 0  # bytes, sent or not
         self._sent = 0
@@ -123,6 +114,7 @@ class Stream:
             first = None
         if pieces:
             self._write(pieces)
+            self._pipeline.group.adjust()
         if len(self._calls) > 1 and self._timer is None:
             self._timer = self._loop.call_later(STALL_S, self._look)
 
@@ -137,8 +129,8 @@ class Stream:
             self._moved_at = time.monotonic()
         self._calls.append(call)
         call.stream = self
-        call.handle(Sent(call.number, outgoing.closures))
         call.end = self._queued = self._queued + sum(memoryview(piece).nbytes for piece in pieces)
+        self._unreported.append(call)
         return pieces
 
     def _write(self, pieces: list[Buffer]) -> None:
@@ -161,13 +153,20 @@ class Stream:
                 else:
                     self._unsent[0] = memoryview(piece).cast("B")[count:]
         except (BlockingIOError, InterruptedError):
+            self._report_sent()
             if not self._writing and not self._driven:
                 self._writing = True
                 self._loop.add_writer(self._channel.socket, self._on_writable)
             return
         except OSError:
             self._cut = True  # the reader will see it, too, after the outcomes that have come
+        self._report_sent()
         self._stop_writing()
+
+    def _report_sent(self) -> None:
+        while self._unreported and self._unreported[0].end <= self._sent:
+            call = self._unreported.popleft()
+            call.handle(Sent(call.number, call.encode().closures))
 
     def _stop_writing(self) -> None:
         if self._writing:
@@ -241,9 +240,11 @@ class Stream:
                     assert frame is not None
                     pieces = call.context.run(answer, command, frame, call.encode().names, nobody=call.over)
                     if pieces is not None:
-                        self._reply(pieces)
+                        self._reply(call, pieces)
                 case Reply(pieces):
-                    self._reply(pieces)
+                    self._reply(call, pieces)
+                case Do.DROP if call in self._calls:
+                    self._give_up()  # half a call: what followed it would not be understood
                 case Do.EXPLAIN:
                     self._explain(call)
                 case Note(text):
@@ -255,8 +256,10 @@ class Stream:
         except Exception as problem:  # it cannot be shown, or its code cannot be sent
             call.handle(Failed(problem))
 
-    def _reply(self, pieces: list[Buffer]) -> None:
+    def _reply(self, call: CallOnLoop, pieces: list[Buffer]) -> None:
         self._queued += sum(memoryview(piece).nbytes for piece in pieces)
+        if len(self._calls) == 1:
+            call.end = self._queued  # it is unread until this is read, too
         self._write(pieces)
 
     # --- calls that take longer than thought
@@ -322,9 +325,21 @@ class Stream:
         A thread waits if nothing else is under way: the loop may be about to end.
         """
         if not self._closed and all(each.over for each in self._calls):
-            self.hand_over()
+            if self._unsent:
+                self._give_up()
+            else:
+                self.hand_over()
         elif not self._closed and call is self._calls[0]:
             self._take_back()
+
+    def _give_up(self) -> None:
+        """In the middle of a message: the connection ends, and with it what was sent over it."""
+        self._close()
+        calls = list(self._calls)
+        self._calls.clear()
+        self._pipeline.group.drop(self.lease)
+        for call in calls:
+            call.handle(Broken(unread=call.end > self._sent))
 
     def abandon(self) -> None:
         """Its loop was closed: nobody will hear of its calls."""

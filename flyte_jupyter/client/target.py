@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
 from ..core import context, failure, payload
-from ..core.call import Request
+from ..core.call_events import Request
 from ..core.commands import POOL_STOPPED
 from ..core.definitions import Closure, Definition, Text, texts_of
 from ..core.frames import CALL, OK, Buffer, Frame, Status, encode, join_small

@@ -16,7 +16,6 @@ from flyte_jupyter import errors
 from flyte_jupyter.core import protocol as p
 
 every_way = pytest.mark.parametrize("way", WAYS)
-asked_again = pytest.mark.xfail(raises=errors.BrokerGone, reason="a call that waits fails with its broker")
 
 
 def next_broker(stage: Stage) -> None:
@@ -55,7 +54,6 @@ def test_the_call_after_it_is_made_with_the_next_broker(stage: Stage, way: Way) 
         assert way(task, 2) == "next"
 
 
-@asked_again
 @every_way
 def test_a_call_that_waits_for_a_slot_is_asked_for_again_with_the_next_broker(stage: Stage, way: Way) -> None:
     def script() -> None:
@@ -68,7 +66,6 @@ def test_a_call_that_waits_for_a_slot_is_asked_for_again_with_the_next_broker(st
         assert way(stage.environment().task(work), 1) == "done"
 
 
-@asked_again
 @every_way
 def test_its_request_comes_after_the_declaration_of_its_pool(stage: Stage, way: Way) -> None:
     def script() -> None:
@@ -83,7 +80,6 @@ def test_its_request_comes_after_the_declaration_of_its_pool(stage: Stage, way: 
         assert way(stage.environment().task(work), 1) == "done"
 
 
-@asked_again
 def test_all_calls_that_wait_are_asked_for_again_and_run_once_in_order(stage: Stage) -> None:
     service = Service(stage)
 
@@ -147,7 +143,6 @@ def test_an_awaited_call_finds_the_slot_of_a_blocking_one(stage: Stage) -> None:
     assert service.ran == [1, 2, 3]
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="the loop that would give the slot back is blocked by the next call")
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_blocking_call_finds_the_slot_of_an_awaited_one(stage: Stage, times: int) -> None:
     service = Service(stage, patience=1.0)

@@ -115,8 +115,13 @@ def test_ctrl_c_after_sending_cancels_that_call_and_keeps_the_lease(
         outcome(wire, call)
         assert wire.rest() == b""
 
-    with stage.plays(script), pytest.raises(KeyboardInterrupt):
-        way(stage.environment().task(work), 1)
+    task = stage.environment().task(work)
+    if way is blocking and outcome is outcome_all_the_same:  # the task has dealt with the interrupt
+        with stage.plays(script):
+            assert way(task, 1) == "too late"
+    else:
+        with stage.plays(script), pytest.raises(KeyboardInterrupt):
+            way(task, 1)
 
 
 @pressed_in
@@ -169,11 +174,16 @@ def test_ctrl_c_while_the_outcome_arrives_reads_it_to_its_end(stage: Stage, way:
         the_rest()
         assert wire.rest() == b""
 
-    with stage.plays(script), pytest.raises(KeyboardInterrupt):
-        way(stage.environment().task(work), 1)
+    task = stage.environment().task(work)
+    if way is blocking:
+        with stage.plays(script):
+            assert way(task, 1) == "done"
+    else:
+        with stage.plays(script), pytest.raises(KeyboardInterrupt):
+            way(task, 1)
 
 
-@pressed_in
+@pytest.mark.parametrize("way", [awaited, mapped])
 def test_a_call_that_does_not_stop_at_once_is_seen_to_its_end_elsewhere(stage: Stage, way: Way) -> None:
     """The caller comes back, its next call has another slot, and the first one is given back when it has ended."""
     back = threading.Event()
@@ -273,7 +283,7 @@ def test_a_call_that_passed_its_limit_is_tried_again_if_it_has_retries(stage: St
         call = wire.call(1)
         expect_cancel(stage, wire, call)
         wire.cancelled(call.call)
-        serve_next(stage, 1)
+        wire.answer(wire.call(1), "next")  # its slot is free, and as good as any
 
     with stage.plays(script):
         assert way(limited(stage, max_runtime=0.2, retries=1), 1) == "next"

@@ -190,7 +190,6 @@ AFTER = [
     end_with_the_call_unread,
     end_after_the_call,
     end_after_a_need,
-    reset_after_a_need,
     end_after_output,
     end_after_half_an_outcome,
 ]

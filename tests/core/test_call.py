@@ -9,15 +9,12 @@ from typing import Any
 import pytest
 
 from flyte_jupyter import errors
-from flyte_jupyter.core.call import (
+from flyte_jupyter.core.call import GRACE_S, NOTE_S, REQUEUES, Call, State, may_repeat
+from flyte_jupyter.core.call_events import (
     CANCELLED,
-    GRACE_S,
     INTERRUPTED,
-    NOTE_S,
-    REQUEUES,
     TICK,
     Broken,
-    Call,
     Command,
     Do,
     Event,
@@ -32,8 +29,6 @@ from flyte_jupyter.core.call import (
     Request,
     Revoke,
     Sent,
-    State,
-    may_repeat,
 )
 from flyte_jupyter.core.frames import Frame, FrameReader, Kind, Status
 
@@ -259,12 +254,19 @@ def test_what_was_read_is_never_sent_twice() -> None:
     assert error_of(commands) is DIED
 
 
-@pytest.mark.parametrize("said", [OUTPUT, frame(Kind.NEED, body=pickle.dumps({})), frame(Kind.INPUT), RAISED])
+@pytest.mark.parametrize("said", [OUTPUT, frame(Kind.INPUT), frame(Kind.WANT), RAISED])
 def test_what_the_replica_has_answered_to_had_begun_although_bytes_were_left_unread(said: Frame) -> None:
     life = Life().running()
     life(said)
     assert life.call.has_answered
     assert life(Broken(unread=True)) == [Do.EXPLAIN]
+
+
+def test_a_call_that_waits_for_its_definitions_has_not_begun() -> None:
+    life = Life().running(1, [])
+    life(frame(Kind.NEED, body=pickle.dumps({})))
+    assert life(Broken(unread=True)) == [Do.DROP]
+    assert life.state is State.PAUSED
 
 
 def test_an_answer_to_an_earlier_attempt_says_nothing_of_this_one() -> None:
