@@ -424,6 +424,14 @@ class SessionGroup(LeaseGroup):
         with self._lock:
             return next((lease.name for lease in self._held.values()), "")
 
+    def close(self) -> None:
+        """The session is over: its replica lets go of its names."""
+        with self._lock:
+            leases = list(self._held.values())
+        for lease in leases:
+            lease.leave()
+        super().close()
+
     def drop(self, lease: Lease, *, close: bool = True) -> None:
         super().drop(lease, close=close)
         self.adjust()

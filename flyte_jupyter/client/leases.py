@@ -82,6 +82,12 @@ class Lease:
             self._channel.close()
             self._channel = None
 
+    def leave(self) -> None:
+        """The session that this process has used it for is over."""
+        if self._channel is not None and not self._channel.cut:
+            with suppress(OSError):
+                self._channel.send(encode(Kind.LEAVE))
+
     def cancel(self, call: int) -> None:
         """Stop that call and no other."""
         self._order(Kind.CANCEL, call, self.id)

@@ -52,7 +52,7 @@ MapFile = Callable[[int, int], memoryview]
 class Kind(IntEnum):
     """What a frame says.
 
-    From a client: HELLO, PLACE, CALL, DEFINE, GIVE, CANCEL, WITHDRAW, ANSWER, COMM; from the broker: SETUP, ASK,
+    From a client: HELLO, PLACE, CALL, DEFINE, GIVE, CANCEL, WITHDRAW, ANSWER, COMM, LEAVE; from the broker: SETUP, ASK,
     INTERRUPT, STOP.
     """
 
@@ -78,7 +78,8 @@ class Kind(IntEnum):
     PLACE = 20  # where the client is, for the calls that follow: its folder, import path, arguments, modules
     WANT = 21  # the call looks for a name that was not sent; body: that name and what the replica has, pickled
     GIVE = 22  # its definitions, pickled; empty: there is no such name
-    INTERRUPTED = 23  # a CANCEL has been raised in the call; never after its OUTCOME, which may be faster
+    INTERRUPTED = 23  # what a CANCEL asked for has been raised in the call; its OUTCOME may come in its place
+    LEAVE = 24  # the sessions that the calls of this connection have used are over for this process
 
 
 class Status(IntEnum):

@@ -19,9 +19,9 @@ import io
 import linecache
 import pickle
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
@@ -32,11 +32,24 @@ from ..core import payload
 from ..core.cells import CellReply, CellRequest, Scope
 from .namespace import NotebookModule
 from .namespaces import Namespaces
+from .process import Process
 from .shell import Layer, ReplicaShell
 from .surroundings import Surroundings, changed, changes, put, take
 
 COMPILED_CELLS: Final = 512
 """How many different cells are kept compiled."""
+
+
+SessionKey = tuple[str, str]
+"""A process and "", or "" and a name that several may know."""
+
+
+@dataclass(slots=True)
+class _Session:
+    """Names that outlive a cell, and the processes for which they do."""
+
+    layer: Layer
+    users: dict[str, Process] = field(default_factory=dict)
 
 
 class Finished:
@@ -90,19 +103,19 @@ class Cells:
         self._surroundings = surroundings
         self._namespaces = namespaces
         self._loop = loop
-        self._sessions: dict[tuple[str, str], Layer] = {}
+        self._sessions: dict[SessionKey, _Session] = {}
         self._raw = shell.raw_layer()
         hidden = shell.user_ns_hidden
         self._always = {name: hidden[name] for name in _ALWAYS if name in hidden}
         self._compile = functools.lru_cache(COMPILED_CELLS)(self._compile_anew)
 
-    def function(self, verb: str, notebook: NotebookModule) -> Callable[..., Any]:
-        """What a CALL runs whose reference says "cell" or "names"."""
-        return functools.partial(self.names if verb == "names" else self.run, notebook)
+    def function(self, verb: str, notebook: NotebookModule, sessions: set[SessionKey]) -> Callable[..., Any]:
+        """What a CALL runs whose reference says "cell" or "names"; `sessions` gets what its connection uses."""
+        return functools.partial(self.names if verb == "names" else self.run, notebook, sessions)
 
-    def run(self, notebook: NotebookModule, request: CellRequest) -> Finished | Begun:
+    def run(self, notebook: NotebookModule, sessions: set[SessionKey], request: CellRequest) -> Finished | Begun:
         """Run it, or only begin, if the rest must be awaited."""
-        layer = self._layer(notebook, request.scope, request.session)
+        layer = self._layer(notebook, sessions, request.scope, request.session)
         layer.enter()
         layer.names.update(request.push)
         for name in request.definitions:
@@ -129,28 +142,49 @@ class Cells:
                     await made
         return _finished(request, layer, notebook)
 
-    def names(self, notebook: NotebookModule, scope: Scope, session: str) -> list[str]:
+    def names(self, notebook: NotebookModule, sessions: set[SessionKey], scope: Scope, session: str) -> list[str]:
         """What a cell would find, for completion."""
         hidden = self._shell.user_ns_hidden
         return sorted(
             name
-            for name, value in self._layer(notebook, scope, session).names.items()
+            for name, value in self._layer(notebook, sessions, scope, session).names.items()
             if name[:2] != "__" and name != "_" and (name not in hidden or hidden[name] is not value)
         )
 
     # --- names
 
-    def _layer(self, notebook: NotebookModule, scope: Scope, session: str) -> Layer:
+    def _layer(self, notebook: NotebookModule, sessions: set[SessionKey], scope: Scope, session: str) -> Layer:
         if scope == "replica":
             return self._raw
         if scope == "fresh":
             return self._new_layer()
-        # A session with a name is for all notebooks that know it: a second one, or the same one opened again.
-        key = ("", session) if session else (notebook.notebook_id, "")
+        # A session with a name is for all notebooks that know it; without one, it is one process's.
+        key = ("", session) if session else (notebook.process.token or notebook.notebook_id, "")
+        sessions.add(key)
         found = self._sessions.get(key)
-        if found is None:
-            found = self._sessions[key] = self._new_layer()
-        return found
+        if found is not None and notebook.process.token not in found.users:
+            found.users = {token: process for token, process in found.users.items() if not process.has_ended()}
+        if found is None or not found.users:
+            found = self._sessions[key] = _Session(self._new_layer())
+        found.users[notebook.process.token] = notebook.process
+        return found.layer
+
+    def leave(self, process: str, sessions: Iterable[SessionKey]) -> None:
+        """End these sessions for that process. The names of one that nobody else uses go, and so does their memory."""
+        over = False
+        for key in sessions:
+            found = self._sessions.get(key)
+            if found is not None:
+                found.users.pop(process, None)
+                if not found.users:
+                    del self._sessions[key]
+                    over = True
+        if over:
+            self._loop.call_soon(gc.collect)  # functions and classes refer to the names that they are among
+
+    def process_ended(self, process: str) -> None:
+        """It uses no session any more."""
+        self.leave(process, list(self._sessions))
 
     def show_preload(self) -> None:
         """The preload has run: a console that is attached by hand finds its names, too."""

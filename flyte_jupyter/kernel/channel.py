@@ -33,13 +33,14 @@ from ..errors import ProtocolError
 from ..memory import Exchange, receive_with_fds
 from ..runtime import peer_pid, peer_uid
 from . import descriptors
-from .cells import Cells
+from .cells import Cells, SessionKey
 from .comms import Comms
 from .interrupts import waits, whole
 from .modules import NOWHERE, Modules
 from .namespace import NotebookModule, NotSent
 from .namespaces import Namespaces
 from .outputs import NOBODY_TO_ASK, OutputSink
+from .process import Process, Watch
 from .recorder import Recorder, Span
 from .runner import Runner, RunningCall, dump_failure, enter, make_context
 
@@ -104,6 +105,7 @@ class CallChannel:
         self._withdrawn: set[int] = set()  # calls that their client has taken back or cancelled: they do not begin
         self._begun = 0  # the last call that was begun
         self._begin = threading.Lock()
+        self.sessions: set[SessionKey] = set()  # that its cells use
         self.closed = False
         self._reader = reader
         self._frames: deque[Frame] = deque()
@@ -127,6 +129,7 @@ class CallChannel:
     def open(self) -> None:
         """Begin with what came along with the greeting. Cancels and withdrawals can reach it before."""
         self.module = self.replica.namespaces.notebook(self.hello.notebook, *self.hello.process)
+        self.replica.watch(self.module.process)
         self._loop.add_reader(self.connection, self._on_readable)
         self._take_frames()
 
@@ -166,6 +169,8 @@ class CallChannel:
                 self._frames.append(frame)
             elif frame.kind in (Kind.ANSWER, Kind.GIVE):
                 self._answers.append(frame)
+            elif frame.kind == Kind.LEAVE:
+                self.replica.cells.leave(self.hello.process[0], self.sessions)
             elif frame.kind == Kind.COMM:
                 self.replica.comms.receive(frame, OutputSink(frame.call, self.send_output, self.replica.later))
             else:
@@ -371,7 +376,7 @@ class CallChannel:
         self, frame: Frame, name: str, verb: str | None, function: Any, module: NotebookModule, digests: tuple[str, ...]
     ) -> None:
         if verb is not None:
-            function = self.replica.cells.function(verb, module)
+            function = self.replica.cells.function(verb, module, self.sessions)
         self._start(frame, name, function, verb is None or verb != "names", module, digests)
 
     def _on_define(self, frame: Frame, waiting: Frame) -> None:
@@ -813,6 +818,8 @@ class Replica:
         self._left: set[CallChannel] = set()  # by their client, and something still runs there
         self._early_cancels: dict[str, dict[int, bool]] = {}  # lease -> calls, and whether their client cancels them
         self._listener: Listener | None = None
+        self._processes = Watch(control_loop, self._process_ended)
+        self._ended: set[str] = set()  # processes of which something still runs
         self.front_end_interrupted: Callable[[str], None] = lambda session: None
         self.front_end_left: Callable[[str], None] = lambda session: None
         """What a front end that was attached by hand leaves behind is the kernel's to end; on the control thread."""
@@ -871,6 +878,17 @@ class Replica:
             found = (lease for lease, each in self._channels.items() if each.hello.session)
             return next((lease for lease in found if self._channels[lease].hello.session.encode() == session), "")
 
+    def watch(self, process: Process) -> None:
+        """Free what it leaves here once it has ended."""
+        self._control_loop.call_soon_threadsafe(self._processes.add, process)
+
+    def _free(self, token: str) -> None:
+        self.cells.process_ended(token)
+        if self.namespaces.process_ended(token):
+            self._ended.discard(token)
+        else:
+            self._ended.add(token)
+
     def set_up(self, body: bytes) -> None:
         from .preload import run_preload
 
@@ -880,6 +898,9 @@ class Replica:
         self.runner.exit()
 
     # --- on the control thread
+
+    def _process_ended(self, token: str) -> None:
+        self.runner.loop.call_soon_threadsafe(self._free, token)
 
     def connected(self, connection: socket.socket, reader: FrameReader, hello: CallerHello) -> None:
         """Calls will come here. They wait for the main thread, their cancels do not."""
@@ -963,6 +984,8 @@ class Replica:
         with self._lock:
             self._left.discard(channel)
         self.abandoned_call_ended(channel.hello.lease)
+        if channel.hello.process[0] in self._ended:
+            self._free(channel.hello.process[0])
 
     def abandoned_call_ended(self, lease: str) -> None:
         if self.supervisor is not None:

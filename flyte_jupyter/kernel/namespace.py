@@ -58,6 +58,7 @@ class NotebookModule:
         """The module whose objects this one shares, but for those that a running call still needs as they are there."""
         self._preload = preload
         self._former: dict[str, Bound] = {}
+        self._cleared = False  # its process has ended, and the next one has not come yet
         self._begin()
 
     def _begin(self) -> None:
@@ -79,11 +80,18 @@ class NotebookModule:
         if self._preload is not None:
             self._layer_over(self._preload)
 
+    def clear(self) -> None:
+        """Let go of all values, once the process has ended; keep what the next one of its notebook may use again."""
+        self._former = {name: bound for name, bound in self._bound.items() if bound.made and not bound.preloaded}
+        self._begin()
+        self._cleared = True
+
     def take_over(self, process: Process) -> None:
         """Begin anew for another process, after that one has ended: its values go, its caches may be used again."""
-        self._former = {name: bound for name, bound in self._bound.items() if not bound.preloaded}
+        if not self._cleared:
+            self.clear()
+        self._cleared = False
         self.process = process
-        self._begin()
 
     def lookup(self, closure_digest: str) -> Any:
         """The entry of a closure that is wholly defined; None if it is not, or no longer."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
 from ..core.definitions import Closure
+from ..memory import mappings
 from .namespace import NotebookModule
 from .process import Process
 
@@ -52,7 +54,13 @@ class Namespaces:
         for module in self._notebooks.values():
             module.reloaded(modules)
 
-    def forget(self, notebook_id: str) -> None:
-        """Let go of all that a notebook defined, so that a cached model of a closed one can be freed."""
-        for key in [key for key in self._notebooks if key[0] == notebook_id]:
-            del self._notebooks[key]
+    def process_ended(self, token: str) -> bool:
+        """Let go of the values that it had here; False if something of it still runs."""
+        found = [module for key, module in self._notebooks.items() if key[1] == token]
+        for module in found:
+            if self.in_use(module):
+                return False
+            module.clear()
+        gc.collect()
+        mappings.close()  # of what it had sent, and is kept for its next call
+        return True

@@ -24,6 +24,7 @@ from support import assert_quiet, within
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
+from flyte_jupyter.client import leases
 from flyte_jupyter.client.capture import Captured
 from flyte_jupyter.client.leases import Lease, LeaseGroup
 from flyte_jupyter.core.cells import PARENT, CellReply, CellRequest
@@ -459,6 +460,34 @@ def test_a_session_keeps_its_names_and_another_does_not_see_them(slot: Slot) -> 
     assert slot.run("kept", scope="session", session="other").status == Status.ERROR
     assert {"kept", "f"} <= set(slot.names("session"))
     assert "kept" not in slot.names("session", "other")
+
+
+def test_a_session_is_over_when_the_last_process_has_left_it(
+    slots: Callable[[], Slot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of(process: str) -> Slot:
+        monkeypatch.setattr(leases, "process_token", lambda: process)
+        return slots()
+
+    first, second, third = of("one"), of("two"), of("one")
+    first.run("shared = 1", scope="session", session="both").reply()
+    first.run("alone = 1", scope="session", session="alone").reply()
+    assert second.run("shared", scope="session", session="both").result() == "1"
+    assert third.run("1", scope="session", session="third").result() == "1"
+    first.send(Kind.LEAVE, 0, b"")
+    first.run("0").reply()
+    assert second.run("shared", scope="session", session="both").result() == "1"
+    assert second.run("alone", scope="session", session="alone").status == Status.ERROR
+    second.send(Kind.LEAVE, 0, b"")
+    second.run("0").reply()
+    assert third.run("shared", scope="session", session="both").status == Status.ERROR
+
+
+def test_a_session_goes_on_over_a_new_connection(slots: Callable[[], Slot]) -> None:
+    first = slots()
+    first.run("kept = 1", scope="session", session="on").reply()
+    first.lease.group.drop(first.lease)
+    assert slots().run("kept", scope="session", session="on").result() == "1"
 
 
 def test_the_replicas_own_names_are_those_of_a_console(slot: Slot) -> None:

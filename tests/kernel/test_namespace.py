@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import traceback
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -239,8 +240,6 @@ def test_two_notebooks_do_not_meet(namespaces: Namespaces) -> None:
     second = namespaces.notebook("b").define(closure(source("def f(): return n\n"), value("n", 2)))
     assert (first(), second()) == (1, 2)
     assert namespaces.notebook("a").names["f"] is first
-    namespaces.forget("a")
-    assert namespaces.notebook("a").marks() == {}
     assert namespaces.notebook("b").names["f"] is second
 
 
@@ -753,10 +752,31 @@ def test_the_next_process_computes_what_it_defines_otherwise(
     assert program.send("f", namespaces.notebook("a", "second", os.getpid()))() == [2]
 
 
-def test_a_notebook_that_is_forgotten_is_forgotten_for_all_its_processes(
+class Big:
+    pass
+
+
+def test_the_values_of_a_process_go_with_it_and_its_caches_wait_for_the_next(
     namespaces: Namespaces, process: subprocess.Popen[bytes]
 ) -> None:
-    modules = [namespaces.notebook("a", "first", process.pid), namespaces.notebook("a", "second", os.getpid())]
-    namespaces.forget("a")
-    assert namespaces.notebook("a", "first", process.pid) not in modules
-    assert namespaces.notebook("a", "second", os.getpid()) not in modules
+    module = namespaces.notebook("a", "first", process.pid)
+    loaded = Program(CACHED).send("f", module)()
+    module.names["kept"] = Big()
+    sent = closure(value("sent", {1, 2}))
+    module.define(sent)
+    references = [weakref.ref(module.names["kept"]), weakref.ref(module.names["sent"])]
+    assert namespaces.process_ended("first")
+    assert [reference() for reference in references] == [None, None]
+    assert "f" not in module.names
+    process.kill()
+    process.wait()
+    assert namespaces.notebook("a", "second", os.getpid()) is module
+    assert Program(CACHED).send("f", module)() is loaded
+
+
+def test_values_that_a_call_still_uses_stay(namespaces: Namespaces) -> None:
+    module = namespaces.notebook("a", "first", os.getpid())
+    module.names["kept"] = 1
+    namespaces.in_use = lambda each: each is module
+    assert not namespaces.process_ended("first")
+    assert module.names["kept"] == 1
