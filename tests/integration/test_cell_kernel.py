@@ -63,7 +63,7 @@ class Cell:
             self._slot.send(Kind.GIVE, self.number, b"")  # there is no such name
         elif frame.kind == Kind.OUTPUT:
             self.shown.append(output(frame))
-        else:
+        elif frame.kind != Kind.INTERRUPTED:
             self.outcome = frame
 
     def wait(self) -> Cell:
