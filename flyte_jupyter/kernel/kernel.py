@@ -35,8 +35,8 @@ from ..core.cells import PEEK
 from ..core.context import cell, current
 from . import comms, descriptors, logs, outputs, shell, workers
 from .cells import Cells
-from .channel import Replica
 from .namespaces import Namespaces
+from .replica import Replica
 from .runner import Runner
 from .surroundings import Surroundings
 

@@ -16,7 +16,7 @@ from .runner import enter
 from .shell import preloading
 
 if TYPE_CHECKING:
-    from .channel import Replica
+    from .replica import Replica
 
 
 def run_preload(replica: Replica, payload: bytes) -> None:

@@ -38,7 +38,7 @@ from .outputs import OutputSink, Router, show_open_figures
 from .surroundings import Surroundings
 
 if TYPE_CHECKING:
-    from .channel import CallChannel
+    from .calls import CallChannel
     from .recorder import Span
 
 set_handler: Final = _signal.signal
