@@ -10,12 +10,13 @@ MODULES := labextension/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo lab test panel lint clean
+.PHONY: help demo lab test test-newest panel lint clean
 
 help:
 	@echo "make demo   the quickstart in two kernels, with a table of what it measured"
 	@echo "make lab    JupyterLab with the side panel, on the quickstart"
 	@echo "make test   all checks and all tests; with TORCH=torch those with PyTorch, too"
+	@echo "make test-newest  the tests with the newest ipykernel, IPython and jupyter_client, whatever pyproject.toml allows"
 	@echo "make panel  of these, what concerns the side panel: its checks and the tests in a browser"
 	@echo "make lint   of these, ruff and mypy alone"
 	@echo "make clean  remove the virtual environment and all caches"
@@ -34,6 +35,14 @@ test: $(MODULES) $(VENV)/panel-browser.stamp $(if $(TORCH),$(VENV)/torch.stamp)
 	$(CHECK_PYTHON)
 	$(CHECK_PANEL)
 	$(BIN)/python -m pytest -n 2 --dist loadfile; tests=$$?; $(BIN)/python -m pytest tests/browser && exit $$tests
+
+# In a virtual environment of its own. What pip says about this package's bounds is the point of it.
+NEWEST := .venv-newest
+test-newest: | $(BIN)/python
+	$(PYTHON) -m venv $(NEWEST)
+	SKIP_JUPYTER_BUILDER=1 $(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade ipykernel ipython jupyter_client
+	$(NEWEST)/bin/python -m pytest tests/kernel/test_seams.py && $(NEWEST)/bin/python -m pytest -n 2 --dist loadfile
 
 panel: $(MODULES) $(VENV)/panel-browser.stamp
 	$(BIN)/python tests/browser/chromium.py
@@ -89,5 +98,5 @@ $(VENV)/torch.stamp: | $(BIN)/python
 	@touch $@
 
 clean:
-	rm -rf $(VENV) dist build labextension/lib labextension/node_modules labextension/*.tsbuildinfo flyte_jupyter/labextension .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) dist build labextension/lib labextension/node_modules labextension/*.tsbuildinfo flyte_jupyter/labextension .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import faulthandler
 import os
 import socket
@@ -12,6 +11,7 @@ import sys
 def main(arguments: list[str]) -> None:
     """Be a replica, told by the environment who started it and where it listens; does not return."""
     os.umask(0o077)
+    from . import seams
     from .kernel import ReplicaApp, die_with_parent
 
     die_with_parent(int(os.environ.pop("FLYTE_JUPYTER_PARENT")))
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     app.open_task_channel(socket.socket(fileno=int(os.environ.pop("FLYTE_JUPYTER_TASK_FD"))))
     app.start()
     # Not sys.exit(): a thread that a task left behind would be waited for.
-    atexit._run_exitfuncs()
+    seams.run_exit_functions()
     os._exit(0)
 
 

@@ -30,6 +30,7 @@ from IPython.core.interactiveshell import ExecutionInfo, ExecutionResult
 from .. import errors
 from ..core import payload
 from ..core.cells import CellReply, CellRequest, Scope
+from . import seams
 from .namespace import NotebookModule
 from .namespaces import Namespaces
 from .process import Process
@@ -200,8 +201,7 @@ class Cells:
         """After a cell: nothing of it may hold memory, unless it is meant to."""
         for name in ("last_type", "last_value", "last_traceback", "last_exc"):
             vars(sys).pop(name, None)
-        shell = self._shell
-        shell.InteractiveTB.tb = shell.SyntaxTB.last_syntax_error = shell.last_execution_result = None
+        seams.forget_last(self._shell)
         # A function refers to the names that it is one of: only the collector frees those. Without any, the names
         # are held by the layer and its module alone, and go with them.
         if request.scope == "fresh" and sys.getrefcount(layer.names) > _HELD_ANYHOW:

@@ -12,16 +12,13 @@ import signal
 import socket
 import sys
 import threading
-import types
 from collections.abc import Callable
 from typing import Any
 
-# The debugger is off in replicas (it opens TCP listeners and answers anybody), and importing it is most of a plain
-# kernel's start-up. ipykernel asks this module whether a debugger can be had.
-if "ipykernel.debugger" not in sys.modules:
-    _no_debugger = types.ModuleType("ipykernel.debugger")
-    _no_debugger._is_debugpy_available = False  # type: ignore[attr-defined]
-    sys.modules["ipykernel.debugger"] = _no_debugger
+from . import seams
+
+if "ipykernel.debugger" not in sys.modules:  # before ipykernel is imported: it is most of a plain kernel's start-up
+    seams.hide_debugger()
 
 import zmq
 from ipykernel.iostream import IOPubThread
@@ -133,12 +130,11 @@ class FlyteKernel(IPythonKernel):
         manager = self.shell_channel_thread.manager
         if subshell not in manager.list_subshell():
             self._subshells.pop(subshell, None)
-        elif manager.get_subshell_asyncio_lock(subshell).locked():
+        elif seams.is_busy(manager, subshell):
             asyncio.get_running_loop().call_later(BUSY_S, self._delete_subshell, subshell)
         else:
             self._subshells.pop(subshell, None)
-            manager.control_to_shell_channel.from_socket.send_json({"type": "delete", "subshell_id": subshell})
-            manager.control_to_shell_channel.from_socket.recv_json()
+            seams.delete_subshell(manager, subshell)
 
     async def do_shutdown(self, restart: bool) -> dict[str, Any]:
         reply = await super().do_shutdown(restart)
@@ -182,7 +178,7 @@ class ReplicaApp(IPKernelApp):
         self.iopub_socket.setsockopt(zmq.SNDHWM, IOPUB_MARK)
         if hasattr(zmq, "XPUB_NODROP"):
             self.iopub_socket.setsockopt(zmq.XPUB_NODROP, 1)
-        self.iopub_port = self._bind_socket(self.iopub_socket, self.iopub_port)
+        self.iopub_port = seams.bind(self, self.iopub_socket, self.iopub_port)
         self.configure_tornado_logger()
         # Without `pipe` no TCP socket is opened for forked children; their output goes to the log.
         self.iopub_thread = IOPubThread(self.iopub_socket, pipe=False, session=self.session)
@@ -191,7 +187,7 @@ class ReplicaApp(IPKernelApp):
 
     def open_task_channel(self, listening: socket.socket) -> None:
         """Answer calls on `listening`, a Unix socket. The broker bound it, and may have connected already."""
-        loop: asyncio.AbstractEventLoop = IOLoop.current().asyncio_loop  # type: ignore[attr-defined]
+        loop = seams.asyncio_loop(IOLoop.current())
         router = outputs.Router()
         own: Any = self.shell
         descriptors.install(router)
@@ -203,7 +199,7 @@ class ReplicaApp(IPKernelApp):
         workers.install()
         self.kernel.surroundings.watch_imports()
         self.runner = Runner(loop, router, self.kernel.surroundings)
-        control: asyncio.AbstractEventLoop = self.kernel.control_thread.io_loop.asyncio_loop
+        control = seams.asyncio_loop(self.kernel.control_thread.io_loop)
         namespaces = Namespaces()
         replica = self.replica = Replica(
             self.runner,

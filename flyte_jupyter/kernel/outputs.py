@@ -26,6 +26,7 @@ from IPython.core.error import StdinNotImplementedError
 
 from ..core.context import TaskContext, current
 from ..core.frames import Buffer, Kind, Output, encode
+from . import seams
 from .interrupts import whole
 
 _STDOUT: Final = Output.STDOUT
@@ -297,7 +298,7 @@ class TaskDisplayPublisher(ZMQDisplayPublisher):
         if sink is None:
             super().publish(data, metadata, transient=transient, update=update, **kwargs)
             return
-        self._validate_data(data, metadata or {})
+        seams.check_display(self, data, metadata or {})
         content = {
             "data": encode_images(data),
             "metadata": metadata or {},
@@ -362,7 +363,7 @@ def install(shell: Any, router: Router, log: Any) -> None:
         os.register_at_fork(after_in_child=in_child)
     sys.stdin = NoInput()
     # For good: cells come and go while others run, and a nested `run_cell`, as of `%%capture`, must not set it again.
-    shell.display_trap.__enter__()
+    seams.display_for_good(shell)
     _run_in_context_of_creator()
     _draw_inline()
 

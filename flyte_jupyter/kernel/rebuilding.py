@@ -24,6 +24,7 @@ from ..core import definitions
 from ..core.code import placed
 from ..core.definitions import Mark, ValueDefinition
 from ..core.payload import Finder, plain_find
+from . import seams
 
 
 class Home(Protocol):
@@ -381,7 +382,7 @@ def _new_class(meta: Any, name: str, bases: tuple[type, ...], skeleton: dict[str
             with _silent(definer):
                 made = type.__new__(meta, name, bases, dict(skeleton))
     if isinstance(made, abc.ABCMeta):
-        abc._abc_init(made)  # type: ignore[attr-defined]
+        seams.complete_abstract(made)
     return made
 
 

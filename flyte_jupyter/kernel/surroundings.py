@@ -8,13 +8,14 @@ libraries stay as a task leaves them.
 from __future__ import annotations
 
 import builtins
-import importlib
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any, Final
+
+from . import seams
 
 State = tuple[Any, ...]
 """The values of the attributes below; the warning filters; the recursion limit; the error handling of an old NumPy."""
@@ -138,7 +139,7 @@ class Surroundings:
 
     def watch_imports(self) -> None:
         """See what modules set while they are imported; for the rest of this process's life."""
-        bootstrap: Any = importlib._bootstrap
+        bootstrap = seams.importing()
         load = bootstrap._find_and_load  # asked only for what is not there yet
         importing = False
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from ..core.definitions import ORIGIN
 from ..core.payload import follow
+from . import seams
 
 _LRU_CACHE: Final[Any] = type(functools.lru_cache(len))
 
@@ -39,22 +40,11 @@ def _teach_pickler(reduction: Any) -> None:
 
 def _reducer_override(pickler: Any, obj: Any) -> Any:
     if isinstance(obj, type | FunctionType) and _goes_by_value(obj):
-        from cloudpickle import Pickler
-        from cloudpickle.cloudpickle import _dynamic_class_reduce
-
-        if "globals_ref" not in vars(pickler):  # what cloudpickle's way of reducing a function asks its pickler for
-            pickler.globals_ref = {}
-            pickler._function_getnewargs = functools.partial(Pickler._function_getnewargs, pickler)
-            # Code, cells, properties and other parts of them.
-            pickler.dispatch_table = {**Pickler.dispatch_table, **pickler.dispatch_table}
-        is_class = isinstance(obj, type)
-        return _reduced(
-            obj, *(_dynamic_class_reduce(obj) if is_class else Pickler._dynamic_function_reduce(pickler, obj))
-        )
+        seams.prepare_pickler(pickler)
+        by_value = seams.reduce_class(obj) if isinstance(obj, type) else seams.reduce_function(pickler, obj)
+        return _reduced(obj, *by_value)
     if isinstance(obj, type) and obj.__module__ == "builtins":  # `code` and others that are not where they say
-        from cloudpickle.cloudpickle import _class_reduce
-
-        return _class_reduce(obj)
+        return seams.reduce_builtin_class(obj)
     return _reduce_cached(obj) if isinstance(obj, _LRU_CACHE) else NotImplemented
 
 
@@ -67,7 +57,7 @@ def _goes_by_value(obj: Any) -> bool:
 
 def _teach_caches(cloudpickle: Any) -> None:
     """It takes a cached function for one that can be imported."""
-    cloudpickle.Pickler._dispatch_table[_LRU_CACHE] = _reduce_cached
+    seams.teach_type(cloudpickle, _LRU_CACHE, _reduce_cached)
 
 
 def _reduce_cached(obj: Any) -> Any:
@@ -114,7 +104,7 @@ def make(home: str, path: str, identity: int, maker: Callable[..., Any], *argume
     known = None if origin is None else _bare(follow(origin.names, path))
     if is_home and id(known) == identity:
         return known  # the process is forked from the notebook's, and has it already
-    if isinstance(known, type) and _tracker(known) in arguments:
+    if isinstance(known, type) and seams.class_tracker(known) in arguments:
         return known
     if home:
         code, head, *rest = arguments
@@ -140,13 +130,6 @@ def fill(made: Any, state: tuple[Callable[..., Any], Any]) -> None:
             last.update((name, value) for name, value in sent.items() if type(value) in _PLAIN)
         given[1]["__globals__"] = fresh
     setter(made, given)
-
-
-def _tracker(cls: type) -> str:
-    """cloudpickle's id of a class: it is the same in all processes."""
-    from cloudpickle.cloudpickle import _DYNAMIC_CLASS_TRACKER_BY_CLASS
-
-    return str(_DYNAMIC_CLASS_TRACKER_BY_CLASS.get(cls, cls))
 
 
 def _bare(found: Any) -> Any:
