@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from .. import runtime
 from ..core.frames import Buffer, Output
-from . import comms
+from . import comms, seams
 from .identity import ipython
 from .text import size
 
@@ -121,21 +121,12 @@ def _display_result(hook: Any, value: RemoteValue) -> None:
     hook.write_format_data(value.data, value.metadata)
     hook.log_output(value.data)
     for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "_flush_pending", True):
+        if seams.has_unsent(stream):
             break
     else:
-        if _send_result(hook):
+        if seams.send_result(hook):
             return
     hook.finish_displayhook()
-
-
-def _send_result(hook: Any) -> bool:
-    """What a kernel's hook does in the end, if nothing was written that it would have to wait for; half the time."""
-    if getattr(hook, "_hooks", True) or not getattr(hook, "session", None) or not getattr(hook, "msg", None):
-        return False
-    hook.session.send(hook.pub_socket, hook.msg, ident=hook.topic)
-    hook.msg = None
-    return True
 
 
 # --- the screen of this context

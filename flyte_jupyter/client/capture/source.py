@@ -21,6 +21,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from ...core.definitions import Text
+from .. import seams
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definable = Function | ast.ClassDef
@@ -422,7 +423,7 @@ _NOTHING = object()
 def _bindings(name: str, module: ModuleType | None) -> Iterator[tuple[ast.stmt, list[str], str, int]]:
     """The statements that bound the global `name`, from the newest cell to the oldest, then the script."""
     shell = _shell()
-    numbers: dict[str, int] = getattr(getattr(shell, "compile", None), "_filename_map", {})
+    numbers = seams.cell_numbers(shell)
     flags: int = getattr(getattr(shell, "compile", None), "flags", 0) & FUTURE_FLAGS
     # A cell has no file, so that its lines are never checked against one: its mtime is None. A cell that
     # ran twice keeps its old place in linecache; IPython knows its latest number.
