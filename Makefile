@@ -42,7 +42,7 @@ test-newest: | $(BIN)/python
 	$(PYTHON) -m venv $(NEWEST)
 	SKIP_JUPYTER_BUILDER=1 $(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
 	$(NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade ipykernel ipython jupyter_client
-	$(NEWEST)/bin/python -m pytest tests/kernel/test_seams.py && $(NEWEST)/bin/python -m pytest -n 2 --dist loadfile
+	$(NEWEST)/bin/python -m pytest tests/test_seams.py && $(NEWEST)/bin/python -m pytest -n 2 --dist loadfile
 
 panel: $(MODULES) $(VENV)/panel-browser.stamp
 	$(BIN)/python tests/browser/chromium.py

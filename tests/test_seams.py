@@ -1,4 +1,4 @@
-"""Names of other packages that a replica depends on, though nobody has promised them: a test for each."""
+"""Names of other packages that this one depends on, though nobody has promised them: a test for each."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ ATTRIBUTES = [
     ("cloudpickle", "cloudpickle.cloudpickle", "_dynamic_class_reduce"),
     ("cloudpickle", "cloudpickle.cloudpickle", "_class_reduce"),
     ("cloudpickle", "cloudpickle.cloudpickle", "_DYNAMIC_CLASS_TRACKER_BY_CLASS"),
+    ("ipykernel", "ipykernel.displayhook", "ZMQShellDisplayHook._hooks"),
+    ("ipykernel", "ipykernel.iostream", "OutStream"),
+    ("pyzmq", "zmq", "Context._instance"),
+    ("python", "asyncio.events", "_get_running_loop"),
+    ("ipython", "IPython.utils._process_common", "arg_split"),
     ("python", "importlib", "_bootstrap._find_and_load"),
     ("python", "abc", "_abc_init"),
     ("python", "atexit", "_run_exitfuncs"),
@@ -53,6 +58,13 @@ WRITTEN = [
     ("ipython", "IPython.core.interactiveshell", "InteractiveShell", "self.last_execution_result ="),
     ("ipython", "IPython.core.interactiveshell", "InteractiveShell", "self.user_ns_hidden"),
     ("ipython", "IPython.core.ultratb", "SyntaxTB", "self.last_syntax_error"),
+    ("ipykernel", "ipykernel.iostream", "OutStream", "self._flush_pending"),
+    ("ipykernel", "ipykernel.displayhook", "ZMQShellDisplayHook", "self.msg"),
+    ("ipykernel", "ipykernel.comm.comm", None, "_reply_subshell_for"),
+    ("ipykernel", "ipykernel.kernelbase", None, "_reply_subshell_for"),
+    ("ipython", "IPython.core.compilerop", "CachingCompiler", "self._filename_map"),
+    ("jupyter_client", "jupyter_client.manager", "KernelManager", "_kernel_spec"),
+    ("python", "argparse", "_ActionsContainer", "self._actions ="),
     ("tornado", "tornado.platform.asyncio", "BaseAsyncIOLoop", "self.asyncio_loop"),
 ]
 """Package, module, class, and what its text has: attributes that an instance gets."""
@@ -63,11 +75,11 @@ def moved(package: str, what: str) -> str:
         package = f"{package} {version(package)}"
     except PackageNotFoundError:
         package = "this Python"
-    return f"{package} has moved it: {what}; see flyte_jupyter/kernel/seams.py"
+    return f"{package} has moved it: {what}; see the files seams.py"
 
 
 @pytest.mark.parametrize(("package", "module", "path"), ATTRIBUTES)
-def test_a_name_of_another_package_is_where_a_replica_looks_for_it(package: str, module: str, path: str) -> None:
+def test_a_name_of_another_package_is_where_it_is_looked_for(package: str, module: str, path: str) -> None:
     try:
         found = importlib.import_module(module)
         for name in path.split("."):
@@ -77,7 +89,7 @@ def test_a_name_of_another_package_is_where_a_replica_looks_for_it(package: str,
 
 
 @pytest.mark.parametrize(("package", "module", "name", "text"), WRITTEN)
-def test_an_attribute_of_another_package_is_set_where_a_replica_looks_for_it(
+def test_an_attribute_of_another_package_is_set_where_it_is_looked_for(
     package: str, module: str, name: str | None, text: str
 ) -> None:
     try:

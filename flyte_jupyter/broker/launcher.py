@@ -23,6 +23,7 @@ from .. import orphans, runtime
 from ..core.commands import StartReplica
 from ..core.events import Event, ReplicaFailed
 from ..core.protocol import Declaration
+from . import seams
 from .exits import Child, Exit, kill_group, reap_strangers, wait_exit
 from .life import Life, Orders
 from .variables import base_environment, replica_environment
@@ -159,7 +160,7 @@ class Launcher:
         )
         provisioner.kernel_spec = spec
         provisioner.parent = manager
-        manager._kernel_spec = spec
+        seams.set_kernel_spec(manager, spec)
         manager.provisioner = provisioner
         manager.kernel_id = replica
         return manager

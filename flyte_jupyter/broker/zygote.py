@@ -22,7 +22,7 @@ import time
 import traceback
 from typing import Any, Final
 
-from . import seeds
+from . import seams, seeds
 
 PACKET_BYTES: Final = 1 << 20
 ADOPTION_S: Final = 5.0
@@ -72,10 +72,10 @@ def problem() -> str | None:
     if torch is not None and torch.cuda.is_initialized():
         return "an import has started CUDA, which does not survive a fork"
     zmq = sys.modules.get("zmq")
-    if zmq is not None and zmq.Context._instance is not None:
+    if zmq is not None and seams.has_context(zmq):
         return "an import has opened a ZMQ context"
     asyncio = sys.modules.get("asyncio")
-    if asyncio is not None and asyncio.events._get_running_loop() is not None:
+    if asyncio is not None and seams.has_running_loop(asyncio):
         return "an event loop is running"
     return None
 

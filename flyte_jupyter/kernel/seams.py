@@ -1,6 +1,6 @@
 """Parts of other packages that are not meant for us, and that a replica needs: all of them, and nowhere else.
 
-`tests/kernel/test_seams.py` has a test for each name, which says what has moved. Nothing is imported here before it is
+`tests/test_seams.py` has a test for each name, which says what has moved. Nothing is imported here before it is
 used: a replica hides ipykernel's debugger before it imports ipykernel.
 """
 

@@ -11,6 +11,7 @@ from typing import Any
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
 from ..client import cells
+from . import seams
 from .directive import DIRECTIVE
 from .notebook import Notebook
 
@@ -51,15 +52,13 @@ def _on_line(notebook: Notebook, magic: str, typed: str, token: str) -> list[Sim
     before = words[-1] if words else ""
     variables = [name for name in notebook.shell.user_ns if not name.startswith("_")]
     if current.startswith("-"):
-        options = [option for action in parser._actions for option in action.option_strings]
-        return _matching(current, options, "flyte option", token)
+        return _matching(current, seams.options(parser), "flyte option", token)
     if before in _VALUES:
         return _matching(current, _VALUES[before], "flyte option", token)
     if before in _VARIABLES and magic == "flyte_task":
         return _matching(current.rpartition(",")[2].rpartition("=")[2], variables, "flyte variable", token)
     if magic == "flyte_pool" and not words:
-        verbs = next(action.choices for action in parser._actions if action.dest == "verb")
-        return _matching(current, list(verbs or ()), "flyte option", token)
+        return _matching(current, list(seams.choices(parser, "verb")), "flyte option", token)
     if (magic in _POOL_FIRST and not words) or (magic == "flyte_pool" and len(words) == 1) or before == "--pool":
         return _matching(current, notebook.pools.names(), "flyte pool", token)
     return []

@@ -10,9 +10,9 @@ from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import argument, magic_arguments
-from IPython.utils._process_common import arg_split
 
 from ..core.arguments import parse_count, parse_duration, parse_replica, parse_replicas, parse_size
+from . import seams
 
 __all__ = [
     "argument",
@@ -36,7 +36,7 @@ def parse(shell: Any, magic: Callable[..., Any], line: str) -> argparse.Namespac
     Raises: UsageError, which a cell shows as one line.
     """
     try:
-        words = arg_split(line)
+        words = seams.arg_split(line)
     except ValueError as problem:  # an open quote
         raise UsageError(f"{line.strip()!r}: {problem}") from None
     parsed = _parsed(magic.parser, tuple(_value(shell, word) for word in words))  # type: ignore[attr-defined]

@@ -26,6 +26,7 @@ from ..core.snapshot import PoolView, Snapshot
 from ..core.verbs import POOL, REPLICA
 from ..logs import read_log
 from ..peek import peek
+from . import seams
 from .esm import packed
 
 PUSH_S: Final = 0.2
@@ -71,9 +72,7 @@ class PoolCard(anywidget.AnyWidget):
         )
         self._pool = weakref.ref(pool)
         self._declared = False  # until then ours may be the newer one
-        # ipykernel passes what a view says to the thread from which the comm spoke last, which may be that of a cell
-        # that blocks. A card can answer from any: from the one that the front end asks for.
-        self.comm._reply_subshell_for = lambda _, asked_for: asked_for
+        seams.answer_where_asked(self.comm)  # a card can answer from any thread
         self.on_msg(self._on_message)
 
     def show(self, snapped: p.Snapped | None) -> None:
