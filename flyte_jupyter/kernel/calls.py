@@ -37,7 +37,7 @@ MOST_ASKED: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class CallerHello:
-    """Who a connection for calls belongs to."""
+    """The owner of a connection for calls."""
 
     lease: str
     label: str
@@ -193,8 +193,8 @@ class CallChannel:
     def cancel(self, number: int, *, by_client: bool) -> RunningCall | None:
         """That call, if it has begun; if not, it never will, and its client hears so. On the control thread.
 
-        Its client hears that it is withdrawn, which it may be before its turn comes. What somebody else cancels has
-        an outcome; that is only done to the call whose turn it is.
+        Its client hears that it is withdrawn, which it may be before its turn comes. A call that somebody else cancels
+        has an outcome; that is only done to the call whose turn it is.
         """
         with self._begin:
             if number <= self._begun:
@@ -259,7 +259,7 @@ class CallChannel:
                 if isinstance(definition, ImportDefinition):
                     self.replica.modules.check(definition.module)
             if module is self.module:
-                # What runs here at the same time goes on with the names that it began with.
+                # A call that runs here at the same time goes on with the names that it began with.
                 module = module.beside(closures, self.replica.manifests_in_use(module))
                 if module is not self.module:
                     self._need(waiting, module)
@@ -342,7 +342,7 @@ class CallChannel:
         self.out.send_while(lambda: not call.ended, encode(Kind.INTERRUPTED, call.number))
 
     def close(self) -> None:
-        """The client is gone. What it was running is stopped; nobody would get the outcome."""
+        """The client is gone. Stop its call: nobody would get the outcome."""
         if self.closed:
             return
         self.closed = True

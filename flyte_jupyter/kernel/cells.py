@@ -111,7 +111,7 @@ class Cells:
         self._compile = functools.lru_cache(COMPILED_CELLS)(self._compile_anew)
 
     def function(self, verb: str, notebook: NotebookModule, sessions: set[SessionKey]) -> Callable[..., Any]:
-        """What a CALL runs whose reference says "cell" or "names"; `sessions` gets what its connection uses."""
+        """The function of a CALL that says "cell" or "names"; `sessions` gets the sessions that its connection uses."""
         return functools.partial(self.names if verb == "names" else self.run, notebook, sessions)
 
     def run(self, notebook: NotebookModule, sessions: set[SessionKey], request: CellRequest) -> Finished | Begun:
@@ -144,7 +144,7 @@ class Cells:
         return _finished(request, layer, notebook)
 
     def names(self, notebook: NotebookModule, sessions: set[SessionKey], scope: Scope, session: str) -> list[str]:
-        """What a cell would find, for completion."""
+        """The names that a cell would find, for completion."""
         hidden = self._shell.user_ns_hidden
         return sorted(
             name
@@ -208,10 +208,10 @@ class Cells:
             self._loop.call_soon(gc.collect)
 
     def _lasting(self, scope: Scope, layer: Layer, awaits: bool) -> ExitStack:
-        """What a cell sets in the process, such as a warning filter, lasts as long as its names do.
+        """Settings of the process that a cell makes, such as a warning filter, last as long as its names do.
 
-        For a session that is: in all of its cells, as in a notebook of its own, and nowhere else. What a cell of the
-        replica's own names has set stays there, as what a console sets.
+        For a session that is: in all of its cells, as in a notebook of its own, and nowhere else. Those of a cell in
+        the replica's own names stay there, as what a console sets.
         """
         stack = ExitStack()
         if scope == "fresh":
@@ -242,7 +242,7 @@ class Cells:
         return stack
 
     def _around(self, request: CellRequest, layer: Layer) -> ExitStack:
-        """What IPython does before a cell; what it does after, at the end.
+        """Do as IPython does before a cell; and as it does after one, at the end.
 
         It is no generator, nor is what lasts: `contextlib` would write to the error, which a frozen class refuses.
         """
@@ -320,7 +320,7 @@ _HELD_ANYHOW: Final = sys.getrefcount(_empty.names)
 
 
 def _split(nodes: list[ast.stmt], interactivity: str) -> tuple[list[ast.stmt], list[ast.stmt]]:
-    """What is run, and what is run and displayed. Source: IPython's `run_ast_nodes`."""
+    """The statements that are run, and those that are run and displayed. Source: IPython's `run_ast_nodes`."""
     last = nodes[-1] if nodes else None
     if interactivity == "all":
         return [], nodes

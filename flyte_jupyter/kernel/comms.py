@@ -41,7 +41,7 @@ class TaskComm(BaseComm):
 
 
 class Comms:
-    """Where the front end of each widget is. `receive` is for the main thread."""
+    """The places where the front end of each widget is. `receive` is for the main thread."""
 
     def __init__(self, router: Router) -> None:
         self._router = router
@@ -56,7 +56,7 @@ class Comms:
         self._homes.pop(comm_id, None)
 
     def receive(self, frame: Frame, sink: OutputSink) -> None:
-        """A message of a front end to its widget. What the widget's callbacks do and print goes to `sink`."""
+        """A message of a front end to its widget. The output of the widget's callbacks goes to `sink`."""
         context = contextvars.copy_context()
         context.run(self._handle, pickle.loads(frame.body), sink)
 

@@ -1,4 +1,4 @@
-"""What reaches descriptors 1 and 2 past Python: `os.system`, subprocesses, C libraries. It belongs to the running call.
+"""Output that reaches descriptors 1 and 2 past Python: `os.system`, subprocesses, C libraries. It is the call's.
 
 Both are files and not pipes. So a writer never waits, not even a C library that prints while it holds the interpreter's
 lock; and what a process said last, before it crashed, is in the log. Descriptor 2 is the log itself, 1 is a file

@@ -46,7 +46,7 @@ BUSY_S = 0.5
 
 
 class FlyteKernel(IPythonKernel):
-    """Answers everything that a Jupyter kernel answers, except the debugger."""
+    """A kernel that answers everything that a Jupyter kernel answers, except the debugger."""
 
     shell_class = Type(shell.ReplicaShell)
     # Else traitlets looks for the class that the module above does not have, and no replica starts.

@@ -31,7 +31,7 @@ GREETING_BYTES: Final = 64 * 1024
 
 
 class Listener:
-    """Accepts connections on the control thread and listens there to cancels, hang-ups and the broker."""
+    """The listening socket: accepts connections on the control thread, and hears there of hang-ups."""
 
     def __init__(self, listening: socket.socket, loop: asyncio.AbstractEventLoop, replica: Replica) -> None:
         self._loop = loop
@@ -97,7 +97,7 @@ class Listener:
 
 
 class _Greeting:
-    """Waits for the HELLO of a new connection."""
+    """A new connection, until its HELLO has come."""
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ from ..modules import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """Where a caller is.
+    """The place where a caller is.
 
     Attributes:
         process: Its token.
@@ -52,13 +52,13 @@ NOWHERE: Final = Place()
 
 
 class Caller(Protocol):
-    """Who can be asked for a module's text."""
+    """Somebody who can be asked for a module's text."""
 
     def module_text(self, number: int, name: str) -> str | None: ...
 
 
 class Modules:
-    """Keeps the user's modules what the caller says they are. On the main thread."""
+    """The user's modules, kept as the caller says they are. On the main thread."""
 
     def __init__(self, renewed: Callable[[frozenset[str]], None]) -> None:
         self._renewed = renewed
@@ -189,7 +189,7 @@ class Modules:
                     sys.modules[name] = other
 
     def _edited(self) -> Iterator[tuple[str, tuple[str, str]]]:
-        """What only tasks have imported is what its file says."""
+        """A module that only tasks have imported is as its file says."""
         for name, (file, stamp) in list(self._beside.items()):
             now = stamp_of(file)
             if now is not None and now != stamp:
@@ -241,7 +241,7 @@ class Modules:
 
 
 class _Kept(SourceFileLoader):
-    """Loads a module from its file, and keeps in mind what that said.
+    """A loader of a module from its file, which keeps in mind what that said.
 
     It says so before the module runs: Python leaves its own lines out of a traceback, and would not leave out ours.
     """
@@ -260,7 +260,7 @@ class _Kept(SourceFileLoader):
 
 
 class _Given(_Kept):
-    """Loads a module from a text that is not in its file any more."""
+    """A loader of a module from a text that is not in its file any more."""
 
     def get_source(self, fullname: str) -> str:
         return self._text

@@ -1,4 +1,4 @@
-"""What has been defined on this replica: a module for the preload and one for each process that makes calls.
+"""The names that are defined on this replica: a module for the preload and one for each process that makes calls.
 
 The runner asks for a call's function by the digest of its closure; only if that is unknown are definitions
 sent and applied, and of those only the ones that differ from what the module has. Not thread-safe: code is
@@ -99,7 +99,7 @@ class NotebookModule:
         return None if found is None else found[0]
 
     def marks(self) -> dict[str, tuple[str, ...] | None]:
-        """What is defined, for `Closure.beyond`; None for a name that the preload made: it stays.
+        """The marks of all definitions, for `Closure.beyond`; None for a name that the preload made: it stays.
 
         Plain tuples: there may be thousands, and it takes five times as long to send marks.
         """
@@ -233,7 +233,7 @@ class NotebookModule:
         return any(key == kept_key for kept in (*pending, *bound) for kept_key, _ in kept)
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle made by the notebook means by this global."""
+        """The object that a pickle of the notebook means by this global."""
         return self.attribute(name) if module == "__main__" else plain_find(module, name)
 
     # --- making
@@ -328,7 +328,7 @@ class NotebookModule:
             made, before = old.value, _text_and_state(old)[1]
         else:
             text = definition.text
-            # Blank lines put the text where the user wrote it. What is indented stood inside an `if` or `with`,
+            # Blank lines put the text where the user wrote it. Indented text stood inside an `if` or `with`,
             # which began on an earlier line: the `if` put there keeps the columns right, too.
             indented = text.lines[:1] in " \t"
             code = "\n" * (text.first_line - 1 - indented) + "if 1:\n" * indented + text.lines
@@ -344,7 +344,7 @@ class NotebookModule:
         return _bound(definition, old, made, {0: (definition.text.lines, state)})
 
     def _set(self, definition: SourceDefinition, made: Any) -> Iterable[str]:
-        """What the notebook has set on it since, or evaluated when it was made; which attributes that were."""
+        """Set what the notebook has set on it since, or evaluated when it was made; the names of those attributes."""
         assert definition.state is not None, "there is a state to set"
         previous = self.names.get(definition.name, _NOTHING)
         self.names[definition.name] = made  # which its functions may refer to
@@ -401,7 +401,7 @@ class NotebookModule:
         }
 
     def reloaded(self, modules: frozenset[str]) -> None:
-        """What was imported from these is to be imported again."""
+        """Import again what was imported from these."""
         for name, bound in list(self._bound.items()):
             if bound.module in modules and not bound.preloaded:
                 self._steps += 1

@@ -1,4 +1,4 @@
-"""What a task writes and displays, routed by context variable to the call that made it.
+"""Text and displays of a task, routed by context variable to the call that made it.
 
 Output that belongs to no call (a console attached by hand, a preload) goes where it would go in any kernel.
 """
@@ -149,7 +149,7 @@ class OutputSink:
 
 
 class Router:
-    """Who gets a piece of output: the call of this context, or the only call there is (for threads of a task)."""
+    """The receiver of output: the call of this context, or the only call there is (for threads of a task)."""
 
     def __init__(self) -> None:
         self.running: dict[int, TaskContext] = {}
@@ -245,7 +245,7 @@ NOBODY_TO_ASK: Final = "stdin is not available in tasks; pass what it asks for a
 
 
 def ask(prompt: str, password: bool) -> str:
-    """What the user of the running call types; the call waits for it.
+    """The text that the user of the running call types; the call waits for it.
 
     Raises:
         StdinNotImplementedError: There is nobody to ask, or it is asked from another thread than the task's own.
@@ -278,7 +278,7 @@ class NoInput(io.TextIOBase):
 
 
 class TaskDisplayPublisher(ZMQDisplayPublisher):
-    """`display()` inside a task reaches the cell that called it."""
+    """A publisher by which `display()` in a task reaches the cell that called it."""
 
     router: Router | None = None
 
@@ -347,7 +347,7 @@ def install(shell: Any, router: Router, log: Any) -> None:
     shell.router = shell.display_pub.router = shell.displayhook.router = router
     out: Any = sys.stdout
     err: Any = sys.stderr
-    # What no call wrote, such as a preload's prints, is also in the log.
+    # Output that no call wrote, such as a preload's prints, is also in the log.
     out.echo = err.echo = log
     sys.stdout, sys.stderr = streams = (
         TaskStream(Output.STDOUT, out, router),
@@ -403,7 +403,7 @@ def _draw_inline() -> None:
 
 
 def show_open_figures() -> None:
-    """What a cell does at its end: figures that were drawn and not shown are shown."""
+    """Show figures that were drawn and not shown, as a cell does at its end."""
     if "matplotlib.pyplot" not in sys.modules or "matplotlib_inline.backend_inline" not in sys.modules:
         return
     import matplotlib_inline.backend_inline as inline

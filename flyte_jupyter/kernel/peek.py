@@ -1,4 +1,4 @@
-"""What somebody sees who looks into a replica while it works. Runs in a subshell, beside the main thread."""
+"""A look into a replica while it works. Runs in a subshell, beside the main thread."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _short.maxlevel = 4
 
 
 class View:
-    """What `look` found; the protocol takes it as JSON."""
+    """The findings of `look`; the protocol takes it as JSON."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self._content = content
@@ -110,7 +110,7 @@ def _evaluate(expression: str, frame: types.FrameType | None) -> dict[str, Any]:
 
 
 def _gpu() -> list[dict[str, Any]]:
-    """What this process's torch holds; a library that is not loaded holds nothing."""
+    """The memory that this process's torch holds; a library that is not loaded holds nothing."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return []

@@ -13,7 +13,7 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Who makes calls: a kernel, a script. `started` is when it was (seconds since the epoch); 0 if nobody knows."""
+    """A process that makes calls: a kernel, a script. `started` is in seconds since the epoch; 0 if nobody knows."""
 
     token: str = ""
     pid: int = 0

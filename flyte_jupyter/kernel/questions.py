@@ -76,7 +76,7 @@ class Questions:
             return call.asked.get(name, module.names)
 
     def _on_main_thread(self, function: Callable[[], T]) -> T | None:
-        """What the function returns there; None if that thread has not come to it soon."""
+        """Call it there, and return what it returns; None if that thread has not come to it soon."""
         done: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def do() -> None:

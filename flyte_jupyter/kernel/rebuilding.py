@@ -42,7 +42,7 @@ class Home(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Bound:
-    """What a definition has made.
+    """The product of a definition.
 
     Attributes:
         deep: What all that it uses was like when it was made; `mixed` once that has changed, as its caches may then
@@ -72,7 +72,7 @@ class Bound:
 
 
 class Rebuilder(pickle.Unpickler):
-    """Loads one definition.
+    """An unpickler that loads one definition.
 
     Args:
         old: What this name stood for before, if there is anything that may be used again.
@@ -105,7 +105,7 @@ class Rebuilder(pickle.Unpickler):
         return self.memo.copy()[position]
 
     def parts(self) -> dict[int, Any]:
-        """All that others may refer to. What cannot change needs no reference."""
+        """All that others may refer to. An object that cannot change needs no reference."""
         memo: dict[int, Any] = self.memo.copy()
         if self._renewed is not None:
             memo[self._definition.root] = self._renewed
@@ -368,7 +368,7 @@ _FIXED: Final = frozenset(
 
 
 def _new_class(meta: Any, name: str, bases: tuple[type, ...], skeleton: dict[str, Any]) -> Any:
-    """A class without attributes. What metaclasses and parents did when it was made is in the attributes to come."""
+    """A class without attributes. Those to come hold all that metaclasses and parents did when it was made."""
     definer = _definer(bases)
     if definer is not None and vars(definer)["__module__"] == "__main__":
         with _silent(definer):

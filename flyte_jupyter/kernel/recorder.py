@@ -1,4 +1,4 @@
-"""What ran in this replica and when, told to the broker a few times a second.
+"""The calls that ran in this replica and when, told to the broker a few times a second.
 
 The main thread notes; the control thread tells, at most ten times a second, and only while there is something to tell.
 Short calls in a row become one span where they are noted, and while nothing but their number changes it is told once a
@@ -124,7 +124,7 @@ class Recorder:
         else:
             with self._lock:
                 span = call.span or self._span(call, now)
-                # What follows a long call is no part of it.
+                # A call that follows a long one is no part of it.
                 call.channel.span = span if now - began < SHORT_S else None
                 span.status = call.status
                 span.ended = now
@@ -185,7 +185,7 @@ class Recorder:
             self._wake()
 
     def _report(self, now: float, last: bool) -> tuple[dict[str, object] | None, bool]:
-        """What is new, if anything is; and whether to look again soon although nobody wakes this thread."""
+        """The news, if there are any; and whether to look again soon although nobody wakes this thread."""
         running: dict[str, tuple[str, float]] = {}
         again = opened = False
         for call in self._running():

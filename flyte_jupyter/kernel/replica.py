@@ -95,7 +95,7 @@ class Replica:
         channel.open()
 
     def manifests_in_use(self, module: NotebookModule) -> list[Mapping[str, Mark]]:
-        """What the calls that run now take from that module, or from one beside it."""
+        """The definitions that the calls of now take from that module, or from one beside it."""
         with self._lock:
             calls = [each.running for each in (*self._channels.values(), *self._left)]
         mains = [(call, getattr(call.context.main, ORIGIN)) for call in calls if call is not None]

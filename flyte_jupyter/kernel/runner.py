@@ -106,7 +106,7 @@ class RunningCall:
 
 
 class Runner:
-    """Runs calls on the main thread. Everything here but `cancel` is called there."""
+    """The life of the main thread, which runs calls. Everything here but `cancel` is called there."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, router: Router, surroundings: Surroundings) -> None:
         self.loop = loop
@@ -118,7 +118,7 @@ class Runner:
         self._targets: set[RunningCall] = set()  # of the interrupts that are on their way
         self._main = threading.main_thread().ident or 0
         self.base = contextvars.copy_context()
-        """What preloads run in, and what each call begins with: its own copy."""
+        """The context of preloads. Each call begins with a copy of it."""
 
     def run(self) -> None:
         """The main thread's life: the loop, and between its runs the sync tasks."""
@@ -259,7 +259,7 @@ class Runner:
         return args, kwargs
 
     def _take_along(self, call: RunningCall, meta: dict[str, Any]) -> None:
-        """What the caller said about its run; see `client.runs.call_meta`."""
+        """Note what the caller said about its run; see `client.runs.call_meta`."""
         known = call.context
         call.context = replace(
             known,
@@ -392,7 +392,7 @@ def make_context(
     main: ModuleType,
     want: Callable[[TaskContext, str], Mapping[str, Any]],
 ) -> TaskContext:
-    """What `flyte_jupyter.ctx()` shows inside the call."""
+    """The context that `flyte_jupyter.ctx()` shows inside the call."""
     return TaskContext(
         action=Action(f"{name}-{number}", channel.hello.run),
         attempt_number=attempt,

@@ -42,7 +42,7 @@ class Layer:
         self.names.update(names)
 
     def enter(self) -> None:
-        """What runs in this context, and what it starts, looks here. Whoever calls this keeps the layer alive."""
+        """Have this context, and all that starts in it, look here. The caller keeps the layer alive."""
         # Weak: a library's thread that a cell happens to start lives on, and must not keep the cell's tensors.
         _layer.set(weakref.ref(self))
 

@@ -32,7 +32,7 @@ _recursion_limit: Final = sys.getrecursionlimit
 
 
 class Surroundings:
-    """What the tasks of a replica find, and find again.
+    """The surroundings that the tasks of a replica find, and find again.
 
     The process is looked at after a task alone: what else changes it says so (`by_hand`), and the next task begins with
     what that has left. A look at the beginning, too, would cost as much again, and would take for the rule what another
@@ -77,7 +77,7 @@ class Surroundings:
         self._main = threading.main_thread().ident
 
     def by_hand(self) -> ExitStack:
-        """What changes meanwhile is on purpose. On any thread."""
+        """Changes that are made meanwhile are on purpose. On any thread."""
         hand = object()
         self._hands.add(hand)
 
@@ -188,7 +188,7 @@ class Surroundings:
 
 
 def take() -> State:
-    """What there is now."""
+    """The state of now."""
     errors = getattr(sys.modules.get("numpy"), "geterrobj", None)  # before 2.0; they are a thread's, not a context's
     return (
         *(names.get(name, _ABSENT) for names, name in _ATTRIBUTES),
@@ -216,7 +216,7 @@ def put(state: State) -> None:
 
 
 def changes(before: State, after: State) -> dict[int, Any]:
-    """What is not as before, by its place in the state."""
+    """The parts that are not as before, by their place in the state."""
     return {
         place: new
         for place, (old, new) in enumerate(zip(before, after, strict=True))

@@ -113,7 +113,7 @@ def make(home: str, path: str, identity: int, maker: Callable[..., Any], *argume
 
 
 def fill(made: Any, state: tuple[Callable[..., Any], Any]) -> None:
-    """Give it its state, unless the process has it already. What a worker's initializer has set stays."""
+    """Give it its state, unless the process has it already. Names that a worker's initializer has set stay."""
     setter, given = state
     origin = _here()
     if origin is not None and _bare(follow(origin.names, made.__qualname__)) is made:
