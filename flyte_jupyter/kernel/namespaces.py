@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.definitions import Closure
-from ..memory import mappings
+from ..memory.mapping import mappings
 from .namespace import NotebookModule
 from .process import Process
 
