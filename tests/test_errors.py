@@ -80,6 +80,21 @@ OURS = [
         ],
     ),
     (
+        errors.NoSuchReplica("gpu[3]", existing=(0, 1)),
+        [
+            'FJ106 The pool "gpu" has no replica 3 (existing: 0, 1).',
+            "`flyte-jupyter status gpu` shows them.",
+        ],
+    ),
+    (
+        errors.NoSuchReplica("gpu[3]", {"gpu": "stopped"}, existing=()),
+        [
+            'FJ106 The pool "gpu" has no replica 3 (existing: none).',
+            "Existing pools: gpu (stopped).",
+            "Call one of its tasks, or run `flyte-jupyter warm gpu`, then try again.",
+        ],
+    ),
+    (
         errors.ReplicaSilent("gpu[0]", 2),
         [
             "FJ505 gpu[0] does not answer within 2 s.",

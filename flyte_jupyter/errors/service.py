@@ -166,7 +166,9 @@ class NoSuchReplica(PoolError, RuntimeUserError, LookupError):
             "user",
             what,
             f"Existing pools: {listed}." if listed else None if existing else "No pool exists yet.",
-            f"Call one of its tasks, or run `flyte-jupyter warm {pool}`, then try again.",
+            f"`flyte-jupyter status {pool}` shows them."
+            if existing and number
+            else f"Call one of its tasks, or run `flyte-jupyter warm {pool}`, then try again.",
         )
         self.wanted = wanted
         self.pools = dict(pools or {})
