@@ -28,7 +28,7 @@ from .. import errors
 from ..core import failure
 from ..core.call_events import Request
 from ..core.context import current
-from . import exits, runs
+from . import broker, exits, runs
 from .capture.places import follow
 from .handle import PoolHandle
 from .looping import LoopCall
@@ -38,6 +38,9 @@ from .task import Task
 P = ParamSpec("P")
 T = TypeVar("T")
 
+
+TURN_S: Final = 1.0
+"""How long the loop may take to come to a thread that waits for its next turn."""
 
 # --- the background loop
 
@@ -160,6 +163,22 @@ class Line:
         if self.outstanding and not self.loop.is_closed():
             self._post(self._tell_when_empty, done.set)
             done.wait(timeout)
+
+    def catch_up(self) -> None:
+        """Until each call that was added has a slot, if one is free: whoever has just added them cannot know."""
+        connection = broker.current()
+        if connection is None or not self.outstanding or asyncio._get_running_loop() is self.loop:
+            return
+        self._turn()  # all are asked for
+        with suppress(errors.PoolError):
+            connection.snapshot()  # the broker answers in the order of the questions
+        self._turn()  # all answers are taken
+
+    def _turn(self) -> None:
+        done = threading.Event()
+        if not self.loop.is_closed():
+            self._post(done.set)
+            done.wait(TURN_S)
 
     async def wait_async(self, timeout: float) -> None:
         done = asyncio.Event()
@@ -424,7 +443,7 @@ class PoolExecutor(Executor):
 
         Args:
             wait: Return when every future is done.
-            cancel_futures: Cancel those that have no slot yet.
+            cancel_futures: Cancel those that have no slot yet. Those get one first for which the pool has one free.
         """
         with self._lock:
             self._closed = True
@@ -432,6 +451,7 @@ class PoolExecutor(Executor):
         if self._line is None:
             return
         if cancel_futures:
+            self._line.catch_up()
             for call in list(self._line.outstanding.values()):
                 assert isinstance(call, Submission)
                 call.future.cancel()

@@ -310,6 +310,46 @@ def test_an_executor_says_how_many_workers_it_has_as_those_of_the_standard_libra
     assert flyte.pool(single).executor()._max_workers == 1
 
 
+# --- retries
+
+
+class MustNotBeRepeated(errors.NonRecoverableError):
+    """A user's own."""
+
+
+async def fail_again(path: str, cls: type[Exception]) -> None:
+    mark(path)
+    raise cls("wrong")
+
+
+repeated = wide.task(retries=2)(fail_again)
+REPEATS: list[tuple[type[Exception], int]] = [
+    (ValueError, 3),
+    (errors.RuntimeUserError, 3),
+    (errors.NonRecoverableError, 1),
+    (MustNotBeRepeated, 1),
+]
+
+
+@pytest.mark.parametrize(("cls", "times"), REPEATS)
+@pytest.mark.parametrize("way", ["task", "awaited task", "map", "submit", "executor's map"])
+def test_an_error_that_must_not_be_repeated_runs_once_everywhere(
+    way: str, cls: type[Exception], times: int, executor: PoolExecutor, tmp_path: Path
+) -> None:
+    runs = Counter(tmp_path / "runs")
+    made: Any = functools.partial(cls, "Code") if cls is errors.RuntimeUserError else cls
+    ways: dict[str, Callable[[], object]] = {
+        "task": lambda: asyncio.run(repeated(runs.path, made)),
+        "awaited task": lambda: asyncio.run(repeated.aio(runs.path, made)),
+        "map": lambda: list(flyte.map(repeated, [runs.path], [made], return_exceptions=False)),
+        "submit": lambda: executor.submit(repeated, runs.path, made).result(30),
+        "executor's map": lambda: list(executor.map(repeated, [runs.path], [made])),
+    }
+    with pytest.raises(ValueError if cls is ValueError else errors.RuntimeUserError):
+        ways[way]()
+    assert len(runs) == times
+
+
 # --- cancel
 
 
@@ -371,6 +411,14 @@ def test_shutdown_cancels_what_is_queued_if_told_so(tmp_path: Path) -> None:
     executor.shutdown()
     assert first.result(0) == runs.path
     assert len(runs) == 2
+
+
+def test_what_has_a_free_slot_is_not_cancelled_by_a_shutdown_that_follows_at_once(tmp_path: Path) -> None:
+    executor = flyte.pool(wide).executor()
+    futures = [executor.submit(nap_async, 0.2) for _ in range(40)]
+    executor.shutdown(cancel_futures=True)
+    assert [future.cancelled() for future in futures] == [False] * 8 + [True] * 32
+    assert all(future.result(0) for future in futures[:8])
 
 
 def test_ctrl_c_in_the_with_block_stops_what_runs(tmp_path: Path) -> None:

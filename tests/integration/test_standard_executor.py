@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import unittest
 from collections.abc import Callable, Iterator
@@ -119,11 +120,13 @@ def _in_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The scripts that those tests start know the class above, too."""
     from test.support import script_helper
 
-    folders = [Path(flyte.__file__).parents[1], Path(standard_executor.__file__).parent]
+    folders = [Path(flyte.__file__).parents[1], Path(standard_executor.__file__).parent, os.environ.get("PYTHONPATH")]
 
     def run(*args: str) -> object:
         code = SCRIPT(StandardExecutor.__name__) + args[-1]
-        return script_helper.assert_python_ok(*args[:-1], code, PYTHONPATH=":".join(map(str, folders)))
+        return script_helper.assert_python_ok(
+            *args[:-1], code, PYTHONPATH=":".join(str(each) for each in folders if each)
+        )
 
     for module in modules():
         if hasattr(module, "assert_python_ok"):
