@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeGuard, TypeVar
 
 from .. import errors
 from ..core import failure
@@ -30,7 +30,7 @@ from ..core.call_events import Request
 from ..core.context import current
 from . import broker, exits, runs
 from .capture.places import follow
-from .handle import PoolHandle
+from .handle import PoolHandle, handle_of
 from .looping import LoopCall
 from .target import Target, request_of, shown_name
 from .task import Task
@@ -299,6 +299,8 @@ class SubmittedTarget(Target):
     def __init__(self, given: Callable[..., Any], pool: PoolHandle) -> None:
         self.given = given
         bare = given.func if isinstance(given, Task) else given
+        if isinstance(given, Task) and _needs_fresh_kernel(given):
+            pool = handle_of(given)  # each of its calls has a kernel of its own
         name = f"{pool.name}.{getattr(bare, '__name__', type(bare).__name__)}"
         if isinstance(given, Task):
             super().__init__(bare, request_of(given, name, pool.name), pool, shown=shown_name(given))
@@ -356,7 +358,8 @@ class PoolExecutor(Executor):
     that `except ValueError` catches it. As elsewhere, `loop.run_in_executor(executor, function, x)` awaits it.
 
     Args:
-        pool: Whose replicas do the work. As many calls as it has slots run at a time; the others wait in line.
+        pool: Whose replicas do the work, but for tasks without reuse: those have kernels of their own. As many calls
+            as it has slots run at a time; the others wait in line.
     """
 
     def __init__(self, pool: PoolHandle) -> None:
@@ -413,7 +416,7 @@ class PoolExecutor(Executor):
 
         Args:
             timeout: Seconds after which waiting for the next result raises TimeoutError, counted from this call.
-            chunksize: Items per call: more than 1 pays for many short ones.
+            chunksize: Items per call: more than 1 pays for many short ones. Tasks without reuse get one in any case.
             buffersize: The most calls whose results have not been yielded; None reads the iterables to their
                 end at once, as the standard library does.
 
@@ -427,9 +430,9 @@ class PoolExecutor(Executor):
             raise ValueError("buffersize must be None or > 0")
         deadline = None if timeout is None else time.monotonic() + timeout
         items = zip(*iterables)  # noqa: B905 - the shortest wins
-        if chunksize == 1:
-            return self._results(self._submits(fn, items), deadline, buffersize)
         function, args, kwargs = _unwrapped(fn, (), {})
+        if chunksize == 1 or _needs_fresh_kernel(function):
+            return self._results(self._submits(fn, items), deadline, buffersize)
         bare = function.func if isinstance(function, Task) else function
         run_chunk = _run_chunk_async if inspect.iscoroutinefunction(bare) else _run_chunk
         chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
@@ -514,6 +517,11 @@ def _result_or_cancel(future: Future[T], deadline: float | None) -> T:
     finally:
         future.cancel()
         del future
+
+
+def _needs_fresh_kernel(function: Callable[..., Any]) -> TypeGuard[Task[..., Any]]:
+    """Whether it is a task without reuse, which runs in a kernel of its own whoever submits it."""
+    return isinstance(function, Task) and not function.reusable
 
 
 def _unwrapped(
