@@ -16,7 +16,9 @@ export function Notes({ pool }: { pool: IPool }): JSX.Element {
       {pool.failure && <Failure pool={pool} />}
       {pool.waits_for && (
         <p className="fj-Note fj-mod-warn">
-          {trans.__('waits for a GPU; held now: %1', visible(pool.waits_for, 300))}
+          {pool.devices.count
+            ? trans.__('waits for a GPU; held now: %1', visible(pool.waits_for, 300))
+            : trans.__('waits for %1', visible(pool.waits_for, 300))}
         </p>
       )}
       {pool.notes.map(note => (
