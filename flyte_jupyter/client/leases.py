@@ -163,11 +163,15 @@ class LeaseGroup:
         return waiter
 
     def line_up(self, waiter: Waiter, *, first: bool = False) -> None:
-        """Put it behind all of its own priority, and before those of a lower one; or before all. Then `adjust`."""
+        """Put it behind those of its own priority that came before it, and before those of a lower one; or before all.
+
+        `adjust` has to follow.
+        """
         with self._lock:
             line = self._lines.setdefault(waiter.owner, deque())
             place = 0 if first else len(line)
-            while place and line[place - 1].priority < waiter.priority:
+            rank = (waiter.priority, -waiter.ticket)
+            while place and (line[place - 1].priority, -line[place - 1].ticket) < rank:
                 place -= 1
             line.insert(place, waiter)
 
@@ -456,16 +460,21 @@ class LeaseGroup:
             self.drop(lease)
 
 
+tickets: Final = itertools.count()
+
+
 class Waiter:
     """One call in line for a lease.
 
     Attributes:
         owner: The pipeline of the event loop that makes the call; None for a thread's.
+        ticket: Counts the calls of this process: one that has to ask again comes before those that are younger.
         parent: The task that makes the call, if it is one.
     """
 
     task: str
     priority: int
+    ticket: int
     parent: str
     owner: object = None
 
@@ -494,6 +503,7 @@ class ThreadWaiter(Waiter):
         self.group = group
         self.task = task
         self.priority = priority
+        self.ticket = next(tickets)
         caller = current.get()
         self.parent = "" if caller is None else caller.task
         self.future: Future[Lease] = Future()

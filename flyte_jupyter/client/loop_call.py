@@ -18,7 +18,7 @@ from ..core.call_events import CANCELLED, TICK, Command, Commands, Do, Event, Fa
 from ..core.context import current
 from ..core.frames import Frame
 from . import broker, gpu_memory
-from .leases import Lease, LeaseGroup, Waiter
+from .leases import Lease, LeaseGroup, Waiter, tickets
 from .target import Outgoing, Target
 
 _NEVER: Final = float("inf")
@@ -67,6 +67,7 @@ class CallOnLoop(Waiter):
         self.context = context
         self.task = target.shown
         self.priority = target.priority
+        self.ticket = next(tickets)
         caller = current.get()
         self.parent = "" if caller is None else caller.task
         self.value: Any = None
