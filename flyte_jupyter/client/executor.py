@@ -29,7 +29,6 @@ from ..core import failure
 from ..core.call_events import Request
 from ..core.context import current
 from . import broker, exits, runs
-from .capture.places import follow
 from .handle import PoolHandle, handle_of
 from .looping import LoopCall
 from .target import Target, request_of, shown_name
@@ -39,6 +38,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+RECENT: Final = 32
+RECENT_S: Final = 0.25
+"""So long, at least, and at most twice as long, an executor knows a callable after it was submitted, and so many."""
 TURN_S: Final = 1.0
 """How long the loop may take to come to a thread that waits for its next turn."""
 
@@ -308,18 +310,6 @@ class SubmittedTarget(Target):
             super().__init__(bare, Request(name, pool.name), pool)
 
 
-def _name_of(function: Callable[..., Any]) -> tuple[str, str] | None:
-    """The module and the name there that keep this very callable; None of a lambda, a closure or a bound method."""
-    bare = function.func if isinstance(function, Task) else function
-    name = (str(getattr(bare, "__module__", None)), str(getattr(bare, "__qualname__", None)))
-    return name if _named(name) is function else None
-
-
-def _named(name: tuple[str, str]) -> object:
-    module = sys.modules.get(name[0])
-    return None if module is None else follow(vars(module), name[1])
-
-
 class BrokenPool(errors.ReplicaDied, BrokenExecutor):
     """The replica that ran a submitted call died. Only that call failed: others, and the executor, go on."""
 
@@ -368,7 +358,9 @@ class PoolExecutor(Executor):
         self._closed = False
         self._line: Line | None = None
         self._targets: weakref.WeakValueDictionary[int, SubmittedTarget] = weakref.WeakValueDictionary()
-        self._named: dict[tuple[str, str], SubmittedTarget] = {}
+        self._recent: dict[int, SubmittedTarget] = {}
+        self._older: dict[int, SubmittedTarget] = {}
+        self._forgetting = False
 
     @property
     def _max_workers(self) -> int:
@@ -432,7 +424,8 @@ class PoolExecutor(Executor):
         items = zip(*iterables)  # noqa: B905 - the shortest wins
         function, args, kwargs = _unwrapped(fn, (), {})
         if chunksize == 1 or _needs_fresh_kernel(function):
-            return self._results(self._submits(fn, items), deadline, buffersize)
+            more = (functools.partial(self.submit, fn, *item) for item in items)
+            return self._results(more, deadline, buffersize)
         bare = function.func if isinstance(function, Task) else function
         run_chunk = _run_chunk_async if inspect.iscoroutinefunction(bare) else _run_chunk
         chunks = iter(lambda: list(itertools.islice(items, chunksize)), [])
@@ -450,7 +443,7 @@ class PoolExecutor(Executor):
         """
         with self._lock:
             self._closed = True
-            self._named.clear()
+            self._recent, self._older = {}, {}
         if self._line is None:
             return
         if cancel_futures:
@@ -474,24 +467,27 @@ class PoolExecutor(Executor):
     # --- private
 
     def _target(self, function: Callable[..., Any]) -> SubmittedTarget:
-        """The one of this callable: for as long as a call of it is under way, or its module keeps the callable."""
-        found = self._targets.get(id(function))  # by identity, as callables may be equal or unhashable
+        """The one of this callable: while a call of it is under way, and for a moment after, as the next may follow."""
+        found = self._recent.get(id(function))  # by identity, as callables may be equal or unhashable
         if found is not None:
             return found
-        for gone in [name for name, target in self._named.items() if _named(name) is not target.given]:
-            del self._named[gone]
-        made = self._targets[id(function)] = SubmittedTarget(function, self.pool)
-        name = _name_of(function)
-        if name is not None:
-            self._named[name] = made
-        return made
+        found = self._targets.get(id(function))
+        if found is None:
+            found = self._targets[id(function)] = SubmittedTarget(function, self.pool)
+        if len(self._recent) >= RECENT:
+            self._recent.clear()
+        self._recent[id(function)] = found
+        if not self._forgetting:
+            self._forgetting = True
+            background().call_soon_threadsafe(_forget_later, weakref.ref(self))
+        return found
 
-    def _submits(self, fn: Callable[..., T], items: Iterator[tuple[Any, ...]]) -> Iterator[Callable[[], Future[T]]]:
+    def _forget(self) -> bool:
+        """Let go of what was not submitted for a while; whether something is left."""
         with self._lock:
-            target = self._target(_unwrapped(fn, (), {})[0])
-        for item in items:
-            yield functools.partial(self.submit, fn, *item)
-        del target  # kept until here, so that each call finds it, however quickly the one before is done
+            self._older, self._recent = self._recent, {}
+            self._forgetting = bool(self._older)
+            return self._forgetting
 
     @staticmethod
     def _results(more: Iterator[Callable[[], Future[T]]], deadline: float | None, ahead: int | None) -> Iterator[T]:
@@ -509,6 +505,16 @@ class PoolExecutor(Executor):
                     future.cancel()
 
         return results()
+
+
+def _forget_later(executor: weakref.ref[PoolExecutor]) -> None:
+    asyncio.get_running_loop().call_later(RECENT_S, _forget_now, executor)
+
+
+def _forget_now(executor: weakref.ref[PoolExecutor]) -> None:
+    found = executor()
+    if found is not None and found._forget():
+        _forget_later(executor)
 
 
 def _result_or_cancel(future: Future[T], deadline: float | None) -> T:
