@@ -191,6 +191,16 @@ OURS = [
             "Await it in a kernel that shares its replica: `flyte-jupyter attach gpu --shared`. Nothing was started.",
         ],
     ),
+    (
+        errors.StarvationError("cold.rec", "cold.rec", "cold", max_replicas=64, memory=True),
+        [
+            'FJ601 This would wait for ever: task "cold.rec" waits for "cold.rec", and no memory is left for another'
+            ' fresh kernel of "cold".',
+            "Each of its calls has a kernel of its own, which is there until the calls that it waits for have ended.",
+            'Free some memory, or let its calls share kernels: `TaskEnvironment("cold", reusable=...)`.'
+            " Nothing was started.",
+        ],
+    ),
 ]
 
 OTHERS = [

@@ -22,6 +22,7 @@ from ..core.scheduler import Scheduler
 from ..devices import find_devices
 from ..errors import BrokerUnavailable
 from .engine import Engine
+from .memory import find_memory
 from .sampler import Sampler
 from .server import serve
 
@@ -92,6 +93,7 @@ async def _run(folder: Path) -> None:
             zygotes=launcher.zygotes.views,
             spawned=launcher.spawned,
             sampler=Sampler.of_this_machine(),
+            find_memory=find_memory,
         )
         tasks.start_soon(_on_signals, engine)
         tasks.start_soon(launcher.zygotes.retire)

@@ -45,6 +45,8 @@ WATCH_FIRST_S: Final = 0.01
 WATCH_BURST: Final = 10.0
 WATCH_INTERVAL_S: Final = 0.1
 SHUTDOWN_S: Final = 5.0
+MEMORY_S: Final = 0.25
+"""How old what was measured may be when a call asks for a fresh kernel, or waits for memory."""
 
 
 class LaunchesReplicas(Protocol):
@@ -69,6 +71,7 @@ class Engine:
     Args:
         idle_s: End after this many seconds with neither client nor replica.
         find_devices: Asks the machine for its GPUs; may block, runs in a thread.
+        find_memory: Asks it for its main memory, which takes no time; without it there is enough.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Engine:
         zygotes: Callable[[], tuple[ZygoteView, ...]] = tuple,
         spawned: Mapping[str, str] = MappingProxyType({}),
         sampler: Sampler | None = None,
+        find_memory: Callable[[], events.MemoryMeasured] | None = None,
     ) -> None:
         self.scheduler = scheduler
         self._timeline = Timeline(secrets.token_hex(4), scheduler.index_of)
@@ -92,6 +96,8 @@ class Engine:
         self._zygotes = zygotes
         self._spawned = spawned
         self.sampler = sampler or Sampler()
+        self._find_memory = find_memory
+        self._measured_at = -math.inf
         self._send_event, self._inbox = create_memory_object_stream[events.Event | anyio.Event](math.inf)
         self._clients: dict[str, Callable[[Message], None]] = {}
         self._nested: set[str] = set()
@@ -161,6 +167,7 @@ class Engine:
                 devices=spec.devices,
                 generation=declaration.preload.generation if declaration.preload else "",
                 single_use=spec.single_use,
+                memory_bytes=spec.memory_bytes,
             )
         )
 
@@ -242,15 +249,29 @@ class Engine:
             revision = self.scheduler.revision
             if isinstance(event, events.PoolDeclared):
                 self._coming[event.pool] -= 1
-            done = self.scheduler.handle(event, now=now)
-            self._timeline.record(event, done, now=now)
-            for command in done:
-                self._perform(command)
+            if self._find_memory is not None and self._needs_memory(event) and now >= self._measured_at + MEMORY_S:
+                self._measured_at = now
+                self._handle(self._find_memory(), now)
+            self._handle(event, now)
             self._after(event, revision, now)
+
+    def _handle(self, event: events.Event, now: float) -> None:
+        done = self.scheduler.handle(event, now=now)
+        self._timeline.record(event, done, now=now)
+        for command in done:
+            self._perform(command)
+
+    def _needs_memory(self, event: events.Event) -> bool:
+        """Whether the scheduler is about to ask itself how much memory is free."""
+        if isinstance(event, events.LeaseRequested):
+            declaration = self._declarations.get(event.pool)
+            return declaration is not None and declaration.spec.single_use
+        return self.scheduler.lacks_memory
 
     def _deadline(self) -> float:
         quiet = math.inf if self._quiet_since is None else self._quiet_since + self._idle_s
-        return min(self.scheduler.next_deadline(), quiet)
+        measure = self._measured_at + MEMORY_S if self.scheduler.lacks_memory else math.inf
+        return min(self.scheduler.next_deadline(), quiet, measure)
 
     def _after(self, event: events.Event, revision: int, now: float) -> None:
         match event:

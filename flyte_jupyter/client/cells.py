@@ -25,11 +25,11 @@ from ..core.cells import CellReply, CellRequest, Scope
 from ..core.definitions import ImportDefinition, SourceDefinition, ValueDefinition
 from ..core.format import last_line
 from ..core.frames import Buffer, Frame, Status
-from ..core.policy import SINGLE_USE_SCALING
 from ..core.snapshot import PoolView
 from . import blocking, broker, comms, outputs, runs
 from .capture import Captured
 from .channel import Channel
+from .fresh import fresh_scaling
 from .handle import PoolHandle
 from .identity import describe_client
 from .leases import Lease, LeaseGroup
@@ -315,7 +315,7 @@ class AttachedPool(PoolHandle):
 
 def fresh_pool(pool: PoolHandle) -> PoolHandle:
     """A pool like this one whose replicas serve one call each: a cold start, and nothing of an earlier cell."""
-    made = PoolHandle(pool.spec.model_copy(update={"single_use": True}), SINGLE_USE_SCALING)
+    made = PoolHandle(pool.spec.model_copy(update={"single_use": True}), fresh_scaling())
     made._loaders = pool._loaders
     made.set_preimport(pool._preimport)
     made.start_timeout = pool.start_timeout
@@ -554,6 +554,8 @@ def waiting_line(pool: PoolHandle, snapped: p.Snapped, name: str) -> str:
     if ask is not None:
         place = "next in the queue" if ask.position == 0 else f"{_ordinal(ask.position + 1)} in the queue"
         words.append(f"{place if view.waiting > 1 else ''}{text.expectation(ask, now, 'about')}".removeprefix(", "))
+    if view.waits_for:
+        words.append(f"waits for {view.waits_for}")
     for replica in view.replicas:
         if replica.state in ("starting", "loading"):
             words.append(f"{replica.name} {replica.state} {text.countdown(now - replica.started_at)}")
@@ -563,8 +565,6 @@ def waiting_line(pool: PoolHandle, snapped: p.Snapped, name: str) -> str:
             words.append(f"{replica.name} {replica.state} {since} ({lease.task}, {lease.client})")
     if view.failure is not None and view.failure.cause.strip():
         words.append(f"last start failed: {last_line(view.failure.cause)}")
-    if view.waits_for:
-        words.append(f"waits for {view.waits_for}")
     said = " · ".join([word for word in words if word][:4])
     return text.visible(f"Waiting for {view.name}: {said or text.pool_state(view)}")
 

@@ -16,7 +16,6 @@ from types import FrameType, NoneType
 from typing import Any, ParamSpec, TypeVar, cast, get_overloads, overload
 
 from ..core.policy import (
-    SINGLE_USE_SCALING,
     Cache,
     CacheRequest,
     RetryStrategy,
@@ -30,6 +29,7 @@ from ..core.resources import Resources
 from ..core.spec import EnvironmentSpec, Scaling
 from ..errors import with_notes
 from .checks import check_env_vars, check_pod_template, did_you_mean, expect
+from .fresh import fresh_scaling
 from .functions import task_function
 from .image import Image
 from .options import MAX_INLINE_IO_BYTES, OF_THE_ENVIRONMENT, TimeoutType, pool_spec
@@ -340,7 +340,7 @@ class TaskEnvironment:
 
     def scaling(self) -> Scaling:
         """Return how many replicas the pool may have, and for how long."""
-        return self.reusable.scaling() if self.reusable else SINGLE_USE_SCALING
+        return self.reusable.scaling() if self.reusable else fresh_scaling()
 
     @staticmethod
     def remake(environment: dict[str, Any], options: dict[str, Any], function: Any) -> Task[..., Any]:

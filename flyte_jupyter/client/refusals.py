@@ -45,4 +45,5 @@ def explain_refusal(message: p.Refused) -> errors.BaseRuntimeError:
                 max_replicas=int(detail["replicas"]),
                 concurrency=int(detail["concurrency"]),
                 cell=detail.get("cell", ""),
+                memory=detail.get("lacks") == "memory",
             )

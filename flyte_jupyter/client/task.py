@@ -13,7 +13,6 @@ from types import FrameType, FunctionType, NoneType
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
 from ..core.policy import (
-    SINGLE_USE_SCALING,
     CacheRequest,
     RetryStrategy,
     ReusePolicy,
@@ -27,6 +26,7 @@ from ..core.resources import Resources
 from ..core.spec import EnvironmentSpec, Scaling
 from ..errors import with_notes
 from .checks import check_env_vars, did_you_mean, expect
+from .fresh import fresh_scaling
 from .functions import first_parameter, no_method
 from .interface import NativeInterface, outputs
 from .options import OPTIONS, Options, TimeoutType, pool_spec
@@ -302,7 +302,7 @@ class Task(Options, Generic[P, R]):
     def scaling(self) -> Scaling:
         """Return how many replicas that pool may have, and for how long."""
         if self._scaling is None:
-            self._scaling = self.reusable.scaling() if self.reusable else SINGLE_USE_SCALING
+            self._scaling = self.reusable.scaling() if self.reusable else fresh_scaling()
         return self._scaling
 
     def declaration(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -41,6 +41,7 @@ class PoolDeclared:
     Declaring starts nothing. A client that declared another `pool` under the same `name` before has
     changed its mind: that older pool retires unless somebody else declared it too. A replica of a
     `single_use` pool serves one lease and then stops; such a pool supersedes no other and is not superseded.
+    `memory_bytes` is what one of its replicas may use.
     """
 
     client: str
@@ -50,6 +51,7 @@ class PoolDeclared:
     devices: DeviceRequest
     generation: str = ""
     single_use: bool = False
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,17 @@ class DevicesFound:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryMeasured:
+    """The main memory that new processes could have now, and all there is, in bytes.
+
+    It is measured when a call asks for a fresh kernel, and again and again while one waits for memory.
+    """
+
+    free: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed; nothing else did."""
 
@@ -270,5 +283,6 @@ Event = (
     | ReplicaExited
     | CallsReported
     | DevicesFound
+    | MemoryMeasured
     | Tick
 )

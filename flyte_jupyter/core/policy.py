@@ -21,17 +21,21 @@ logger = logging.getLogger("flyte")
 INTERACTIVE_IDLE_TTL_S = 1800.0
 INTERACTIVE_SCALEDOWN_TTL_S = 300.0
 _MINIMUM_TTL = timedelta(seconds=30)
-_SINGLE_USE_REPLICAS = 8
 _SINGLE_USE_TTL_S = 30.0
+MAX_FRESH_VARIABLE = "FLYTE_JUPYTER_MAX_FRESH_KERNELS"
+MAX_FRESH_KERNELS = 64
+"""The most fresh kernels of an environment that run at once where nobody says another number."""
 
-SINGLE_USE_SCALING = Scaling(
-    min_replicas=0,
-    max_replicas=_SINGLE_USE_REPLICAS,
-    concurrency=1,
-    idle_ttl=_SINGLE_USE_TTL_S,
-    scaledown_ttl=_SINGLE_USE_TTL_S,
-)
-"""What a pool gets that reuses nothing: a replica per call, at most 8 at a time."""
+
+def single_use_scaling(max_replicas: int) -> Scaling:
+    """Return what a pool gets that reuses nothing: a replica for each call, at most `max_replicas` at a time."""
+    return Scaling(
+        min_replicas=0,
+        max_replicas=max_replicas,
+        concurrency=1,
+        idle_ttl=_SINGLE_USE_TTL_S,
+        scaledown_ttl=_SINGLE_USE_TTL_S,
+    )
 
 
 class _UnstatedSeconds(int):

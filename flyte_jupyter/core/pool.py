@@ -82,6 +82,11 @@ class Replica:
         return any(lease.running for lease in self.leases.values())
 
     @property
+    def waits(self) -> bool:
+        """Whether a task here has called others that have not ended."""
+        return any(lease.children for lease in self.leases.values())
+
+    @property
     def attached(self) -> bool:
         """Whether somebody has it, or waits for it, alone: it takes no calls."""
         return bool(self.guests) and any(not guest.shared for guest in self.guests.values())
@@ -140,6 +145,7 @@ class Pool:
     devices: DeviceRequest
     generation: str
     single_use: bool
+    memory_bytes: int = 0  # that one replica may use; 0 if that is not limited
     room: float = math.inf  # how many of its replicas the machine's devices allow
 
     declared: Scaling | None = None  # `scaling` differs from it after an explicit PoolScaled
@@ -168,7 +174,7 @@ class Pool:
     _indices: list[int] = field(default_factory=list)
     _next_index: int = 0
 
-    queue: Queue[Lease] = field(default_factory=Queue)
+    queue: Queue[Lease] = field(init=False)
     running: int = 0
     queued_children: int = 0  # requests with a parent
     waiting_parents: int = 0  # leases held here that wait for another, in whatever pool
@@ -187,6 +193,9 @@ class Pool:
     made_ready: int = 0
     start_s: float = 0.0  # of those that were made ready, all together
     usual: Usual = field(default_factory=Usual)
+
+    def __post_init__(self) -> None:
+        self.queue = Queue(nested_first=self.single_use)
 
     # Sizes
 
@@ -207,6 +216,23 @@ class Pool:
     @property
     def cap(self) -> float:
         return min(self.scaling.max_replicas, self.room)
+
+    @property
+    def working(self) -> int:
+        """Live replicas without those whose tasks wait for others."""
+        return sum(each.state != "stopping" and not each.waits for each in self.replicas.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether none may be added for those who wait.
+
+        A single-use pool serves calls of tasks first, and for those it leaves out the replicas that wait for others:
+        else a recursion would hold all of them and wait for one more.
+        """
+        if self.live < self.cap:
+            return False
+        nested = self.single_use and self.queued_children > self.coming
+        return not nested or self.working >= self.scaling.max_replicas
 
     @property
     def floor(self) -> int:

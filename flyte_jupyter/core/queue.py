@@ -20,6 +20,9 @@ class Request(Protocol):
     client: str
     order: int
 
+    @property
+    def parent(self) -> object: ...  # the call that makes this one, if that is a task's
+
 
 R = TypeVar("R", bound=Request)
 
@@ -37,12 +40,17 @@ class Share(Generic[R]):
 
 
 class Queue(Generic[R]):
-    """The shares of all clients that wait for slots of a pool, or hold some."""
+    """The shares of all clients that wait for slots of a pool, or hold some.
 
-    __slots__ = ("_askers", "_claims", "_givers", "_next_up", "_shares", "_turns", "waiting")
+    Args:
+        nested_first: Calls of tasks come before all others: each of them keeps a replica that waits for it.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_askers", "_claims", "_givers", "_nested_first", "_next_up", "_shares", "_turns", "waiting")
+
+    def __init__(self, *, nested_first: bool = False) -> None:
         self.waiting = 0
+        self._nested_first = nested_first
         self._shares: dict[str, Share[R]] = {}
         self._next_up = Ranking()  # clients that wait
         self._askers = Ranking()  # clients that wait and may have a lease recalled
@@ -54,6 +62,10 @@ class Queue(Generic[R]):
         """Every request that waits."""
         for share in self._shares.values():
             yield from share.waiting.values()
+
+    def is_late(self, share: Share[R]) -> bool:
+        """Whether calls of tasks come before those of this client, which waits."""
+        return self._nested_first and next(iter(share.waiting.values())).parent is None
 
     def shares(self) -> Iterator[Share[R]]:
         yield from self._shares.values()
@@ -142,7 +154,7 @@ class Queue(Generic[R]):
         """Rank a client anew: what it holds, waits for or claims has changed."""
         if share.waiting:
             head = next(iter(share.waiting.values())).order
-            self._next_up.put(share.client, share.held, share.turn, head)
+            self._next_up.put(share.client, self.is_late(share), share.held, share.turn, head)
             if share.claims < len(share.waiting):
                 self._askers.put(share.client, share.held + share.claims, head)
             else:

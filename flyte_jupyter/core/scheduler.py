@@ -12,15 +12,18 @@ only once it has exited.
 A person may attach to a replica. Alone, they keep out all calls and each other; the replica waits for them
 when it has to go, unless it is forced. Who shares it keeps it from going for being idle, and stands in nobody's way,
 but while a cell of theirs stands still until a call of its own has been served: nothing else can run there then.
+
+A fresh kernel is a replica of a `single_use` pool. It starts where there is memory, and serves one call. The calls of
+tasks come first, and a task that waits for them does not count toward the maximum: so a recursion comes to its end.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from heapq import nsmallest
 
-from . import starvation
 from .commands import (
     POOL_STOPPED,
     AskAfter,
@@ -47,6 +50,7 @@ from .events import (
     LeaseReleased,
     LeaseRequested,
     LeaseRevoked,
+    MemoryMeasured,
     PoolDeclared,
     PoolInterrupted,
     PoolKept,
@@ -70,6 +74,8 @@ from .starvation import Starvation
 
 ABANDONED_S = 6.0  # a call whose client is gone is being cancelled; then its replica is killed
 STORY_LENGTH = 1000
+FRESH_BYTES = 256 * 2**20  # free memory without which no fresh kernel starts, for each that starts just now
+FRESH_STARTS = 8  # processes that a pool starts at a time: more would all be ready late, and none early
 
 
 class Scheduler:
@@ -97,7 +103,10 @@ class Scheduler:
         # Pools that lack devices, those that lacked them first in front: for a waiting request, for the rest.
         self._hungry: dict[str, Pool] = {}
         self._wanting: dict[str, Pool] = {}
-        self._starvation = Starvation(self._inventory, self._replicas, self._hungry)
+        self._memory = MemoryMeasured(sys.maxsize, sys.maxsize)
+        self._unseen: dict[str, Replica] = {}  # fresh kernels whose memory was not in use when it was measured
+        self._pressed: dict[str, Pool] = {}  # pools whose calls wait for memory
+        self._starvation = Starvation(self._inventory, self._replicas, self._pools, self._hungry, self._pressed)
 
     def handle(self, event: Event, *, now: float) -> list[Command]:
         """Record one event, then return what must be done; `now` is in seconds, monotonic."""
@@ -111,13 +120,19 @@ class Scheduler:
             assert stuck.replica is not None
             self._stop(stuck.replica, f"{stuck.task} does not stop, and its client is gone", force=True)
         self._settle(now)
-        if not isinstance(event, CallsReported):  # several a second, for hours: they would push out the rest
+        # Those come several a second, for hours: they would push out the rest.
+        if not isinstance(event, CallsReported | MemoryMeasured):
             self.story.append((now, event, tuple(commands)))
         return commands
 
     def next_deadline(self) -> float:
         """When a `Tick` would change something at the latest; infinity when nothing is due."""
         return min(self._deadlines.first_rank(), self._abandoned.first_rank(), self._starvation.next_deadline())
+
+    @property
+    def lacks_memory(self) -> bool:
+        """Whether a call waits for memory: it has to be measured again from time to time."""
+        return bool(self._pressed)
 
     def name_of(self, replica: str) -> str:
         """What people call a replica: "gpu[0]"."""
@@ -135,6 +150,7 @@ class Scheduler:
             replicas=self._replicas,
             inventory=self._inventory,
             hungry=self._hungry,
+            pressed=self._pressed,
             revision=self.revision,
             now=self._now,
         )
@@ -210,6 +226,11 @@ class Scheduler:
                     if pool.devices.count:
                         pool.room = self._inventory.room(pool.devices)
                         self._touch(pool)
+            case MemoryMeasured():
+                self._memory = event
+                self._unseen = {key: each for key, each in self._unseen.items() if each.ready_at is None}
+                for pool in self._pressed.values():
+                    self._touch(pool)
             case PoolWarmed() | PoolScaled() | PoolKept() | PoolStopped() | PoolRestarted():
                 if known := self._pools.get(event.pool):
                     self._order(known, event, now)
@@ -232,8 +253,8 @@ class Scheduler:
         if parent and parent.replica:
             lease.parent = parent
             self._starvation.watch(pool)
-            if parent.opens is not None:
-                self._touch(parent.pool)  # its cell stands still from now on
+            if parent.opens is not None or parent.pool.single_use:
+                self._touch(parent.pool)  # its cell stands still from now on, or it makes room for others
         pool.enqueue(lease)
         pool.active = True
         pool.used_at = now
@@ -334,6 +355,7 @@ class Scheduler:
         if not replica.leases and not replica.guests and replica.state not in {"draining", "stopping"}:
             pool.count_failure(replica, cause, now)
         del self._replicas[replica.id]
+        self._unseen.pop(replica.id, None)
         pool.remove(replica)
         self._turn_away(replica, now)
         for lease in [*replica.leases.values(), *replica.guests.values()]:
@@ -342,6 +364,9 @@ class Scheduler:
         if replica.devices:
             self._inventory.release(replica.devices)
             for other in (*self._hungry.values(), *self._wanting.values()):
+                self._touch(other)
+        if pool.single_use:
+            for other in self._pressed.values():
                 self._touch(other)
         self._touch(pool)
 
@@ -368,7 +393,13 @@ class Scheduler:
         pool = self._pools.get(event.pool)
         if pool is None:
             pool = self._pools[event.pool] = Pool(
-                event.pool, event.name, event.scaling, event.devices, event.generation, event.single_use
+                event.pool,
+                event.name,
+                event.scaling,
+                event.devices,
+                event.generation,
+                event.single_use,
+                event.memory_bytes or 0,
             )
             if pool.devices.count:
                 pool.room = self._inventory.room(pool.devices)
@@ -456,7 +487,7 @@ class Scheduler:
         """Refuse one call that would wait for ever; True if one was."""
         victim = self._starvation.victim(now)
         if victim is not None:
-            self._refuse(victim, "starvation", starvation.explain(victim), now)
+            self._refuse(victim, "starvation", self._starvation.explain(victim), now)
         return victim is not None
 
     def _serve(self, pool: Pool, now: float) -> None:
@@ -572,17 +603,36 @@ class Scheduler:
         self._stop(pool.replicas[first], why)
 
     def _grow(self, pool: Pool, now: float) -> None:
-        lacking = False
+        lacking = pressed = False
         # While a preload is being renewed, replicas come one at a time: see `_keep_warm`.
         if pool.waiting and pool.active and not pool.failed and not pool.stale and now >= pool.retry_at:
-            while pool.waiting > pool.coming * pool.slots and pool.live < pool.cap and not lacking:
+            while pool.waiting > pool.coming * pool.slots and not pool.full and not lacking:
+                if pool.single_use:
+                    pressed = not self._has_memory(pool)
+                    if pressed or pool.count["starting"] >= FRESH_STARTS:
+                        break
                 lacking = not self._add(pool, "a call waits", now)
+        if pressed:
+            self._pressed[pool.key] = pool
+        else:
+            self._pressed.pop(pool.key, None)
         if lacking:
             self._hungry.setdefault(pool.key, pool)
             self._make_room(pool, now)
         elif self._hungry.pop(pool.key, None):
             for other in self._wanting.values():
                 self._touch(other)
+
+    def _has_memory(self, pool: Pool) -> bool:
+        """Whether a fresh kernel more may start: memory is free, and not all of it is promised to those that run."""
+        fresh = [other for other in self._pools.values() if other.single_use]
+        if not any(other.live for other in fresh):
+            return True  # nothing would come of waiting
+        total = self._memory.total
+        promised = sum(other.memory_bytes * other.working for other in fresh if other.memory_bytes)
+        free = self._memory.free - FRESH_BYTES * len(self._unseen)
+        # One alone may ask for more than there is.
+        return free >= FRESH_BYTES and min(promised, total) + min(pool.memory_bytes, total) <= total
 
     def _make_room(self, pool: Pool, now: float) -> None:
         """Stop idle replicas of other pools early if that is enough for one replica of this one."""
@@ -684,6 +734,8 @@ class Scheduler:
         self._started += 1
         replica = Replica(replica_id, pool, pool.take_index(), pool.generation, devices, now, why)
         self._replicas[replica_id] = replica
+        if pool.single_use:
+            self._unseen[replica_id] = replica
         pool.add(replica)
         self._commands.append(StartReplica(replica_id, pool.key, pool.generation, devices, why))
         return replica

@@ -15,6 +15,7 @@ from .. import errors
 from . import forecast
 from .format import last_line
 from .inventory import Device, Inventory
+from .policy import MAX_FRESH_VARIABLE
 from .pool import Client, Lease, Pool, Replica
 from .spec import DeviceRequest, Frozen, Scaling
 
@@ -192,10 +193,11 @@ def describe(
     replicas: Mapping[str, Replica],
     inventory: Inventory,
     hungry: Mapping[str, Pool],
+    pressed: Mapping[str, Pool],
     revision: int,
     now: float,
 ) -> Snapshot:
-    """The state as a picture; `hungry` are the pools in which a call waits for devices."""
+    """The state as a picture; a call waits for devices in `hungry` pools, for memory in `pressed` ones."""
     return Snapshot(
         revision=revision,
         now=now,
@@ -204,7 +206,9 @@ def describe(
                 pool,
                 clients,
                 (*_notes(pool, inventory), *_attached_note(pool, clients)),
-                holders_text(inventory, pool.devices, replicas) if pool.key in hungry else None,
+                holders_text(inventory, pool.devices, replicas)
+                if pool.key in hungry
+                else _fresh_text(pool, pool.key in pressed),
                 now,
             )
             for pool in pools.values()
@@ -233,6 +237,16 @@ def holders_text(inventory: Inventory, request: DeviceRequest, replicas: Mapping
         if (holder := inventory.holders.get(device.uuid)) is not None
     ]
     return ", ".join(held)
+
+
+def _fresh_text(pool: Pool, lacks_memory: bool) -> str | None:
+    """What a call waits for that will have a kernel of its own, if not only for that to start."""
+    if lacks_memory:
+        return "free memory for one more fresh kernel"
+    most = pool.scaling.max_replicas
+    if pool.single_use and pool.waiting > pool.coming and pool.full and pool.room >= most:
+        return f"one of {pool.live} fresh kernels to end (limit {most}: {MAX_FRESH_VARIABLE})"
+    return None
 
 
 def _pool_view(
@@ -332,11 +346,12 @@ def _replica_state(replica: Replica) -> ReplicaState:
 def _queue_view(pool: Pool, clients: Mapping[str, Client]) -> tuple[RequestView, ...]:
     # The client that holds the fewest leases is served first, and holds one more then.
     turns = (
-        (share.held + place, share.turn, lease.order, lease)
+        (pool.queue.is_late(share), share.held + place, share.turn, lease.order, lease)
         for share in pool.queue.shares()
+        if share.waiting
         for place, lease in enumerate(islice(share.waiting.values(), SHOWN_REQUESTS))
     )
-    first = [turn[3] for turn in nsmallest(SHOWN_REQUESTS, turns, key=lambda turn: turn[:3])]
+    first = [turn[4] for turn in nsmallest(SHOWN_REQUESTS, turns, key=lambda turn: turn[:4])]
     return tuple(
         RequestView(
             lease=lease.id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from .inventory import Inventory
 from .pool import Lease, Pool, Replica
@@ -17,13 +17,24 @@ class Starvation:
     Args:
         inventory: The machine's devices.
         replicas: All there are.
-        hungry: Pools with a request that lacks devices. All three are the scheduler's, which changes them.
+        pools: All there are.
+        hungry: Pools with a request that lacks devices.
+        pressed: Pools whose calls wait for memory. All five are the scheduler's, which changes them.
     """
 
-    def __init__(self, inventory: Inventory, replicas: Mapping[str, Replica], hungry: Mapping[str, Pool]) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        replicas: Mapping[str, Replica],
+        pools: Mapping[str, Pool],
+        hungry: Mapping[str, Pool],
+        pressed: Mapping[str, Pool],
+    ) -> None:
         self._inventory = inventory
         self._replicas = replicas
+        self._pools = pools
         self._hungry = hungry
+        self._pressed = pressed
         self._nested: dict[str, Pool] = {}  # pools in which a task's own call is queued
         self._stuck: dict[str, float] = {}  # those that can never serve it, and since when
 
@@ -48,9 +59,16 @@ class Starvation:
             lease
             for pool in stuck.values()
             for lease in pool.queue
-            if any(a.replica and (a.pool.key in stuck or a.replica.devices) for a in lease.ancestors())
+            if any(self._is_needed(ancestor, pool, stuck) for ancestor in lease.ancestors())
         ]
         return max(victims, key=lambda lease: lease.order, default=None)
+
+    def _is_needed(self, held: Lease, pool: Pool, stuck: Container[str]) -> bool:
+        """Whether a request of `pool` could be served if that lease ended."""
+        if held.replica is None:
+            return False
+        has_memory = pool.key in self._pressed and held.pool.single_use
+        return held.pool.key in stuck or bool(held.replica.devices) or has_memory
 
     def _stuck_pools(self) -> dict[str, Pool]:
         """The pools whose queued children can never be served: the greatest set that explains itself."""
@@ -67,7 +85,11 @@ class Starvation:
 
     def _is_stuck(self, pool: Pool, stuck: dict[str, Pool]) -> bool:
         """Whether no slot can come free and no replica can start, given that `stuck` serves nobody."""
-        if pool.live < pool.cap and not pool.failed:
+        if pool.key in self._pressed:
+            # Memory comes free when a fresh kernel ends that does not wait for it.
+            fresh = [each for other in self._pools.values() if other.single_use for each in other.replicas.values()]
+            return all(each.state != "stopping" and each.is_stuck(stuck, 1) for each in fresh)
+        if not pool.full and not pool.failed:
             # It could grow, unless the devices are held by those who wait for it.
             if pool.key not in self._hungry:
                 return False
@@ -82,19 +104,20 @@ class Starvation:
             replica.is_stuck(stuck, pool.slots) for replica in pool.replicas.values() if replica.state != "stopping"
         )
 
-
-def explain(lease: Lease) -> dict[str, str]:
-    """The detail of its refusal: who waits for whom, and how much room there is."""
-    pool = lease.pool
-    tasks = [lease.task, *(ancestor.task for ancestor in lease.ancestors())]
-    detail = {
-        "parent": tasks[1],
-        "child": lease.task,
-        "pool": pool.name,
-        "replicas": str(pool.scaling.max_replicas),
-        "concurrency": str(pool.slots),
-        "chain": " -> ".join(reversed(tasks)),
-    }
-    if lease.parent is not None and lease.parent.opens is not None and lease.parent.pool is pool:
-        detail["cell"] = "shared" if lease.parent.shared else "alone"
-    return detail
+    def explain(self, lease: Lease) -> dict[str, str]:
+        """The detail of its refusal: who waits for whom, and how much room there is."""
+        pool = lease.pool
+        tasks = [lease.task, *(ancestor.task for ancestor in lease.ancestors())]
+        detail = {
+            "parent": tasks[1],
+            "child": lease.task,
+            "pool": pool.name,
+            "replicas": str(pool.scaling.max_replicas),
+            "concurrency": str(pool.slots),
+            "chain": " -> ".join(reversed(tasks)),
+        }
+        if lease.parent is not None and lease.parent.opens is not None and lease.parent.pool is pool:
+            detail["cell"] = "shared" if lease.parent.shared else "alone"
+        if pool.key in self._pressed:
+            detail["lacks"] = "memory"
+        return detail

@@ -133,6 +133,7 @@ class StarvationError(PoolError, RuntimeUserError):
         concurrency: Slots per replica.
         possible: The most replicas the machine has room for, when that is what limits the pool.
         cell: "alone" or "shared" if no task waits but a cell, of somebody who has opened a replica of the pool so.
+        memory: The child needs a kernel of its own, and those that wait have all the memory.
     """
 
     fj_code = "FJ601"
@@ -147,11 +148,14 @@ class StarvationError(PoolError, RuntimeUserError):
         concurrency: int = 1,
         possible: int | None = None,
         cell: str = "",
+        memory: bool = False,
     ) -> None:
         replicas = max_replicas if possible is None else min(max_replicas, possible)
         held = "the only replica" if replicas * concurrency == 1 else "a slot, like every other waiting task,"
         limited = "" if possible is None or possible >= max_replicas else f" (this machine has room for {possible})"
-        if cell:
+        if memory:
+            what = f'task "{parent}" waits for "{child}", and no memory is left for another fresh kernel of "{pool}"'
+        elif cell:
             what = f'a cell in a replica of "{pool}" waits for "{child}", and keeps that replica from serving it'
         else:
             what = f'task "{parent}" holds {held} of "{pool}" and waits for "{child}", which needs the same pool'
@@ -162,12 +166,16 @@ class StarvationError(PoolError, RuntimeUserError):
                 cure = f"await the call: `await {child.rpartition('.')[2]}.aio(...)`"
             case _:
                 cure = f'make the parent use no replica: `{parent.rpartition(".")[2]}.override(reusable="off")`'
-        if not limited:
+        if memory:
+            cure = f'free some memory, or let its calls share kernels: `TaskEnvironment("{pool}", reusable=...)`'
+        elif not limited:
             cure = f"run `flyte-jupyter scale {pool} {max_replicas}:{max_replicas + 1}`, or {cure}"
         self._explain(
             "user",
             f"This would wait for ever: {what}.",
-            f"replicas max {max_replicas}{limited} × concurrency {concurrency}.",  # noqa: RUF001
+            "Each of its calls has a kernel of its own, which is there until the calls that it waits for have ended."
+            if memory
+            else f"replicas max {max_replicas}{limited} × concurrency {concurrency}.",  # noqa: RUF001
             f"{cure[0].upper()}{cure[1:]}. Nothing was started.",
         )
         self.parent = parent

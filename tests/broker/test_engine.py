@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from anyio import CancelScope, current_time, sleep
 
-from flyte_jupyter.broker.engine import SHUTDOWN_S, Engine
+from flyte_jupyter.broker.engine import MEMORY_S, SHUTDOWN_S, Engine
 from flyte_jupyter.broker.exits import Exit
 from flyte_jupyter.broker.life import Orders
 from flyte_jupyter.core import commands, events
@@ -113,9 +113,11 @@ def declaration(
     scaledown_ttl: float = 300,
     gpus: int = 0,
     preload: str = "",
+    single_use: bool = False,
 ) -> p.Declaration:
+    devices = DeviceRequest(count=gpus)
     return p.Declaration(
-        spec=EnvironmentSpec(name=name, interpreter="/python", devices=DeviceRequest(count=gpus)),
+        spec=EnvironmentSpec(name=name, interpreter="/python", devices=devices, single_use=single_use),
         scaling=Scaling(
             min_replicas=low,
             max_replicas=high,
@@ -135,13 +137,14 @@ def play(
     launcher: FakeLauncher | None = None,
     *,
     find_devices: Callable[[], events.DevicesFound] = lambda: NO_GPU,
+    find_memory: Callable[[], events.MemoryMeasured] | None = None,
     end: bool = True,
 ) -> float:
     """Run an engine and a scenario beside it; return the virtual time that it took. Nothing may be left."""
     launcher = launcher or FakeLauncher()
 
     async def main() -> float:
-        engine = Engine(Scheduler(), launcher, find_devices=find_devices)
+        engine = Engine(Scheduler(), launcher, find_devices=find_devices, find_memory=find_memory)
         began = current_time()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(engine.run)
@@ -176,6 +179,30 @@ def test_a_request_is_granted_once_its_replica_is_ready() -> None:
         await scenario(engine, launcher)
 
     play(timed)
+
+
+def test_memory_is_measured_again_and_again_while_a_fresh_kernel_waits_for_it_and_else_never() -> None:
+    measured: list[float] = []
+
+    def find_memory() -> events.MemoryMeasured:
+        measured.append(current_time())
+        return events.MemoryMeasured(2**33 if len(measured) > 5 else 0, 2**34)
+
+    async def scenario(engine: Engine, launcher: FakeLauncher) -> None:
+        ada, warm, fresh = Client(engine, "ada"), declaration(), declaration("fresh", high=8, single_use=True)
+        await engine.declare("ada", warm)
+        await engine.declare("ada", fresh)
+        ada.acquire("l0", warm.spec.key)
+        assert not (await ada.hear(p.Granted)).single_use
+        assert measured == []
+        ada.acquire("l1", fresh.spec.key)
+        ada.acquire("l2", fresh.spec.key)
+        assert (await ada.hear(p.Granted, 3)).single_use
+        assert [round(later - earlier, 3) for earlier, later in pairwise(measured)] == [MEMORY_S] * 5
+        await sleep(3600)
+        assert len(measured) == 6
+
+    play(scenario, find_memory=find_memory)
 
 
 def test_a_pool_that_nobody_declared_is_refused() -> None:

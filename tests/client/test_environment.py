@@ -731,9 +731,23 @@ def test_without_reuse_a_replica_serves_one_call() -> None:
     for task in (TaskEnvironment("cold").task(plain), warm().task(plain).override(reusable="off")):
         assert task.spec(PYTHON).single_use
         assert task.scaling().min_replicas == 0
-        assert (task.scaling().max_replicas, task.scaling().idle_ttl) == (8, 30)
+        assert (task.scaling().max_replicas, task.scaling().idle_ttl) == (64, 30)
     assert TaskEnvironment("cold").scaling() == task.scaling()
     assert TaskEnvironment("cold").spec(PYTHON).single_use
+
+
+def test_a_variable_says_how_many_fresh_kernels_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLYTE_JUPYTER_MAX_FRESH_KERNELS", "3")
+    for task in (TaskEnvironment("cold").task(plain), warm().task(plain).override(reusable="off")):
+        assert task.scaling().max_replicas == 3
+    assert warm().task(plain).scaling().max_replicas == warm().scaling().max_replicas
+
+
+@pytest.mark.parametrize("stated", ["0", "-1", "many", "2.5", " "])
+def test_another_value_than_a_number_of_fresh_kernels_is_refused(stated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLYTE_JUPYTER_MAX_FRESH_KERNELS", stated)
+    with pytest.raises(ValueError, match=f"FLYTE_JUPYTER_MAX_FRESH_KERNELS must be a whole .* got '{stated}'"):
+        TaskEnvironment("cold").scaling()
 
 
 def test_an_override_has_its_own_pool_and_scaling_is_no_identity() -> None:

@@ -33,6 +33,7 @@ from flyte_jupyter.core.events import (
     LeaseRequested,
     LeaseRevoked,
     LeaseUse,
+    MemoryMeasured,
     PoolDeclared,
     PoolInterrupted,
     PoolKept,
@@ -49,7 +50,7 @@ from flyte_jupyter.core.events import (
     Tick,
 )
 from flyte_jupyter.core.inventory import Device
-from flyte_jupyter.core.scheduler import Scheduler
+from flyte_jupyter.core.scheduler import FRESH_BYTES, Scheduler
 from flyte_jupyter.core.snapshot import Snapshot
 from flyte_jupyter.core.spec import DeviceRequest, Scaling
 from flyte_jupyter.core.timeline import Timeline
@@ -80,6 +81,7 @@ SCALINGS = st.builds(
 )
 ONE = Scaling(min_replicas=0, max_replicas=1, concurrency=1, idle_ttl=30, scaledown_ttl=30)
 CLIENTS = ("ada", "bob", "cyd")
+MEMORY_BYTES = 2**30
 
 
 class World(RuleBasedStateMachine):
@@ -156,6 +158,8 @@ class World(RuleBasedStateMachine):
                 assert len(devices) == REQUESTS[pool].count
                 self.starts[replica] = command
                 live = [r for r, s in self.starts.items() if s.pool == pool and r not in self.stopped]
+                if pool == "once" and self.nested_in(pool):
+                    live = [r for r in live if not self.waits(r)]
                 extra = why in {"the preload has changed", "the pool is being restarted"}
                 assert len(live) <= self.scaling[pool].max_replicas + extra, "above the maximum"
             case Interrupt(replica, lease):
@@ -189,7 +193,12 @@ class World(RuleBasedStateMachine):
             self.declared[pool] = self.scaling[pool] = scaling
         self.generation[pool] = generation
         devices = REQUESTS[pool]
-        self.play(PoolDeclared(client, pool, name, scaling, devices, generation, single_use=pool == "once"))
+        once = pool == "once"
+        self.play(
+            PoolDeclared(
+                client, pool, name, scaling, devices, generation, single_use=once, memory_bytes=once * MEMORY_BYTES
+            )
+        )
 
     @rule(pool=POOLS, scaling=SCALINGS)
     def scale(self, pool: str, scaling: Scaling) -> None:
@@ -254,6 +263,19 @@ class World(RuleBasedStateMachine):
         """Whether a cell of somebody who shares it waits for a call."""
         waits = {self.called_by.get(lease) for lease in (*self.waiting, *self.held)}
         return any(self.guests[lease][1:] == (replica, True) for lease in self.inside & waits)
+
+    def waits(self, replica: str) -> bool:
+        """Whether a task there has called others that have not ended."""
+        waits = {self.called_by.get(lease) for lease in (*self.waiting, *self.held)}
+        return any(at == replica and lease in waits for lease, (_, _, at) in self.held.items())
+
+    def nested_in(self, pool: str) -> bool:
+        """Whether a call of a task waits there."""
+        return any(at == pool and lease in self.called_by for lease, (_, at) in self.waiting.items())
+
+    @rule(free=st.integers(0, 4), total=st.integers(1, 4))
+    def measure(self, free: int, total: int) -> None:
+        self.play(MemoryMeasured(free * FRESH_BYTES, total * MEMORY_BYTES))
 
     @rule(client=st.sampled_from(CLIENTS), pool=POOLS, many=st.integers(1, 4), data=st.data())
     def request(self, client: str, pool: str, many: int, data: st.DataObject) -> None:
@@ -451,6 +473,12 @@ class World(RuleBasedStateMachine):
         return [lease for lease, (_, at, _) in self.guests.items() if at == replica]
 
     @invariant()
+    def who_lacks_memory_is_told_so(self) -> None:
+        told = [pool.key for pool in self.picture.pools if pool.waits_for and "memory" in pool.waits_for]
+        assert bool(told) == self.scheduler.lacks_memory
+        assert set(told) <= {"once"}
+
+    @invariant()
     def nobody_waits_for_nothing(self) -> None:
         for pool in self.picture.pools:
             something_will_happen = (
@@ -461,7 +489,7 @@ class World(RuleBasedStateMachine):
             assert not pool.waiting or something_will_happen
 
     def teardown(self) -> None:
-        # Play on: all is served, then given back.
+        # Play on: all is served, then given back. Where there is no memory, one fresh kernel runs at a time.
         for _ in range(2000):
             if not (self.waiting or self.held or self.starts or self.guests):
                 break

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import START_S, alive, assert_quiet, attempt, wait_until
+from support import START_S, TIME_SCALE, Counter, OwnBroker, alive, assert_quiet, attempt, mark, wait_until
 from test_notebook import Notebook
 
 import flyte_jupyter as flyte
-from flyte_jupyter.client import broker, handle
+from flyte_jupyter.client import broker
 
 pytestmark = pytest.mark.kernel
 
@@ -117,9 +117,14 @@ def in_threads(task: Any) -> list[Left]:
         return list(threads.map(call, range(CALLS)))
 
 
-def _submitted(task: Any) -> list[Left]:
-    with handle.handle_of(task).executor() as pool:
-        return [future.result() for future in [pool.submit(task, x) for x in range(CALLS)]]
+def submitted(task: Any) -> list[Left]:
+    with flyte.pool(warm).executor() as executor:
+        return [future.result() for future in [executor.submit(task, x) for x in range(CALLS)]]
+
+
+def mapped_by_an_executor(task: Any) -> list[Left]:
+    with flyte.pool(warm).executor() as executor:
+        return list(executor.map(task, range(CALLS), chunksize=2))
 
 
 WAYS: dict[str, Callable[[Any], list[Left]]] = {
@@ -129,7 +134,8 @@ WAYS: dict[str, Callable[[Any], list[Left]]] = {
     "map": mapped,
     "run": run,
     "threads": in_threads,
-    "executor": _submitted,
+    "executor": submitted,
+    "chunks": mapped_by_an_executor,
 }
 
 
@@ -176,6 +182,70 @@ def test_a_fresh_kernel_that_calls_others_keeps_its_own_state() -> None:
     assert last[1:] == (2, 2)
     assert [each[1:] for each in others] == [(1, 1)] * 3
     assert len({pid for pid, *_ in [first, *others]}) == 4
+
+
+# --- how many at once
+
+
+@plain.task
+async def descend(n: int) -> int:
+    return 0 if n == 0 else 1 + await descend(n - 1)
+
+
+@plain.task
+def descend_blocking(n: int) -> int:
+    return 0 if n == 0 else 1 + descend_blocking(n - 1)
+
+
+@pytest.mark.parametrize("task", [descend, descend_blocking], ids=["async", "sync"])
+def test_a_recursion_twenty_deep_returns(task: Any) -> None:
+    assert asyncio.run(task.aio(20)) == 20
+
+
+@plain.task
+async def meets(path: str, count: int) -> int:
+    mark(path)
+    while len(Counter(Path(path))) < count:
+        await asyncio.sleep(0.01)
+    return os.getpid()
+
+
+def test_more_than_eight_run_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "met"
+
+    async def all_of_them() -> list[int]:
+        return await asyncio.gather(*(meets.aio(str(path), 12) for _ in range(12)))
+
+    assert len(set(asyncio.run(all_of_them()))) == 12
+
+
+def test_who_waits_for_the_limit_is_told_so(own_broker: OwnBroker) -> None:
+    code = """
+        env = flyte.TaskEnvironment("limited")
+        release = SAID + ".release"
+        @env.task
+        async def waits(n: int) -> int:
+            say("began")
+            while not os.path.exists(release):
+                await asyncio.sleep(0.01)
+            return os.getpid()
+        async def main():
+            calls = [asyncio.ensure_future(waits(n)) for n in range(5)]
+            say(len(set(await asyncio.gather(*calls))))
+        asyncio.run(main())
+    """
+    script = own_broker.start(code, name="limited", FLYTE_JUPYTER_MAX_FRESH_KERNELS="2")
+    own_broker.wait_said("limited", 2)
+
+    def told() -> str | None:
+        (view,) = own_broker.snapshot().pools
+        assert len(view.replicas) == 2
+        return view.waits_for
+
+    assert wait_until(told, START_S) == "one of 2 fresh kernels to end (limit 2: FLYTE_JUPYTER_MAX_FRESH_KERNELS)"
+    (own_broker.home / "limited.release").touch()
+    assert script.wait(START_S * TIME_SCALE) == 0
+    assert own_broker.said("limited") == [*["began"] * 5, "5"]
 
 
 @plain.task
@@ -238,6 +308,21 @@ def test_background_cells_have_kernels_of_their_own(notebook: Notebook) -> None:
     values = notebook.run("[job.result() for job in (job0, job1, job2)]; found0, found1, found2").value
     assert [count for _, count in values] == [1, 1, 1]
     assert len({pid for pid, _ in values}) == 3
+
+
+def test_the_waiting_line_of_a_cell_says_what_it_waits_for(notebook: Notebook, tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    holds = f"import os, time\nwhile not os.path.exists({str(release)!r}): time.sleep(0.01)"
+    assert notebook.run("os.environ['FLYTE_JUPYTER_MAX_FRESH_KERNELS'] = '1'").error == ""
+    try:
+        assert notebook.run(f"%%flyte_task fresh-cells --fresh --bg --as held\n{holds}").error == ""
+        assert notebook.run("while held.state() != 'running': time.sleep(0.01)").error == ""
+        asked = notebook.start("%%flyte_task fresh-cells --fresh --progress-after 0.1\n7")
+        notebook.wait_shown(asked, "waits for one of 1 fresh kernels to end (limit 1: FLYTE_JUPYTER_MAX_FRESH_KERNELS)")
+    finally:
+        release.touch()
+    assert notebook.wait(asked).value == 7
+    assert notebook.run("del os.environ['FLYTE_JUPYTER_MAX_FRESH_KERNELS']; held.result()").error == ""
 
 
 def test_calls_of_a_notebook_have_kernels_of_their_own(notebook: Notebook) -> None:

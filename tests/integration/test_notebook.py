@@ -219,6 +219,12 @@ class Notebook:
         while text not in Cell(self._seen[asked]).text():
             self._take(deadline - time.monotonic())
 
+    def wait_shown(self, asked: str, text: str) -> None:
+        """Until a cell has displayed something with `text` in it."""
+        deadline = time.monotonic() + START_S * TIME_SCALE
+        while not any(text in content.get("data", {}).get("text/plain", "") for _, content in self._seen[asked]):
+            self._take(deadline - time.monotonic())
+
     def run(self, code: str) -> Cell:
         return self.wait(self.start(code))
 
