@@ -118,7 +118,7 @@ class PoolHandle:
                 raise ValueError(f"preimport: {name!r} is not the name of a module")
         if tuple(names) != self._preimport:
             self._preimport = tuple(names)
-            self._declaration = None
+            self._declare_anew()
 
     def resize(self, scaling: Scaling) -> None:
         """The environment was defined again with another policy."""
@@ -136,6 +136,13 @@ class PoolHandle:
                     connection.declare(handle.declaration())
         connection.declare(self.declaration())
         return connection
+
+    def _declare_anew(self) -> None:
+        """What replicas start with has changed, also for calls of this environment without reuse."""
+        self._declaration = None
+        for handle in list(_handles.values()):
+            if handle.spec.single_use and handle.name == self.name:
+                handle._declaration = None
 
     # --- preload
 
@@ -169,7 +176,7 @@ class PoolHandle:
             raise TypeError(f"preload decorates a function, got {type(function).__name__}")
         made = PreloadFunction(function)
         self._loaders[function.__name__] = made
-        self._declaration = None
+        self._declare_anew()
         self.declaration()  # what cannot be captured is said here, where it was written
         if self.scaling.min_replicas:
             self._send(verbs.Warm(replicas=self.scaling.min_replicas))
@@ -196,6 +203,9 @@ class PoolHandle:
 
     def _preimports(self) -> tuple[str, ...]:
         """What was asked for, and what the loaders import; in a fixed order, since it identifies a zygote."""
+        warm = _by_name.get(f"{self.name}:False") if self.spec.single_use else None
+        if warm is not None:  # a call without reuse is forked from what its environment's replicas are forked from
+            return warm._preimports()
         found: set[str] = set()
         for made in self._loaders.values():
             found.update(imported_modules(_loader_closure(made)))

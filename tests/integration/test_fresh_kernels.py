@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -259,6 +260,32 @@ def test_a_failed_call_ends_its_kernel_and_a_retry_has_another() -> None:
     said = [str(error).split() for error in errors]
     assert len({pid for pid, _ in said}) == 2
     assert {count for _, count in said} == {"1"}
+
+
+# --- where they come from
+
+
+imports = flyte.TaskEnvironment("fresh-imports", reusable=flyte.ReusePolicy(replicas=(0, 1)))
+
+
+@imports.task
+def imported() -> tuple[bool, bool]:
+    return "colorsys" in sys.modules, "wave" in sys.modules
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="replicas are forked on Linux only")
+@pytest.mark.skipif("TEST_SPAWNED" in os.environ, reason="replicas are spawned")
+def test_a_call_without_reuse_is_forked_from_what_its_environment_is_forked_from() -> None:
+    off = imported.override(reusable="off")
+    try:
+        flyte.pool(imports, preimport=["colorsys"])
+        assert (imported(), off()) == ((True, False), (True, False))
+        zygotes = broker.connect().snapshot().zygotes
+        assert sum("colorsys" in zygote.preimports for zygote in zygotes) == 1
+        flyte.pool(imports, preimport=["colorsys", "wave"])
+        assert off() == (True, True)
+    finally:
+        flyte.pool(imports).stop(force=True)
 
 
 # --- cells
