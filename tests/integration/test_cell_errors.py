@@ -172,7 +172,7 @@ def test_a_replica_that_dies(notebook: Notebook) -> None:
         ("time.sleep(60)", r"wrong\[\d\] is ready again; what it has loaded was kept\."),
         (
             "while True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass",
-            r"It did not stop when told, so the kernel wrong\[\d\] was ended; a replacement is loading\.",
+            r"It did not stop when told, so the replica wrong\[\d\] was ended; a replacement is loading\.",
         ),
     ],
     ids=["stops", "does-not"],

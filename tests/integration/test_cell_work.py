@@ -224,18 +224,84 @@ def test_a_second_stop_ends_what_ignores_the_first(name: str, notebook: Notebook
         wait_until(lambda: pressed(notebook, asked), START_S, "the cell is back")
     cell = Cell(notebook._seen[asked])
     assert cell.error == "KeyboardInterrupt"
-    assert re.search(r"The kernel one\[\d+\] was ended; a replacement is loading\.", cell.text("stderr"))
+    assert re.search(r"The replica one\[\d+\] was ended; a replacement is loading\.", cell.text("stderr"))
     wait_until(lambda: not psutil.pid_exists(pid), START_S, "the replica ends")
     assert where(notebook)[2] not in (pid, os.getpid())
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, id=name.replace(" ", "-")) for name in STUBBORN])
-def test_what_ignores_a_stop_is_ended_after_its_grace(name: str, notebook: Notebook) -> None:
+def test_what_does_not_react_to_a_stop_is_ended_after_its_grace(notebook: Notebook) -> None:
     pid = where(notebook)[2]
-    asked = notebook.start(f"%%flyte_task one\n{STUBBORN[name]}")
+    asked = notebook.start(f"%%flyte_task one\n{STUBBORN['holds the lock']}")
     notebook.wait_text(asked, "on\n")
     cell = notebook.interrupt(asked)
     assert cell.error == "KeyboardInterrupt"
-    assert re.search(r"on one\[\d+\] does not stop yet; its kernel is ended in 1 s\.", cell.text("stderr"))
+    assert re.search(r"The replica one\[\d+\] was ended; a replacement is loading\.", cell.text("stderr"))
     wait_until(lambda: not psutil.pid_exists(pid), GRACE_S + START_S, "the replica ends")
     assert where(notebook)[2] != pid
+
+
+SAVES = """
+import time
+hist = []
+try:
+    while True:
+        hist.append(len(hist)); print('on', flush=True); time.sleep(0.05)
+except KeyboardInterrupt:
+    print('saving', flush=True)
+    time.sleep({seconds})
+    print('saved')
+{then}
+print('rest')
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.1, 2.5 * GRACE_S], ids=["quickly", "for longer than the grace"])
+def test_a_stop_that_the_cell_handles_is_that_of_a_local_cell(notebook: Notebook, seconds: float) -> None:
+    pid = where(notebook)[2]
+    asked = notebook.start(f"%%flyte_task one -o hist\n{SAVES.format(seconds=seconds, then='')}")
+    notebook.wait_text(asked, "on\n")
+    cell = notebook.interrupt(asked)
+    assert cell.error == "", cell.traceback
+    assert cell.text("stdout").endswith("saving\nsaved\nrest\n")
+    assert notebook.run("hist[:1]").value == [0]
+    assert where(notebook)[2] == pid
+
+
+def test_a_stop_that_the_cell_answers_with_an_error_raises_that_error(notebook: Notebook) -> None:
+    pid = where(notebook)[2]
+    code = SAVES.format(seconds=0.1, then="    raise ValueError('not saved') from None")
+    asked = notebook.start(f"%%flyte_task one --retries 3\n{code}")
+    notebook.wait_text(asked, "on\n")
+    cell = notebook.interrupt(asked)
+    assert cell.error == "ValueError"
+    assert cell.text("stdout").count("saving") == 1
+    assert where(notebook)[2] == pid
+
+
+def test_a_second_stop_ends_a_cell_that_saves(notebook: Notebook) -> None:
+    pid = where(notebook)[2]
+    asked = notebook.start(f"%%flyte_task one\n{SAVES.format(seconds=60, then='')}")
+    notebook.wait_text(asked, "on\n")
+    notebook.manager.interrupt_kernel()
+    notebook.wait_text(asked, "saving\n")
+    assert notebook.interrupt(asked).error == "KeyboardInterrupt"
+    wait_until(lambda: not psutil.pid_exists(pid), START_S, "the replica ends")
+
+
+def test_what_a_second_stop_would_do_is_said_after_a_while(notebook: Notebook) -> None:
+    asked = notebook.start(f"%%flyte_task one\n{SAVES.format(seconds=4, then='')}")
+    notebook.wait_text(asked, "on\n")
+    cell = notebook.interrupt(asked)
+    assert cell.error == ""
+    assert "got the interrupt and is still running" in cell.text("stderr")
+    assert "Stop again to end the replica" in cell.text("stderr")
+
+
+def test_lines_behind_a_stopped_command_decide_what_comes_of_the_cell(notebook: Notebook) -> None:
+    asked = notebook.start("%%flyte_task one -o done\nprint('on', flush=True)\n!sleep 20\ndone = 1\nprint('rest')")
+    notebook.wait_text(asked, "on\n")
+    time.sleep(0.3)  # the command has begun
+    cell = notebook.interrupt(asked)
+    assert cell.error == ""
+    assert "rest" in cell.text("stdout")
+    assert notebook.run("done").value == 1

