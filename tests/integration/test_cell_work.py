@@ -229,11 +229,17 @@ def test_a_second_stop_ends_what_ignores_the_first(name: str, notebook: Notebook
     assert where(notebook)[2] not in (pid, os.getpid())
 
 
+def stopped(notebook: Notebook, asked: str) -> Cell:
+    """The cell after one Stop, however long it takes."""
+    notebook.manager.interrupt_kernel()
+    return notebook.wait(asked)
+
+
 def test_what_does_not_react_to_a_stop_is_ended_after_its_grace(notebook: Notebook) -> None:
     pid = where(notebook)[2]
     asked = notebook.start(f"%%flyte_task one\n{STUBBORN['holds the lock']}")
     notebook.wait_text(asked, "on\n")
-    cell = notebook.interrupt(asked)
+    cell = stopped(notebook, asked)
     assert cell.error == "KeyboardInterrupt"
     assert re.search(r"The replica one\[\d+\] was ended; a replacement is loading\.", cell.text("stderr"))
     wait_until(lambda: not psutil.pid_exists(pid), GRACE_S + START_S, "the replica ends")
@@ -260,7 +266,7 @@ def test_a_stop_that_the_cell_handles_is_that_of_a_local_cell(notebook: Notebook
     pid = where(notebook)[2]
     asked = notebook.start(f"%%flyte_task one -o hist\n{SAVES.format(seconds=seconds, then='')}")
     notebook.wait_text(asked, "on\n")
-    cell = notebook.interrupt(asked)
+    cell = stopped(notebook, asked)
     assert cell.error == "", cell.traceback
     assert cell.text("stdout").endswith("saving\nsaved\nrest\n")
     assert notebook.run("hist[:1]").value == [0]
@@ -272,7 +278,7 @@ def test_a_stop_that_the_cell_answers_with_an_error_raises_that_error(notebook: 
     code = SAVES.format(seconds=0.1, then="    raise ValueError('not saved') from None")
     asked = notebook.start(f"%%flyte_task one --retries 3\n{code}")
     notebook.wait_text(asked, "on\n")
-    cell = notebook.interrupt(asked)
+    cell = stopped(notebook, asked)
     assert cell.error == "ValueError"
     assert cell.text("stdout").count("saving") == 1
     assert where(notebook)[2] == pid
@@ -291,17 +297,16 @@ def test_a_second_stop_ends_a_cell_that_saves(notebook: Notebook) -> None:
 def test_what_a_second_stop_would_do_is_said_after_a_while(notebook: Notebook) -> None:
     asked = notebook.start(f"%%flyte_task one\n{SAVES.format(seconds=4, then='')}")
     notebook.wait_text(asked, "on\n")
-    cell = notebook.interrupt(asked)
+    cell = stopped(notebook, asked)
     assert cell.error == ""
     assert "got the interrupt and is still running" in cell.text("stderr")
     assert "Stop again to end the replica" in cell.text("stderr")
 
 
 def test_lines_behind_a_stopped_command_decide_what_comes_of_the_cell(notebook: Notebook) -> None:
-    asked = notebook.start("%%flyte_task one -o done\nprint('on', flush=True)\n!sleep 20\ndone = 1\nprint('rest')")
-    notebook.wait_text(asked, "on\n")
-    time.sleep(0.3)  # the command has begun
-    cell = notebook.interrupt(asked)
+    asked = notebook.start("%%flyte_task one -o done\nprint('on', flush=True)\n!echo begun; sleep 20\ndone = 1\nprint('rest')")
+    notebook.wait_text(asked, "begun")
+    cell = stopped(notebook, asked)
     assert cell.error == ""
     assert "rest" in cell.text("stdout")
     assert notebook.run("done").value == 1
