@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 import flyte_jupyter as flyte
-from flyte_jupyter import orphans, runtime
+from flyte_jupyter import runtime
 from flyte_jupyter.client import broker
 from flyte_jupyter.core import protocol
 
@@ -73,7 +73,7 @@ if __name__ == "__main__":
     finally:
         connection = broker.connect()
         connection.send(protocol.Shutdown())
-        while orphans.tagged(**{orphans.RUNTIME_TAG: folder}):
-            time.sleep(0.05)
+        if connection.daemon is not None:
+            connection.daemon.wait()
         shutil.rmtree(folder, ignore_errors=True)
     sys.exit(status)
