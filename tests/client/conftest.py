@@ -44,10 +44,8 @@ def notebook() -> Iterator[Notebook]:
 
 
 @pytest.fixture
-def replica() -> Iterator[NotebookModule]:
-    namespaces = Namespaces()
-    yield namespaces.notebook("test")
-    namespaces.forget("test")
+def replica() -> NotebookModule:
+    return Namespaces().notebook("test")
 
 
 @pytest.fixture

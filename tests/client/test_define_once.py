@@ -216,14 +216,10 @@ def test_a_replica_can_capture_again_for_a_task_it_calls(notebook, replica) -> N
     notebook.cell("if True:\n    def helper(): return Config().get()\ndef train(): return helper()")
     entry = send(notebook["train"], replica)
     closure = Captured(entry).closure()
-    namespaces = Namespaces()
-    try:
-        other = namespaces.notebook("other")
-        assert other.define(closure)() == 1
-        assert other.names["helper"].__globals__ is other.names
-        assert other.names["Config"].__module__ == "__main__"
-    finally:
-        namespaces.forget("other")
+    other = Namespaces().notebook("other")
+    assert other.define(closure)() == 1
+    assert other.names["helper"].__globals__ is other.names
+    assert other.names["Config"].__module__ == "__main__"
     assert closure.manifest == Captured(notebook["train"]).closure().manifest
 
 

@@ -304,7 +304,9 @@ def test_what_a_second_stop_would_do_is_said_after_a_while(notebook: Notebook) -
 
 
 def test_lines_behind_a_stopped_command_decide_what_comes_of_the_cell(notebook: Notebook) -> None:
-    asked = notebook.start("%%flyte_task one -o done\nprint('on', flush=True)\n!echo begun; sleep 20\ndone = 1\nprint('rest')")
+    asked = notebook.start(
+        "%%flyte_task one -o done\nprint('on', flush=True)\n!echo begun; sleep 20\ndone = 1\nprint('rest')"
+    )
     notebook.wait_text(asked, "begun")
     cell = stopped(notebook, asked)
     assert cell.error == ""

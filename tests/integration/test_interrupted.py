@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import select
 import sys
 import time
@@ -14,12 +15,14 @@ import pytest
 from support import START_S, TIME_SCALE, Counter, assert_quiet, mark, within
 
 import flyte_jupyter as flyte
+from flyte_jupyter.client.answering import answer
 from flyte_jupyter.client.cells import Cell, CellTarget
 from flyte_jupyter.client.leases import Lease
 from flyte_jupyter.client.target import Target, target_of
 from flyte_jupyter.core import payload
+from flyte_jupyter.core.call_events import Do
 from flyte_jupyter.core.cells import CellReply
-from flyte_jupyter.core.frames import Frame, Kind, Output, Status
+from flyte_jupyter.core.frames import Frame, Kind, Output, Status, encode
 
 pytestmark = pytest.mark.kernel
 
@@ -52,7 +55,7 @@ class Wire:
     def send(self, *args: object) -> None:
         outgoing = self._target.encode(args, {}, 0)
         self.number, pieces = outgoing.on(self.channel)
-        self._talk = outgoing.talk(self.number)
+        self._outgoing = outgoing
         self.seen = []
         self.channel.send(pieces)
 
@@ -71,7 +74,12 @@ class Wire:
             reader.buffer_updated(count)
         assert frame.call == self.number
         self.seen.append(frame)
-        if frame.kind in (Kind.NEED, Kind.WANT) and (reply := self._talk.receive(frame)) is not None:
+        if frame.kind == Kind.NEED:
+            missing = [closure.beyond(pickle.loads(frame.body)) for closure in self._outgoing.closures]
+            self.channel.send(encode(Kind.DEFINE, self.number, pickle.dumps(missing, 5)))
+        elif frame.kind == Kind.WANT:
+            reply = answer(Do.GIVE, frame, self._outgoing.names)
+            assert reply is not None
             self.channel.send(reply)
         return frame
 
