@@ -26,13 +26,14 @@ from ..core.call_events import (
     Event,
     Explained,
     Failed,
+    Granted,
     Note,
     Raise,
     Refused,
     Reply,
     Sent,
 )
-from ..core.frames import Frame
+from ..core.frames import OK, OUTCOME, Frame
 from . import gpu_memory, looping, outputs
 from .answering import answer, order
 from .leases import Lease, Slots, ThreadWaiter
@@ -42,6 +43,11 @@ _SEND: Final = Do.SEND
 _GIVE_BACK: Final = Do.GIVE_BACK
 _RETURN: Final = Do.RETURN
 _NEVER: Final = float("inf")
+_SIGINT: Final = signal.SIGINT
+_set_handler: Final = _signal.signal  # without the enums of `signal`, which take longer than all of this
+_default_handler: Final = _signal.default_int_handler
+_get_ident: Final = threading.get_ident
+_main_thread: Final = threading.main_thread
 
 
 def call(target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -65,6 +71,8 @@ class _Driver:
     _waiter: ThreadWaiter | None = None
     _group: Slots
     _frame: Frame
+    _number = 0  # of the present attempt, once it is written
+    _sent: Outgoing
     _outgoing: Outgoing | None
     _may_raise = False  # an interrupt may be raised here and now
     _interrupted = False  # it was not, and is still to be handled
@@ -77,30 +85,62 @@ class _Driver:
     def run(self) -> Any:
         # What cannot be sent is an error at once: no slot is asked for, and no broker is started.
         self._outgoing = self._target.encode(self._args, self._kwargs, 0)
-        on_main_thread = threading.get_ident() == threading.main_thread().ident
-        before = _take_interrupts(self._on_interrupt) if on_main_thread else None
+        before = None
+        if _get_ident() == _main_thread().ident:
+            before = _set_handler(_SIGINT, self._on_interrupt)
+            if before is not _default_handler:
+                before = _checked(before)
         try:
-            return self._run()
+            value = self._at_once()
         finally:
+            self._may_raise = False
             if before is not None:
-                _signal.signal(signal.SIGINT, before)
+                _set_handler(_SIGINT, before)
             if self._waiter is not None:
                 self._waiter.withdraw()
             if self._lease is not None:
                 self._group.drop(self._lease)
+        if self._interrupted:
+            raise KeyboardInterrupt
+        return value
 
-    def _run(self) -> Any:
-        self._call = call = Call(self._target.request, now=time.monotonic())
-        self._group = self._target.group()
-        self._lease = lease = self._group.take()
-        commands = (
-            call.start(now=time.monotonic()) if lease is None else call.handle(lease.granted, now=time.monotonic())
-        )
+    def _at_once(self) -> Any:
+        """The common case needs no machine: a slot is at hand, and the first thing that comes is a value."""
+        target = self._target
+        self._group = group = target.group()
+        self._lease = lease = group.take()
+        if lease is None or target.limited:
+            return self._run(None if lease is None else lease.granted)
+        event = self._send()
+        if event is None:
+            event = self._wait_for_frame(_NEVER)
+            if type(event) is Frame and event.kind == OUTCOME and event.flags == OK and event.call == self._number:
+                self._lease = None
+                group.give_back(lease)
+                self._may_raise = True
+                return target.result(event, lease)
+        return self._run(lease.granted, event)
+
+    def _run(self, granted: Granted | None, happened: Event | None = None) -> Any:
+        """The life of the call by its machine.
+
+        Args:
+            granted: It has a slot already.
+            happened: It was sent there, and this came of it.
+        """
+        now = time.monotonic
+        self._call = call = Call(self._target.request, now=now())
+        commands = call.start(now=now()) if granted is None else call.handle(granted, now=now())
+        lease, event = self._lease, happened
+        if happened is not None:
+            if self._number:
+                call.handle(Sent(self._number, self._sent.closures), now=now())
+            commands = call.handle(happened, now=now())
         while True:
-            event: Event | None = None
+            event = None
             for command in commands:
                 if command is _SEND:
-                    event = self._send()
+                    event = self._send() or Sent(self._number, self._sent.closures)
                 elif command is _GIVE_BACK:
                     lease, self._lease = self._lease, None
                     if lease is not None:
@@ -120,11 +160,12 @@ class _Driver:
                     event = self._do(command) or event
             if event is None:
                 event = self._wait()
-            commands = call.handle(event, now=time.monotonic())
+            commands = call.handle(event, now=now())
 
     # --- commands
 
-    def _send(self) -> Event:
+    def _send(self) -> Event | None:
+        """Write the call; None if that went well."""
         lease = self._lease
         assert lease is not None
         try:
@@ -135,13 +176,14 @@ class _Driver:
                 return Broken(unread=True)  # its replica has just ended
             outgoing = self._outgoing or self._target.encode(self._args, self._kwargs, self._call.attempt)
             self._outgoing = None
-            self._names = outgoing.names
             number, pieces = outgoing.on(channel)
             try:
                 channel.send(pieces)
             except OSError:
                 return Broken(unread=True)
-            return Sent(number, outgoing.closures)
+            self._number = number
+            self._sent = outgoing
+            return None
         except KeyboardInterrupt:
             return INTERRUPTED
         except Exception as error:
@@ -165,7 +207,7 @@ class _Driver:
                         self._group.drop(lease)
                 case Do.SHOW | Do.ANSWER | Do.GIVE:
                     self._may_raise = True
-                    pieces = answer(command, self._frame, self._names)
+                    pieces = answer(command, self._frame, self._sent.names)
                     if pieces is not None and lease is not None:
                         lease.channel().send(pieces)
                 case Reply(pieces) if lease is not None:
@@ -225,12 +267,12 @@ class _Driver:
             if state is State.PAUSED:
                 time.sleep(max(0.0, self._call.next_deadline() - time.monotonic()))
                 return TICK
-            return self._wait_for_frame()
         except KeyboardInterrupt:
             self._interrupted = False
             return INTERRUPTED
         finally:
             self._may_raise = False
+        return self._wait_for_frame(self._call.next_deadline())
 
     def _wait_for_slot(self) -> Event:
         waiter, until = self._waiter, self._call.next_deadline()
@@ -248,31 +290,37 @@ class _Driver:
         self._lease = lease
         return lease.granted
 
-    def _wait_for_frame(self) -> Event:
+    def _wait_for_frame(self, until: float) -> Event:
         lease = self._lease
         assert lease is not None
         channel = lease.channel()
-        stream, reader = channel.socket, channel.reader
+        reader, receive = channel.reader, channel.socket.recv_into
+        received: list[int] = []
         try:
-            while True:
-                self._may_raise = False
-                if (frame := reader.next_frame()) is not None:
-                    self._frame = frame
-                    return frame
+            while (frame := reader.next_frame()) is None:
                 self._may_raise = True
-                until = self._call.next_deadline()
-                if until != _NEVER and not _readable(stream, until):
+                if self._interrupted:
+                    raise KeyboardInterrupt
+                if until != _NEVER and not _readable(channel.socket, until):
                     return TICK
-                stream.recv_into(_PEEKED, 1, socket.MSG_PEEK)  # an interrupt here loses no byte
+                # `extend` keeps the count even if an interrupt is raised as soon as the bytes are there.
+                received.extend(map(receive, (reader.get_buffer(),)))
                 self._may_raise = False
-                count = stream.recv_into(reader.get_buffer(), 0, socket.MSG_DONTWAIT)
+                count = received.pop()
                 if count == 0:
                     return Broken()
                 reader.buffer_updated(count)
-        except BlockingIOError:
-            return self._wait_for_frame()
+        except KeyboardInterrupt:
+            self._interrupted = False
+            if received:
+                reader.buffer_updated(received.pop())
+            return INTERRUPTED
         except ConnectionError:
             return Broken(unread=True)
+        finally:
+            self._may_raise = False
+        self._frame = frame
+        return frame
 
     # --- Ctrl-C
 
@@ -283,22 +331,18 @@ class _Driver:
         self._interrupted = True
 
 
-_PEEKED: Final = bytearray(1)
-
-
 def _readable(stream: socket.socket, until: float) -> bool:
     poller = select.poll()
     poller.register(stream, select.POLLIN)
     return bool(poller.poll(max(0.0, until - time.monotonic()) * 1000))
 
 
-def _take_interrupts(handler: Any) -> Any:
-    """Handle Ctrl-C from now on; what handled it before, or None where somebody's own handler stays.
+def _checked(before: Any) -> Any:
+    """The handler to put back later; None where it is somebody's own, which stays.
 
     The handlers of asyncio and ipykernel only tell the event loop, which stands still while this thread waits.
     """
-    before = _signal.signal(signal.SIGINT, handler)
-    if before is _signal.default_int_handler or looping.is_handled_by_loop(before):
+    if looping.is_handled_by_loop(before):
         return before
-    _signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
+    _set_handler(_SIGINT, before if before is not None else signal.SIG_DFL)
     return None

@@ -224,18 +224,17 @@ class LeaseGroup:
     def give_back(self, lease: Lease) -> None:
         """The call in it is over: the next one waiting gets it, or it lingers."""
         with self._lock:
-            over = lease.spent or lease.is_lost
-            served = not over and self._serve(lease)
-            if not over and not served:
+            over = lease.is_lost or lease.recalled or (lease.single_use and lease.spent)
+            served = False
+            if not over and not (self._lines and (served := self._serve(lease))):
                 lease.idle_since = time.monotonic()
                 self._idle.append(lease)
                 if not self._timer:
                     self._timer = True
                     self.connection.call_later(LINGER_S, self._let_go)
-            ask = bool(self._lines or self._requests)
         if over:
             self.drop(lease)
-        if served and ask:
+        if served:
             self.adjust()
 
     def drop(self, lease: Lease, *, close: bool = True) -> None:
