@@ -11,13 +11,13 @@ import select
 import socket
 import threading
 import time
-from collections import deque
 from typing import Final, Protocol
 
 from .. import errors
 from ..core.call import State
 from ..core.call_events import TICK, Broken, Command, Do, Explained, Failed, Note, Reply, Sent
 from ..core.frames import OUTCOME, Buffer, Frame, Kind, join_small
+from ..core.sent_calls import SentCalls
 from . import outputs
 from .answering import answer, order
 from .leases import Lease
@@ -62,11 +62,8 @@ class Stream:
         self._lock = pipeline.lock
         self._loop = pipeline.loop
         self._channel = lease.channel()
-        self._calls: deque[CallOnLoop] = deque()
-        self._unreported: deque[CallOnLoop] = deque()  # not wholly written, as far as they know
+        self._calls: SentCalls[CallOnLoop] = SentCalls()
         self._unsent: list[Buffer] = []
-        self._queued = 0  # bytes, sent or not
-        self._sent = 0
         self._writing = False
         self._cut = False  # nothing can be written any more; what came before is still to be read
         self._closed = False
@@ -107,7 +104,8 @@ class Stream:
                 first = None
                 call.handle(Failed(error))  # which takes it out of the line
                 continue
-            if self._calls and (call.target is not self._calls[-1].target or outgoing.nbytes > AHEAD_BYTES):
+            last = self._calls.last
+            if last is not None and (call.target is not last.target or outgoing.nbytes > AHEAD_BYTES):
                 break
             if call is first or (self._pipeline.group.pop(call) and call.begin()):
                 pieces += self._put(call, outgoing)
@@ -127,10 +125,8 @@ class Stream:
             return []
         if not self._calls:
             self._moved_at = time.monotonic()
-        self._calls.append(call)
+        self._calls.add(call, size_of(pieces))
         call.stream = self
-        call.end = self._queued = self._queued + sum(memoryview(piece).nbytes for piece in pieces)
-        self._unreported.append(call)
         return pieces
 
     def _write(self, pieces: list[Buffer]) -> None:
@@ -147,7 +143,7 @@ class Stream:
             while self._unsent:
                 piece = self._unsent[0]
                 count = self._channel.socket.send(piece, socket.MSG_DONTWAIT)
-                self._sent += count
+                self._calls.wrote(count)
                 if count == memoryview(piece).nbytes:
                     self._unsent.pop(0)
                 else:
@@ -164,8 +160,7 @@ class Stream:
         self._stop_writing()
 
     def _report_sent(self) -> None:
-        while self._unreported and self._unreported[0].end <= self._sent:
-            call = self._unreported.popleft()
+        for call in self._calls.wholly_written():
             call.handle(Sent(call.number, call.encode().closures))
 
     def _stop_writing(self) -> None:
@@ -195,13 +190,15 @@ class Stream:
             self._lost(False)
             return
         ended = 0
-        first = self._calls[0].target if self._calls else None
+        first = self._calls.first
+        target = None if first is None else first.target
         since, now = self._moved_at, time.monotonic()
         try:
             reader.buffer_updated(count)
             while not self._closed and (frame := reader.next_frame()) is not None:
-                if frame.kind == OUTCOME and self._calls and frame.call == self._calls[0].number:
-                    call = self._calls.popleft()
+                call = self._calls.first
+                if frame.kind == OUTCOME and call is not None and frame.call == call.number:
+                    self._calls.pop_first()
                     ended += 1
                     call.carry_out(call.life.handle(frame, now=now), frame)
                     call.stream = None
@@ -211,9 +208,9 @@ class Stream:
             self._broken(problem)
             return
         if ended:
-            if first is not None:
+            if target is not None:
                 each = (now - since) / ended
-                first.pace = each if first.pace is None else first.pace + PACE_WEIGHT * (each - first.pace)
+                target.pace = each if target.pace is None else target.pace + PACE_WEIGHT * (each - target.pace)
             self._moved_at = max(now, self._moved_at)
             if self._closed:
                 return
@@ -225,12 +222,11 @@ class Stream:
         if frame.kind == Kind.WITHDRAWN:
             self._taken_back(frame)
             return
-        for call in self._calls:
-            if call.number == frame.call:
-                call.carry_out(call.life.handle(frame, now=time.monotonic()), frame)
-                if call.over:  # it cannot go on
-                    self.was_abandoned(call)
-                return
+        call = self._calls.find(frame.call)
+        if call is not None:
+            call.carry_out(call.life.handle(frame, now=time.monotonic()), frame)
+            if call.over:  # it cannot go on
+                self.was_abandoned(call)
 
     def carry_out(self, call: CallOnLoop, command: Command, frame: Frame | None) -> None:
         """Do what a call of this stream needs, beside its value or error."""
@@ -240,9 +236,9 @@ class Stream:
                     assert frame is not None
                     pieces = call.context.run(answer, command, frame, call.encode().names, nobody=call.over)
                     if pieces is not None:
-                        self._reply(call, pieces)
+                        self._reply(pieces)
                 case Reply(pieces):
-                    self._reply(call, pieces)
+                    self._reply(pieces)
                 case Do.DROP if call in self._calls:
                     self._give_up()  # half a call: what followed it would not be understood
                 case Do.EXPLAIN:
@@ -256,10 +252,8 @@ class Stream:
         except Exception as problem:  # it cannot be shown, or its code cannot be sent
             call.handle(Failed(problem))
 
-    def _reply(self, call: CallOnLoop, pieces: list[Buffer]) -> None:
-        self._queued += sum(memoryview(piece).nbytes for piece in pieces)
-        if len(self._calls) == 1:
-            call.end = self._queued  # it is unread until this is read, too
+    def _reply(self, pieces: list[Buffer]) -> None:
+        self._calls.reply(size_of(pieces))
         self._write(pieces)
 
     # --- calls that take longer than thought
@@ -267,28 +261,29 @@ class Stream:
     def _look(self) -> None:
         with self._lock:
             self._timer = None
-            if self._closed or self._driven or len(self._calls) < 2:
+            first = self._calls.first
+            if self._closed or self._driven or first is None or len(self._calls) < 2:
                 return
             running = time.monotonic() - self._moved_at
             if running >= STALL_S:
-                target = self._calls[0].target
+                target = first.target
                 target.pace = max(target.pace or 0.0, running)
                 self._take_back()
             self._timer = self._loop.call_later(STALL_S, self._look)
 
     def _take_back(self) -> None:
-        if not self._taking_back and len(self._calls) > 1:
+        first, last = self._calls.first, self._calls.last
+        if not self._taking_back and first is not None and last is not None and first is not last:
             self._taking_back = True
-            self.lease.withdraw(self._calls[0].number + 1, self._calls[-1].number)
+            self.lease.withdraw(first.number + 1, last.number)
 
     def _taken_back(self, frame: Frame) -> None:
-        # Only those: a late answer to a stream before this one must not touch what was sent since.
         self._taking_back = False
-        back = [call for call in self._calls if frame.call <= call.number < frame.call + frame.flags]
-        if back and back[0] is self._calls[0]:
+        first = self._calls.first
+        back = self._calls.take_back(frame)
+        if back and back[0] is first:
             self._moved_at = time.monotonic()
         for call in back:
-            self._calls.remove(call)
             call.carry_out(call.life.handle(frame, now=time.monotonic()))
             call.stream = None
         self._pipeline.put_back([call for call in back if call.life.state is State.WAITING])
@@ -329,17 +324,16 @@ class Stream:
                 self._give_up()
             else:
                 self.hand_over()
-        elif not self._closed and call is self._calls[0]:
+        elif not self._closed and call is self._calls.first:
             self._take_back()
 
     def _give_up(self) -> None:
         """In the middle of a message: the connection ends, and with it what was sent over it."""
         self._close()
-        calls = list(self._calls)
-        self._calls.clear()
+        calls = self._calls.end(reset=False)
         self._pipeline.group.drop(self.lease)
-        for call in calls:
-            call.handle(Broken(unread=call.end > self._sent))
+        for call, unread in calls:
+            call.handle(Broken(unread))
 
     def abandon(self) -> None:
         """Its loop was closed: nobody will hear of its calls."""
@@ -356,11 +350,12 @@ class Stream:
         else:
             self._watched_by_loop = True  # the loop alone may change what it watches
         self._driven = True
-        if not self._calls:
+        first = self._calls.first
+        if first is None:
             self._leave()
             return
         self._take_back()  # the calls behind the first one may begin elsewhere
-        name = f"flyte_jupyter: {self._calls[0].target.name}"
+        name = f"flyte_jupyter: {first.target.name}"
         threading.Thread(target=self._drive, name=name, daemon=True).start()
 
     def _drive(self) -> None:
@@ -399,13 +394,10 @@ class Stream:
         if self._closed:
             return
         self._close()
-        calls = list(self._calls)
-        self._calls.clear()
-        for index, call in enumerate(calls):
-            # Reset: it was closed with bytes unread. If nothing was sent after this call, those are of it.
-            unread = index > 0 or self._sent < call.end or (reset and self._sent <= call.end)
+        calls = self._calls.end(reset=reset)
+        for call, unread in calls:
             call.handle(Broken(unread))
-        if not any(call.life.state is State.LOST for call in calls):
+        if not any(call.life.state is State.LOST for call, _ in calls):
             self._pipeline.group.drop(self.lease)
         self._pump()
 
@@ -413,10 +405,9 @@ class Stream:
         """What the broker says of the end of a replica comes a moment later; the lease is kept until then."""
         if not self._closed:  # it was told to end: nothing more is read
             self._close()
-            others = [each for each in self._calls if each is not call]
-            self._calls.clear()
-            for each in others:
-                each.handle(Broken(unread=True))
+            for each, unread in self._calls.end(reset=False):
+                if each is not call:
+                    each.handle(Broken(unread))
 
         def explained() -> None:
             why = self.lease.why_lost()
@@ -429,10 +420,9 @@ class Stream:
 
     def _broken(self, problem: Exception) -> None:
         self._close()
-        calls = list(self._calls)
-        self._calls.clear()
+        calls = self._calls.end(reset=False)
         self._pipeline.group.drop(self.lease)
-        for call in calls:  # all of them: which ones have begun will never be known
+        for call, _ in calls:  # all of them: which ones have begun will never be known
             call.handle(Failed(problem))
         self._pump()
 
@@ -466,3 +456,8 @@ class Stream:
             self._timer.cancel()
             self._timer = None
         self._pipeline.closed(self)
+
+
+def size_of(pieces: list[Buffer]) -> int:
+    """In bytes."""
+    return sum(memoryview(piece).nbytes for piece in pieces)
