@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from .. import errors
 from ..core.call import Call, State
-from ..core.call_events import CANCELLED, TICK, Command, Commands, Do, Event, Failed, Raise, Refused
+from ..core.call_events import CANCELLED, TICK, Cancelled, Command, Commands, Do, Event, Failed, Raise, Refused
 from ..core.context import current
 from ..core.frames import Frame
 from . import broker, gpu_memory
@@ -42,6 +42,7 @@ class Road(Protocol):
     lease: Lease
 
     def carry_out(self, call: CallOnLoop, command: Command, frame: Frame | None) -> None: ...
+    def is_behind(self, call: CallOnLoop) -> bool: ...
     def was_abandoned(self, call: CallOnLoop) -> None: ...
 
 
@@ -115,7 +116,7 @@ class CallOnLoop(Waiter):
         pipeline = self.owner
         if pipeline is not None:
             with pipeline.lock:
-                self.handle(CANCELLED)
+                self.handle(Cancelled(behind=self.stream is not None and self.stream.is_behind(self)))
                 if self.stream is not None:
                     self.stream.was_abandoned(self)
         else:

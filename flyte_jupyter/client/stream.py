@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from .. import errors
 from ..core.call import State
-from ..core.call_events import TICK, Broken, Command, Do, Explained, Failed, Note, Reply, Sent
+from ..core.call_events import TICK, TURN, Broken, Command, Do, Explained, Failed, Note, Reply, Sending, Sent
 from ..core.frames import OUTCOME, Buffer, Frame, Kind, join_small
 from ..core.sent_calls import SentCalls
 from . import outputs
@@ -117,7 +117,8 @@ class Stream:
             self._timer = self._loop.call_later(STALL_S, self._look)
 
     def _put(self, call: CallOnLoop, outgoing: Outgoing) -> list[Buffer]:
-        call.life.handle(self.lease.granted, now=time.monotonic())
+        if Do.SEND not in call.life.handle(self.lease.granted, now=time.monotonic()):
+            return []  # it does not want a slot any more: its time was up while the grant was on its way
         try:
             call.number, pieces = call.context.run(outgoing.on, self._channel)
         except Exception as error:
@@ -127,6 +128,7 @@ class Stream:
             self._moved_at = time.monotonic()
         self._calls.add(call, size_of(pieces))
         call.stream = self
+        call.life.handle(Sending(call.number, outgoing.closures), now=time.monotonic())
         return pieces
 
     def _write(self, pieces: list[Buffer]) -> None:
@@ -202,6 +204,7 @@ class Stream:
                     ended += 1
                     call.carry_out(call.life.handle(frame, now=now), frame)
                     call.stream = None
+                    self._next_turn()
                 else:
                     self._other(frame)
         except errors.ProtocolError as problem:
@@ -217,6 +220,15 @@ class Stream:
             if not self._pipeline.group.contended(self._pipeline):
                 self.fill()
             self.rest()
+
+    def is_behind(self, call: CallOnLoop) -> bool:
+        """Whether another call runs before it."""
+        return call is not self._calls.first
+
+    def _next_turn(self) -> None:
+        first = self._calls.first
+        if first is not None and first.over:  # else it does not matter to it
+            first.handle(TURN)
 
     def _other(self, frame: Frame) -> None:
         if frame.kind == Kind.WITHDRAWN:
@@ -286,6 +298,7 @@ class Stream:
         for call in back:
             call.carry_out(call.life.handle(frame, now=time.monotonic()))
             call.stream = None
+        self._next_turn()
         self._pipeline.put_back([call for call in back if call.life.state is State.WAITING])
         self.rest()
         self._pipeline.pump()
@@ -403,11 +416,10 @@ class Stream:
 
     def _explain(self, call: CallOnLoop) -> None:
         """What the broker says of the end of a replica comes a moment later; the lease is kept until then."""
+        others: list[tuple[CallOnLoop, bool]] = []
         if not self._closed:  # it was told to end: nothing more is read
             self._close()
-            for each, unread in self._calls.end(reset=False):
-                if each is not call:
-                    each.handle(Broken(unread))
+            others = [each for each in self._calls.end(reset=False) if each[0] is not call]
 
         def explained() -> None:
             why = self.lease.why_lost()
@@ -415,6 +427,8 @@ class Stream:
             with self._lock:
                 self._pipeline.group.drop(self.lease)
                 call.handle(Explained(error))
+                for other, unread in others:  # not before: while the replica lived they could still begin there
+                    other.handle(Broken(unread))
 
         threading.Thread(target=explained, name="flyte_jupyter: a lost replica", daemon=True).start()
 

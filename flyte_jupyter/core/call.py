@@ -33,8 +33,10 @@ from .call_events import (
     Reply,
     Request,
     Revoke,
+    Sending,
     Sent,
     Tick,
+    Turn,
 )
 from .definitions import Closure
 from .frames import OUTCOME, WITHDRAWN, Frame, Kind, Status, encode
@@ -163,6 +165,11 @@ class Call:
         self._until = self._deadline if limit is None else min(now + limit, self._deadline)
         return _SEND
 
+    def _being_sent(self, event: Sending, now: float) -> Commands:
+        self.number = event.number
+        self._closures = event.closures
+        return _NOTHING
+
     def _sent(self, event: Sent, now: float) -> Commands:
         self.number = event.number
         self._closures = event.closures
@@ -255,6 +262,8 @@ class Call:
             told = state is _STOPPING
             self._stop("nobody waits", now)
             self._note_at = _NEVER
+            if event.behind:
+                self._kill_at = _NEVER  # it cannot react yet, and the call that runs there must not suffer for it
             self._until = self._kill_at
             return _NOTHING if told else _CANCEL
         if state is State.LOST:
@@ -262,6 +271,11 @@ class Call:
             return _NOTHING
         self._over()
         return _WITHDRAW if state is _WAITING else _NOTHING
+
+    def _turn_came(self, event: Turn, now: float) -> Commands:
+        if self.state is _STOPPING and self._kill_at == _NEVER and not self._raised:
+            self._kill_at = self._until = now + GRACE_S
+        return _NOTHING
 
     def _interrupted(self, event: Interrupted, now: float) -> Commands:
         state, request = self.state, self.request
@@ -457,7 +471,9 @@ _HANDLERS: Final[dict[type, Callable[[Call, Any, float], Commands]]] = {
     Frame: Call._received,
     Granted: Call._granted,
     Refused: Call._refused,
+    Sending: Call._being_sent,
     Sent: Call._sent,
+    Turn: Call._turn_came,
     Broken: Call._broken,
     Explained: Call._explained,
     Failed: Call._failed_with,

@@ -75,11 +75,24 @@ class Refused:
 
 
 @dataclass(slots=True)
+class Sending:
+    """It is being written to its connection, under this number: from now on the replica may speak of it."""
+
+    number: int
+    closures: Sequence[Closure] = ()
+
+
+@dataclass(slots=True)
 class Sent:
     """It was written to its connection, under this number."""
 
     number: int
     closures: Sequence[Closure] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The calls before it on its connection are over: it runs now, or will at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +123,13 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """Nobody waits for it any more."""
+    """Nobody waits for it any more.
+
+    Attributes:
+        behind: Another call runs before it on its connection; a `Turn` says when that is over.
+    """
+
+    behind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +142,12 @@ class Tick:
     """`next_deadline` has come."""
 
 
-Event = Frame | Granted | Refused | Sent | Broken | Explained | Failed | Cancelled | Interrupted | Tick
+Event = Frame | Granted | Refused | Sending | Sent | Turn | Broken | Explained | Failed | Cancelled | Interrupted | Tick
 
 CANCELLED: Final = Cancelled()
 INTERRUPTED: Final = Interrupted()
 TICK: Final = Tick()
+TURN: Final = Turn()
 
 
 # --- commands

@@ -172,6 +172,32 @@ def test_calls_behind_a_long_one_run_elsewhere_in_order(stage: Stage) -> None:
         assert together.outcomes() == ["at last", *map(elsewhere, CALLS[1:])]
 
 
+def test_calls_that_are_not_wholly_written_are_taken_back_too(stage: Stage) -> None:
+    """The replica reads nothing while it runs the first one, and a socket holds only so much."""
+    task = stage.environment().task(work)
+    learnt = threading.Event()
+    calls = [f"{number}" + 50_000 * "x" for number in range(9)]
+
+    def script() -> None:
+        wire = stage.grant()
+        wire.answer_short_ones(learnt)
+        first = wire.call(calls[0])
+        order = stage.replica_of(wire).order(Kind.WITHDRAW)
+        last = json.loads(order.body)[1]
+        assert last - first.call > 5, "all of it fits into the socket"
+        wire.withdrawn(order.call, last + 1 - order.call)
+        serve(stage, calls[1:])
+        wire.answer(first, "at last")
+
+    async def main() -> list[Any]:
+        await learn_pace(task)
+        learnt.set()
+        return await asyncio.gather(*map(task.aio, calls))
+
+    with stage.plays(script):
+        assert asyncio.run(main()) == ["at last", *map(elsewhere, calls[1:])]
+
+
 def test_only_those_are_taken_back_that_the_replica_names(stage: Stage) -> None:
     together = Together(stage)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -304,6 +305,38 @@ def test_no_attempt_begins_after_the_deadline(stage: Stage, way: Way) -> None:
     task = stage.environment().task(work, timeout=flyte.Timeout(deadline=timedelta(seconds=0.4)), retries=backoff)
     with stage.plays(script), pytest.raises(errors.DeadlineExceededError):
         way(task, 1)
+
+
+def test_a_slot_that_comes_just_when_the_time_for_it_is_up_is_not_used_for_that_attempt(stage: Stage) -> None:
+    """The loop hears of the grant after the limit, and before the next attempt has asked for a slot."""
+    due, granted = threading.Event(), threading.Event()
+    service = Service(stage)
+
+    def script() -> None:
+        request = stage.asked()
+        assert due.wait(PATIENCE_S)
+        service(request)
+
+    async def main() -> object:
+        loop = asyncio.get_running_loop()
+
+        def when_both_are_due() -> None:
+            due.set()
+            wait_until(lambda: service.held)
+            stage.heard()
+            granted.set()
+
+        call = asyncio.ensure_future(limited(stage, max_queued_time=0.05, retries=1).aio(1))
+        loop.call_later(0.04, when_both_are_due)
+        loop.call_later(0.03, wait_until, lambda: time.monotonic() > began + 0.2)
+        return await call
+
+    began = time.monotonic()
+    with stage.plays(script):
+        assert asyncio.run(main()) == 1
+        service.over.set()
+    assert granted.is_set()
+    assert service.ran == [1]
 
 
 @every_way

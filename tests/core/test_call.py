@@ -14,7 +14,9 @@ from flyte_jupyter.core.call_events import (
     CANCELLED,
     INTERRUPTED,
     TICK,
+    TURN,
     Broken,
+    Cancelled,
     Command,
     Do,
     Event,
@@ -28,6 +30,7 @@ from flyte_jupyter.core.call_events import (
     Reply,
     Request,
     Revoke,
+    Sending,
     Sent,
 )
 from flyte_jupyter.core.frames import Frame, FrameReader, Kind, Status
@@ -307,6 +310,43 @@ def test_calls_that_were_taken_back_go_first() -> None:
     life = Life().running(4)
     assert life(frame(Kind.WITHDRAWN, 3, call=2)) == [Do.ASK_FIRST]  # 2, 3 and 4
     assert life(SLOT) == [Do.SEND]
+
+
+@pytest.mark.parametrize(("said", "commands"), [(WITHDRAWN, [Do.ASK_FIRST]), (STOPPED, [Do.GIVE_BACK, Do.RETURN])])
+def test_a_replica_may_speak_of_a_call_before_all_of_it_is_written(said: Frame, commands: list[Command]) -> None:
+    life = Life().sending()
+    assert life(Sending(1)) == []
+    assert life(said) == commands
+
+
+def test_a_slot_that_comes_after_the_time_for_it_is_not_used() -> None:
+    life = Life(max_queued=1.0, retries=1).asked()
+    assert life(TICK, 1.0) == [Do.WITHDRAW]
+    assert life.state is State.PAUSED
+    assert life(SLOT) == [Do.GIVE_BACK]
+
+
+# --- behind another call
+
+
+def test_a_cancelled_call_behind_another_one_does_not_end_their_replica() -> None:
+    life = Life().running()
+    assert life(Cancelled(behind=True), 1.0) == [Do.CANCEL]
+    assert life.due == float("inf")
+
+
+def test_its_grace_begins_when_its_turn_comes() -> None:
+    life = Life().running()
+    life(Cancelled(behind=True), 1.0)
+    assert life(TURN, 9.0) == []
+    assert life.due == 9.0 + GRACE_S
+    assert life(TICK, life.due) == [Revoke("gpu.embed ignored its cancellation for 5 s"), Do.EXPLAIN]
+
+
+def test_a_turn_is_nothing_to_a_call_that_is_not_cancelled() -> None:
+    life = Life().running()
+    assert life(TURN) == []
+    assert life.due == float("inf")
 
 
 # --- retries
