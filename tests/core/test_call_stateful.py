@@ -538,6 +538,17 @@ class World(RuleBasedStateMachine):
         if dies or connection.revoked:
             self.end_replica(connection)
 
+    @precondition(lambda self: any(each.wire.up and each.replica.running for each in self.replicas))
+    @rule(data=st.data())
+    def die_with_something_unread(self, data: st.DataObject) -> None:
+        """While a call runs: was it of that call?"""
+        found = [each for each in self.replicas if each.wire.up and each.replica.running]
+        connection = data.draw(st.sampled_from(found))
+        self.end_replica(connection)
+        if connection in self.busy and self.is_out(connection):
+            while connection in self.busy:
+                self.receive(connection, 10_000)
+
     def end_replica(self, connection: Connection) -> None:
         if not connection.wire.ended:
             connection.replica.die()
