@@ -359,7 +359,7 @@ class Stream:
         if self._driven or self._closed:
             return
         if self._loop.is_closed() or asyncio._get_running_loop() is self._loop:
-            self._forget_socket()
+            self._forget_loop()
         else:
             self._watched_by_loop = True  # the loop alone may change what it watches
         self._driven = True
@@ -396,12 +396,18 @@ class Stream:
                         call.handle(TICK)
                 self.rest()
 
-    def _forget_socket(self) -> None:
+    def _forget_loop(self) -> None:
         """On the loop, or when it is closed."""
         if not self._loop.is_closed():
             self._loop.remove_reader(self._channel.socket)
             self._loop.remove_writer(self._channel.socket)
         self._writing = False
+        self._stop_timer()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _lost(self, reset: bool) -> None:
         if self._closed:
@@ -457,7 +463,7 @@ class Stream:
 
     def _let_go(self) -> None:
         """On the loop, which has watched the socket meanwhile: until then no other socket may have its number."""
-        self._forget_socket()
+        self._forget_loop()
         self.lease.close()
 
     def _close(self) -> None:
@@ -466,9 +472,7 @@ class Stream:
         if not self._driven:
             self._loop.remove_reader(self._channel.socket)
             self._stop_writing()
-        if self._timer is not None and not self._driven:
-            self._timer.cancel()
-            self._timer = None
+            self._stop_timer()
         self._pipeline.closed(self)
 
 

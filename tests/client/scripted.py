@@ -90,6 +90,10 @@ class Stage:
         """Until the client has heard all that the broker has said."""
         flyte.pool(self._any).status()  # the answers to questions come in order, too
 
+    def wires(self) -> list[Wire]:
+        """All connections for calls so far."""
+        return [wire for replica in self._replicas for wire in replica._opened if wire.lease]
+
     def interrupt(self) -> None:
         """Ctrl-C, as soon as the main thread waits for something."""
         wait_until_it_waits(threading.main_thread())

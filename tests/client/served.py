@@ -24,6 +24,8 @@ class Service:
     def __init__(self, stage: Stage, slots: int = 1, patience: float = PATIENCE_S) -> None:
         self.ran: list[object] = []
         """What calls had as their argument, in order."""
+        self.numbers: dict[tuple[str, int], object] = {}
+        """The same, by lease and number."""
         self.held: dict[str, bool] = {}
         """Each lease that was granted, and whether it was recalled."""
         self.over = threading.Event()
@@ -67,5 +69,7 @@ class Service:
             wire = replica.wire()
             while True:
                 call = wire.any_call()
-                self.ran += arguments(call)
-                wire.answer(call, *arguments(call))
+                (argument,) = arguments(call)
+                self.ran.append(argument)
+                self.numbers[wire.lease, call.call] = argument
+                wire.answer(call, argument)
