@@ -33,7 +33,7 @@ from ..core.call_events import (
     Reply,
     Sent,
 )
-from ..core.frames import OK, OUTCOME, Frame
+from ..core.frames import OK, OUTCOME, Buffer, Frame
 from . import gpu_memory, looping, outputs
 from .answering import answer, order
 from .leases import Lease, Slots, ThreadWaiter
@@ -209,10 +209,10 @@ class _Driver:
                     self._may_raise = True
                     pieces = answer(command, self._frame, self._sent.names)
                     if pieces is not None and lease is not None:
-                        lease.channel().send(pieces)
+                        return _reply(lease, pieces)
                 case Reply(pieces) if lease is not None:
                     self._may_raise = True
-                    lease.channel().send(pieces)
+                    return _reply(lease, pieces)
                 case Do.EXPLAIN if lease is not None:
                     self._may_raise = True
                     why = lease.why_lost()
@@ -223,8 +223,6 @@ class _Driver:
                     order(command, lease, self._call.number)
         except KeyboardInterrupt:
             self._interrupted = True
-        except ConnectionError:
-            return Broken()
         except Exception as problem:  # the output cannot be shown, or what is asked for cannot be sent
             return Failed(problem)
         finally:
@@ -329,6 +327,14 @@ class _Driver:
             self._may_raise = False
             raise KeyboardInterrupt
         self._interrupted = True
+
+
+def _reply(lease: Lease, pieces: list[Buffer]) -> Event | None:
+    try:
+        lease.channel().send(pieces)
+    except OSError:
+        return Broken(unread=True)
+    return None
 
 
 def _readable(stream: socket.socket, until: float) -> bool:

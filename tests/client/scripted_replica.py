@@ -101,6 +101,10 @@ class Wire:
                 data += more
         return data
 
+    def stop_reading(self) -> None:
+        """The client cannot write any more."""
+        self._stream.shutdown(socket.SHUT_RD)
+
     # --- out
 
     def write(self, data: bytes) -> None:

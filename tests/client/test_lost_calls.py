@@ -68,12 +68,21 @@ def reset_with_half_the_call_read(stage: Stage) -> None:
     wire.reset()
 
 
+def deaf_to_the_definitions(stage: Stage) -> None:
+    wire = stage.grant()
+    call = wire.any_call()
+    wire.stop_reading()
+    wire.need(call)
+    wire.close()
+
+
 BEFORE = [
     nobody_listens,
     not_accepted,
     closed_after_the_greeting,
     reset_with_the_call_unread,
     reset_with_half_the_call_read,
+    deaf_to_the_definitions,
 ]
 
 
