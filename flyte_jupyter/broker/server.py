@@ -193,10 +193,12 @@ class _Reader:
         if isinstance(message, p.Watch | p.AskTimeline):
             await engine.caught_up()  # with what this client has said before it asked
         match message:
-            case p.Acquire(lease=lease, pool=pool, task=task, parent=parent):
-                engine.post(events.LeaseRequested(self.client, lease, pool, task, parent))
+            case p.Acquire(lease=lease, pool=pool, task=task, parent=parent, session=session):
+                engine.post(events.LeaseRequested(self.client, lease, pool, task, parent, session))
             case p.Attach(lease=lease, replica=replica, task=task, shared=shared):
                 engine.post(events.AttachRequested(self.client, lease, replica, task, shared))
+            case p.Kept(lease=lease, session=session):
+                engine.post(events.LeaseKept(lease, session))
             case p.Release(lease=lease):
                 engine.post(events.LeaseReleased(lease))
             case p.Declare(declaration=declaration):

@@ -100,13 +100,17 @@ class PoolInterrupted:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRequested:
-    """`parent` is the lease of the task that makes this call, when a task calls a task."""
+    """`parent` is the lease of the task that makes this call, when a task calls a task.
+
+    A `session` keeps the slot between its cells; "" is the one without a name.
+    """
 
     client: str
     lease: str
     pool: str
     task: str
     parent: str | None = None
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,14 @@ class AttachRequested:
     replica: str
     task: str
     shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseKept:
+    """From now on that session keeps the slot: the one that kept it is over."""
+
+    lease: str
+    session: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +283,7 @@ Event = (
     | PoolInterrupted
     | LeaseRequested
     | AttachRequested
+    | LeaseKept
     | LeaseReleased
     | LeaseEnded
     | LeaseRevoked

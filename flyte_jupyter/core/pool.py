@@ -44,6 +44,7 @@ class Lease:
     lost_why: str | None = None  # what its client shall hear when the replica exits, if we know better
     opens: Replica | None = None  # of an attachment: that one and no other
     shared: bool = False  # of an attachment: calls go on there
+    session: str | None = None  # that keeps it between its cells
 
     def waits_for(self, stuck: Container[str]) -> bool:
         return any(

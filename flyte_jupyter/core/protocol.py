@@ -70,11 +70,14 @@ class Declare(Frozen):
 
 
 class Acquire(Frozen):
+    """Ask for a slot; a `session` keeps it between its cells."""
+
     type: Literal["acquire"] = "acquire"
     lease: str
     pool: str
     task: str
     parent: str | None = None
+    session: str | None = None
 
 
 class Attach(Frozen):
@@ -85,6 +88,14 @@ class Attach(Frozen):
     replica: str
     task: str
     shared: bool = False
+
+
+class Kept(Frozen):
+    """Another session keeps that slot from now on."""
+
+    type: Literal["kept"] = "kept"
+    lease: str
+    session: str
 
 
 class Release(Frozen):
@@ -237,6 +248,7 @@ ToBroker = Annotated[
     | Declare
     | Acquire
     | Attach
+    | Kept
     | Release
     | Revoke
     | Cancel

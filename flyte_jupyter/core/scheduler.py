@@ -47,6 +47,7 @@ from .events import (
     Event,
     LeaseCancelled,
     LeaseEnded,
+    LeaseKept,
     LeaseReleased,
     LeaseRequested,
     LeaseRevoked,
@@ -163,6 +164,10 @@ class Scheduler:
                 self._request(event, now)
             case AttachRequested():
                 self._invite(event, now)
+            case LeaseKept(lease, session):
+                if kept := self._leases.get(lease):
+                    kept.session = session
+                    self.revision += 1
             case LeaseReleased(lease):
                 if held := self._leases.get(lease):
                     if held.replica and held.opens is None:
@@ -247,7 +252,7 @@ class Scheduler:
             self._commands.append(Refuse(event.client, event.lease, "no-such-pool", {"pools": names}))
             return
         self._requested += 1
-        lease = Lease(event.lease, event.client, pool, event.task, now, self._requested)
+        lease = Lease(event.lease, event.client, pool, event.task, now, self._requested, session=event.session)
         self._leases[lease.id] = client.leases[lease.id] = lease
         parent = self._leases.get(event.parent) if event.parent else self._holder_in(client)
         if parent and parent.replica:

@@ -6,6 +6,7 @@ Instants are those of the scheduler's monotonic clock; the broker converts them 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from heapq import nsmallest
 from itertools import islice
@@ -30,7 +31,7 @@ class LeaseView(Frozen):
 
     Between two calls, and after the last one until the client lets go, it is not `running`: `task` is the one before,
     and `since` when it ended. Or it is somebody who has `attached` to the replica, or still waits for it: then it is
-    not `running`.
+    not `running`. A `session` keeps it between its cells; "" is the one without a name.
     """
 
     lease: str
@@ -39,6 +40,12 @@ class LeaseView(Frozen):
     since: float
     running: bool = True
     attached: bool = False
+    session: str | None = None
+
+    @property
+    def keeper(self) -> str:
+        """The session that keeps it, for people: 'session "s" of a.ipynb'; empty if none does."""
+        return "" if self.session is None else _keeper(self.session, self.client)
 
 
 class RequestView(LeaseView):
@@ -133,6 +140,10 @@ class PoolView(Frozen):
     cold_starts_avoided: int
     cold_start_s: float | None
 
+    def end_of_session(self, name: str) -> str:
+        """What ends a session of that name in this pool, if its notebook runs it."""
+        return _end_of_session(name, self.name)
+
     def replica_at(self, index: int) -> ReplicaView:
         """The replica of that number, as 0 of "gpu[0]".
 
@@ -205,7 +216,7 @@ def describe(
             _pool_view(
                 pool,
                 clients,
-                (*_notes(pool, inventory), *_attached_note(pool, clients)),
+                (*_notes(pool, inventory), *_session_notes(pool, clients), *_attached_note(pool, clients)),
                 holders_text(inventory, pool.devices, replicas)
                 if pool.key in hungry
                 else _fresh_text(pool, pool.key in pressed),
@@ -321,6 +332,7 @@ def _replica_views(pool: Pool, clients: Mapping[str, Client]) -> tuple[ReplicaVi
                     since=lease.since,
                     running=lease.running,
                     attached=lease.opens is not None,
+                    session=lease.session,
                 )
                 for lease in (*replica.leases.values(), *replica.guests.values())
             ),
@@ -395,6 +407,23 @@ def _notes(pool: Pool, inventory: Inventory) -> tuple[str, ...]:
             f"each needs {request.count} of this machine's {len(matching)} matching GPUs"
         )
     return tuple(notes)
+
+
+def _session_notes(pool: Pool, clients: Mapping[str, Client]) -> Iterator[str]:
+    """Which slots are not free although nothing runs in them, and how to free them."""
+    for replica in pool.replicas.values():
+        for lease in replica.leases.values():
+            if lease.session is not None:
+                keeper, end = _keeper(lease.session, _label(lease, clients)), _end_of_session(lease.session, pool.name)
+                yield f"{replica.name} is held by {keeper}: `{end}` there frees it"
+
+
+def _keeper(session: str, client: str) -> str:
+    return f'session "{session}" of {client}' if session else f"the session of {client}"
+
+
+def _end_of_session(name: str, pool: str) -> str:
+    return f"%flyte_cancel --session {shlex.quote(name)} --pool {shlex.quote(pool)}"
 
 
 def _attached_note(pool: Pool, clients: Mapping[str, Client]) -> Iterator[str]:

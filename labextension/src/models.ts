@@ -21,6 +21,8 @@ export interface ILease {
   running: boolean;
   /** True of a console or notebook that is attached to the replica; it is no call. */
   attached: boolean;
+  /** The session that keeps the slot between its cells; empty is the one without a name. Null if none does. */
+  session: string | null;
 }
 
 /** A call that waits; `running` is false of it. */

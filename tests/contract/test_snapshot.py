@@ -109,7 +109,7 @@ def recent(id: int, of: PoolView, task: str, **changes: Any) -> RecentView:
 def snapped() -> p.Snapped:
     """A bit of everything that a panel may have to show."""
     call = LeaseView(lease="l1", task="train", client="train.ipynb", since=993.0)
-    kept = LeaseView(lease="l3", task="load", client="train.ipynb", since=999.4, running=False)
+    kept = LeaseView(lease="l3", task="load", client="train.ipynb", since=999.4, running=False, session="s")
     gpu = pool(
         "gpu",
         state="busy",

@@ -29,8 +29,9 @@ RECENT = RecentView(**dict(SPAN), pool="0123")
 TO_BROKER = [
     p.Hello(version="1", label="a.ipynb", kind="notebook", pid=1),
     p.Declare(declaration=DECLARATION),
-    p.Acquire(lease="l", pool="0123", task="t", parent="m"),
+    p.Acquire(lease="l", pool="0123", task="t", parent="m", session="s"),
     p.Attach(lease="5e1f", replica="0123abcd-1", task="attached console", shared=True),
+    p.Kept(lease="l", session=""),
     p.Release(lease="l"),
     p.Revoke(lease="l", why="it does not stop"),
     p.Cancel(lease="l"),

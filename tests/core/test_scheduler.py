@@ -27,6 +27,7 @@ from flyte_jupyter.core.events import (
     Event,
     LeaseCancelled,
     LeaseEnded,
+    LeaseKept,
     LeaseReleased,
     LeaseRequested,
     LeaseRevoked,
@@ -923,6 +924,24 @@ def test_a_lease_shows_the_call_that_runs_in_it() -> None:
     assert machine.pool().replicas[0].running == (LeaseView(lease="a", task="task-a", client="ada.ipynb", since=5),)
     machine.do(told("p-1", "a", "second", since=5.5, ended=1), at=6)
     assert machine.pool().replicas[0].running == (LeaseView(lease="a", task="second", client="ada.ipynb", since=5.5),)
+
+
+@pytest.mark.parametrize(
+    ("session", "keeper", "written"),
+    [("s", 'session "s"', "s"), ("", "the session", "''"), ("a b", 'session "a b"', "'a b'")],
+)
+def test_a_slot_that_a_session_keeps_is_named_with_what_frees_it(session: str, keeper: str, written: str) -> None:
+    machine = warm(1, 1)
+    machine.do(LeaseRequested("ada", "a", "p", "cell", session=session))
+    machine.do(told("p-1", "a", "cell", running=False, ended=1))
+    [view] = machine.pool().replicas
+    assert view.leases[0].keeper == f"{keeper} of ada.ipynb"
+    end = f"%flyte_cancel --session {written} --pool {machine.pool().name}"
+    assert machine.pool().notes == (f"{view.name} is held by {keeper} of ada.ipynb: `{end}` there frees it",)
+    machine.do(LeaseKept("a", "other"))
+    assert 'held by session "other" of' in machine.pool().notes[0]
+    machine.do(LeaseReleased("a"), LeaseKept("a", "other"))
+    assert machine.pool().notes == ()
 
 
 def test_a_replica_is_not_busy_while_a_client_only_keeps_its_slot() -> None:

@@ -33,7 +33,8 @@ const lease: Names<ILease> = {
   client: true,
   since: true,
   running: true,
-  attached: true
+  attached: true,
+  session: true
 };
 const request: Names<IRequest> = { ...lease, position: true, expected_at: true };
 const replica: Names<IReplica> = {
