@@ -14,7 +14,7 @@ from ..core.protocol import RestartReplica
 from ..core.protocol import Revoke as RevokeLease
 from . import outputs
 from .capture import Captured
-from .leases import Lease
+from .lease import Lease
 
 
 def order(command: Command, lease: Lease, number: int) -> None:

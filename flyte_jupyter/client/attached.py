@@ -154,7 +154,11 @@ class Attachment:
             replica = self._now()
             if replica.state in _COMING:
                 return f"waiting until {replica.name} is ready; it is {replica.state}"
-            others = [f"{each.task} ({each.client})" for each in replica.leases if each.lease != self._lease]
+            others = [
+                each.keeper if each.session is not None and not each.running else f"{each.task} ({each.client})"
+                for each in replica.leases
+                if each.lease != self._lease
+            ]
             return f"waiting until this has ended: {', '.join(others)}"
         return f"waiting for {self.replica.name}"
 

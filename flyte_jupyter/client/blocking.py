@@ -36,7 +36,8 @@ from ..core.call_events import (
 from ..core.frames import OK, OUTCOME, Buffer, Frame
 from . import gpu_memory, looping, outputs
 from .answering import answer, order
-from .leases import Lease, Slots, ThreadWaiter
+from .lease import Lease
+from .leases import Slots, ThreadWaiter
 from .target import Outgoing, Target, stalled_cell
 
 _SEND: Final = Do.SEND

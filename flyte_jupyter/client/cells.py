@@ -16,10 +16,11 @@ from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast
 
 from .. import errors
 from ..core import failure, payload
+from ..core import protocol as p
 from ..core.call_events import Request
 from ..core.cells import CellReply, CellRequest, Scope
 from ..core.definitions import ImportDefinition, SourceDefinition, ValueDefinition
@@ -32,15 +33,16 @@ from .channel import Channel
 from .fresh import fresh_scaling
 from .handle import PoolHandle
 from .identity import describe_client
-from .leases import Lease, LeaseGroup
+from .lease import Lease
+from .leases import LeaseGroup
+from .lending import BorrowingGroup, LendingGroup, borrow
 from .looping import awaiting
 from .target import Outgoing, Target, locate, ran_on
 
-if TYPE_CHECKING:
-    from ..core import protocol as p
-
 SESSION_IDLE_S: Final = 1800.0
 """How long a session that nobody uses keeps its replica."""
+SHARE_S: Final = 1.0
+"""How long a session waits for a slot of its own before it shares one."""
 RETRY_S: Final = 0.1
 GRANTED_S: Final = 1.0
 """How long the broker may take to grant slots that are free."""
@@ -113,8 +115,7 @@ class CellTarget(Target):
         self.cell = cell
         self.times = Times()
         self.attempt = 0  # retries so far
-        self.pinned: Lease | None = None  # the slot it has to run in
-        self._pinned: PinnedGroup | None = None
+        self.pinned: PinnedGroup | None = None  # the slot it has to run in
         self.priority = PRIORITIES[cell.priority]
         self._checked: Outgoing | None = None
         self._defined = tuple(sorted(name for name, value in cell.push.items() if is_definition(value)))
@@ -154,9 +155,7 @@ class CellTarget(Target):
         if not self.times.asked_at:
             self.times.asked_at = time.monotonic()
         if self.pinned is not None:
-            if self._pinned is None:
-                self._pinned = PinnedGroup(self.pinned)
-            return self._pinned
+            return self.pinned
         if self.cell.scope != "session":
             return super().group()
         return session_group(self.pool, self.cell.session)
@@ -285,7 +284,7 @@ def start(target: CellTarget, screen: outputs.Screen) -> Future[CellReply]:
 def _let_go(target: CellTarget) -> None:
     """A slot that was held for a cell, whether it has come to use it or not."""
     if target.pinned is not None:
-        target.pinned.group.drop(target.pinned)
+        target.pinned.let_go()
 
 
 # --- pools
@@ -326,16 +325,20 @@ def fresh_pool(pool: PoolHandle) -> PoolHandle:
 
 
 class PinnedGroup(LeaseGroup):
-    """One slot that was chosen before; it is dropped after its call, and there is no other."""
+    """One slot that was chosen before: no longer held after its call, and there is no other."""
 
-    def __init__(self, lease: Lease) -> None:
-        group = lease.group
+    def __init__(self, group: LeaseGroup, lease: Lease) -> None:
         super().__init__(group.connection, group.pool, group.parent, group.run)
-        group.hand(lease, self)
-        self._idle.append(lease)
+        self.replica = lease.name
+        if lease.group is group:
+            group.hand(lease, self)
+        self._idle.append(lease)  # else it is borrowed
 
     def give_back(self, lease: Lease) -> None:
-        self.drop(lease)
+        if lease.group is self:
+            self.drop(lease)
+        else:
+            super().give_back(lease)
 
     def take(self) -> Lease | None:
         lease = super().take()
@@ -343,46 +346,71 @@ class PinnedGroup(LeaseGroup):
             raise errors.ReplicaDied("a cell", "the replica that was chosen for it")
         return lease
 
+    def let_go(self) -> None:
+        """Give the slot back if it was not used."""
+        lease = super().take()
+        if lease is not None:
+            self.give_back(lease)
+
     def _wanted(self) -> int:
         return 0
 
 
-def leases_on(pool: PoolHandle, name: str, number: int | None = None) -> list[Lease]:
+def slots_on(pool: PoolHandle, name: str, number: int | None = None) -> list[PinnedGroup]:
     """A slot on the replica of that number, or one on each replica that is there.
 
-    Waits until they are free. Never asks for more slots than are: the pool must not grow for it.
+    Waits until they are free, or kept by a session of this notebook that does not use them. Never asks for more slots
+    than are free: the pool must not grow for it.
 
     Raises:
         NoSuchPool, PoolFailed: As for a call.
         ValueError: There is no replica of that number.
     """
-    connection = pool.connection()
-    group = LeaseGroup(connection, pool.key, None, "local")
+    group = LeaseGroup(pool.connection(), pool.key, None, "local")
     while True:
         view = pool.status()
         there = [] if view is None else [each for each in view.replicas if each.warm]
         wanted = [each.name for each in there if number is None or each.index == number]
         if view is not None and there and not wanted:
             raise ValueError(f"there is no replica {number} of {pool.name}: {', '.join(each.name for each in there)}")
-        free = {}
-        if view is not None:
-            slots = view.scaling.concurrency
-            free = {each.name: 0 if each.state == "attached" else slots - len(each.calls) for each in there}
-        if not wanted:  # nothing runs: one call's slot starts it
+        if view is None or not wanted:  # nothing runs: one call's slot starts it
             waiter = group.ask(name)
             try:
                 group.drop(waiter.future.result())
             except KeyboardInterrupt:
                 waiter.withdraw()
                 raise
-        elif all(free[each] > 0 for each in wanted):
-            chosen = _choose(group, name, wanted, sum(max(count, 0) for count in free.values()))
-            if chosen:
-                return chosen
-        time.sleep(RETRY_S)
+        elif chosen := _chosen(group, name, wanted, _free_slots(view)):
+            return [PinnedGroup(group, lease) for lease in chosen]
+        else:
+            time.sleep(RETRY_S)
 
 
-def _choose(group: LeaseGroup, name: str, wanted: list[str], slots: int) -> list[Lease]:
+def _free_slots(view: PoolView) -> dict[str, int]:
+    """How many slots of each replica nobody has."""
+    slots = view.scaling.concurrency
+    return {each.name: 0 if each.state == "attached" else slots - len(each.calls) for each in view.replicas}
+
+
+def _chosen(group: LeaseGroup, name: str, wanted: list[str], free: dict[str, int]) -> list[Lease]:
+    """A slot on each of these replicas; [] if one of them has none."""
+    kept = {each: lease for each in wanted if free[each] < 1 and (lease := borrow(group, each)) is not None}
+    asked = [each for each in wanted if each not in kept]
+    found: list[Lease] = []
+    try:
+        if all(free[each] > 0 for each in asked):
+            found = _granted(group, name, asked, sum(max(count, 0) for count in free.values())) if asked else []
+            if len(found) == len(asked):
+                chosen = {**kept, **dict(zip(asked, found, strict=True))}
+                kept = {}
+                return [chosen[each] for each in wanted]
+        return []
+    finally:
+        for lease in kept.values():
+            group.give_back(lease)
+
+
+def _granted(group: LeaseGroup, name: str, wanted: list[str], slots: int) -> list[Lease]:
     """One slot of each wanted replica out of those that are free; [] if somebody else was faster."""
     waiters = [group.ask(name) for _ in range(slots)]
     deadline = time.monotonic() + GRANTED_S
@@ -413,8 +441,28 @@ def _choose(group: LeaseGroup, name: str, wanted: list[str], slots: int) -> list
 # --- sessions
 
 
-class SessionGroup(LeaseGroup):
-    """One slot that its session keeps between cells, so that they all run on one replica and find their names."""
+class SessionGroup(LendingGroup, BorrowingGroup):
+    """One slot that its session keeps between cells, so that they all run on one replica and find their names.
+
+    Where a pool has no slot for a further session of this process, two of them keep one slot together.
+    """
+
+    patience_s = SHARE_S
+
+    def __init__(self, connection: broker.Connection, pool: str, session: str) -> None:
+        super().__init__(connection, pool, None, "local")
+        self.session = session  # that the broker tells of
+        self._name = session
+        self._kept_for = {session: None}
+        self._ended: list[str] = []  # while the slot was lent
+        self._may_share = False
+
+    @property
+    def has_idle(self) -> bool:
+        return bool(self._idle)
+
+    def take(self) -> Lease | None:
+        return LeaseGroup.take(self)
 
     def recalled(self, lease: str) -> None:
         """Others wait for it, and have to: the names in it cannot be made again elsewhere."""
@@ -424,17 +472,75 @@ class SessionGroup(LeaseGroup):
         with self._lock:
             return next((lease.name for lease in self._held.values()), "")
 
-    def close(self) -> None:
-        """The session is over: its replica lets go of its names."""
+    def end(self, session: str) -> str:
+        """The session is over: its replica lets go of its names. The session that keeps the slot yet, or ""."""
         with self._lock:
-            leases = list(self._held.values())
+            self._kept_for.pop(session, None)
+            self._ended.append(session)
+            leases = [lease for lease in self._held.values() if lease not in self._lent]
+            lent = set(self._lent)
+            left = next(iter(self._kept_for), None)
         for lease in leases:
-            lease.leave()
-        super().close()
+            self._leave(lease)
+        if left is None:
+            self.close(but=lent)
+            return ""
+        self._tell_broker(left)
+        return left or "of this notebook"
+
+    def give_back(self, lease: Lease) -> None:
+        self._leave(lease)
+        if self._kept_for:
+            super().give_back(lease)
+        else:
+            self.drop(lease)
 
     def drop(self, lease: Lease, *, close: bool = True) -> None:
         super().drop(lease, close=close)
         self.adjust()
+
+    # --- one slot for two
+
+    def borrow(self) -> None:
+        if self._may_share:
+            super().borrow()
+
+    def _look(self) -> None:
+        self._looks = False
+        if self._requests:  # not here: the answer comes on this thread
+            threading.Thread(target=self._look_at_pool, name="flyte_jupyter: a session", daemon=True).start()
+
+    def _look_at_pool(self) -> None:
+        """Share a slot if no replica of its own is on its way."""
+        with suppress(errors.BaseRuntimeError):
+            view = self.connection.snapshot().snapshot.pool(self.pool)
+            coming = view is not None and any(each.state in ("starting", "loading") for each in view.replicas)
+            self._may_share = not coming
+            self.borrow()
+            self.adjust()
+
+    def _borrowed(self) -> Lease | None:
+        lease = borrow(self)
+        if lease is not None and isinstance(lease.group, SessionGroup):
+            lease.group.take_in(self._name)
+        return lease
+
+    def take_in(self, session: str) -> None:
+        """That session has its names on this replica, too, from now on."""
+        self._kept_for[session] = None
+        _sessions[self.pool, session] = self
+
+    def _leave(self, lease: Lease) -> None:
+        with self._lock:
+            ended, self._ended = self._ended, []
+        for session in ended:
+            lease.leave(session)
+
+    def _tell_broker(self, session: str) -> None:
+        self.session = session
+        for lease in list(self._held):
+            with suppress(errors.BrokerGone):
+                self.connection.send(p.Kept(lease=lease, session=session))
 
     def _wanted(self) -> int:
         # One at a time: a second slot could be on another replica.
@@ -460,24 +566,24 @@ def session_group(pool: PoolHandle, session: str) -> SessionGroup:
     connection = pool.connection()
     group = _sessions.get((pool.key, session))
     if group is None or group.connection is not connection:
-        group = _sessions[pool.key, session] = SessionGroup(connection, pool.key, None, "local")
+        group = _sessions[pool.key, session] = SessionGroup(connection, pool.key, session)
     return group
 
 
-def end_session(pool: PoolHandle, session: str) -> str:
-    """Give its replica back; which one that was, or ""."""
+def end_session(pool: PoolHandle, session: str) -> tuple[str, str]:
+    """Let go of its names, and of its slot unless another session keeps that: the replica, and that session."""
     group = _sessions.pop((pool.key, session), None)
     if group is None:
-        return ""
+        return "", ""
     replica = group.replica()
-    group.close()
-    return replica
+    return replica, group.end(session)
 
 
 def end_sessions() -> None:
     """Give back what all sessions hold."""
     while _sessions:
-        _sessions.popitem()[1].close()
+        (_, session), group = _sessions.popitem()
+        group.end(session)
 
 
 # --- names, for completion
@@ -563,6 +669,8 @@ def waiting_line(pool: PoolHandle, snapped: p.Snapped, name: str) -> str:
             lease = replica.running[0]
             since = text.countdown(now - lease.since)
             words.append(f"{replica.name} {replica.state} {since} ({lease.task}, {lease.client})")
+        else:
+            words += [text.kept(lease, replica, view) for lease in replica.calls if lease.session is not None]
     if view.failure is not None and view.failure.cause.strip():
         words.append(f"last start failed: {last_line(view.failure.cause)}")
     said = " · ".join([word for word in words if word][:4])

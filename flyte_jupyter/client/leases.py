@@ -1,7 +1,6 @@
 """Slots on replicas, from the side that uses them: asked for once, kept while there is work and a little longer.
 
-A lease is one slot on one replica, and one connection to it. A warm call takes an idle lease and goes straight to the
-kernel; the broker is asked only when none is idle.
+A warm call takes an idle lease and goes straight to the kernel; the broker is asked only when none is idle.
 """
 
 from __future__ import annotations
@@ -9,99 +8,27 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import socket
 import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Final, Protocol
 
 from .. import errors
 from ..core import protocol as p
-from ..core.call_events import Granted
 from ..core.context import current
-from ..core.frames import FIRST_CALL, Kind, encode
 from .broker import Connection
-from .channel import Channel
 from .identity import describe_client, process_token
+from .lease import Lease
 from .refusals import explain_refusal
 
 LINGER_S: Final = 0.05
 """How long an idle lease is kept: the next call of a loop is then one round trip."""
 MAX_REQUESTS: Final = 128
 """Leases asked for at once per environment; further calls wait in this process."""
-LOST_S: Final = 2.0
-"""How long the broker may take to say why a replica is gone."""
-
-
-class Lease:
-    """One slot, while this process holds it."""
-
-    __slots__ = (
-        "_channel", "address", "granted", "group", "id", "idle_since", "is_lost", "lost", "name", "recalled", "replica",
-        "single_use",
-    )  # fmt: skip
-
-    def __init__(self, group: LeaseGroup, granted: p.Granted) -> None:
-        self.group = group
-        self.id = granted.lease
-        self.replica = granted.replica
-        self.name = granted.name
-        self.granted = Granted(granted.name)  # what a call is told that gets it
-        self.address = granted.address
-        self.single_use = granted.single_use
-        self.recalled = False
-        self.idle_since = 0.0
-        self.is_lost = False  # as `lost.done()`, which takes longer to ask
-        self.lost: Future[p.Lost | errors.BaseRuntimeError] = Future()
-        self._channel: Channel | None = None
-
-    @property
-    def spent(self) -> bool:
-        """Whether no further call may be sent in it: it was recalled, or its replica serves one call and has had it."""
-        return self.recalled or (self.single_use and self._channel is not None and self._channel.calls >= FIRST_CALL)
-
-    def channel(self) -> Channel:
-        """Its connection; made at the first use. OSError if the replica is gone."""
-        if self._channel is None:
-            self._channel = Channel(self.address, self.group.hello(self))
-        return self._channel
-
-    def why_lost(self, timeout: float = LOST_S) -> p.Lost | errors.BaseRuntimeError | None:
-        """After the connection broke: what the broker says about it; None if it says nothing in time."""
-        try:
-            return self.lost.result(timeout)
-        except TimeoutError:
-            return None
-
-    def close(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
-
-    def leave(self) -> None:
-        """The session that this process has used it for is over."""
-        if self._channel is not None and not self._channel.cut:
-            with suppress(OSError):
-                self._channel.send(encode(Kind.LEAVE))
-
-    def cancel(self, call: int) -> None:
-        """Stop that call and no other."""
-        self._order(Kind.CANCEL, call, self.id)
-
-    def withdraw(self, first: int, last: int) -> None:
-        """Take back those of these calls that have not begun; a WITHDRAWN on the channel says which."""
-        self._order(Kind.WITHDRAW, first, json.dumps([self.id, last]))
-
-    def _order(self, kind: Kind, call: int, body: str) -> None:
-        """On a connection of its own, which the replica's control thread reads."""
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
-            control.connect(self.address)
-            pieces = encode(Kind.HELLO, 0, b'{"role": "control"}') + encode(kind, call, body.encode())
-            control.sendall(b"".join(pieces))
 
 
 class Slots(Protocol):
@@ -139,6 +66,7 @@ class LeaseGroup:
         self._slots = slots
         self._requests: dict[str, str] = {}  # lease -> task, asked for and not granted yet
         self._timer = False
+        self.session: str | None = None  # that keeps the leases between its cells
         self.pipelines: dict[asyncio.AbstractEventLoop, object] = {}
         """What each event loop has under way here; see `looping`."""
 
@@ -222,7 +150,10 @@ class LeaseGroup:
         return len(self._lines.get(owner, ()))
 
     def give_back(self, lease: Lease) -> None:
-        """The call in it is over: the next one waiting gets it, or it lingers."""
+        """The call in it is over: the next one waiting gets it, or it lingers. A borrowed one goes to its own group."""
+        if lease.group is not self:
+            lease.group.give_back(lease)
+            return
         with self._lock:
             over = lease.is_lost or lease.recalled or (lease.single_use and lease.spent)
             served = False
@@ -243,6 +174,9 @@ class LeaseGroup:
         Args:
             close: Close its connection, too; else the caller does.
         """
+        if lease.group is not self:
+            lease.group.drop(lease, close=close)
+            return
         with self._lock:
             self._held.pop(lease.id, None)
             with suppress(ValueError):
@@ -259,10 +193,10 @@ class LeaseGroup:
         other._held[lease.id] = lease
         self.connection.listen(lease.id, other)
 
-    def close(self) -> None:
-        """Give every lease back, also those that linger."""
+    def close(self, *, but: Collection[Lease] = ()) -> None:
+        """Give every lease back, also those that linger, but not these."""
         with self._lock:
-            leases = list(self._held.values())
+            leases = [lease for lease in self._held.values() if lease not in but]
             requests = list(self._requests)
             self._requests.clear()
         for lease in leases:
@@ -437,7 +371,9 @@ class LeaseGroup:
     def _send_request(self, lease: str, task: str) -> None:
         self.connection.listen(lease, self)
         try:
-            self.connection.send(p.Acquire(lease=lease, pool=self.pool, task=task, parent=self.parent))
+            self.connection.send(
+                p.Acquire(lease=lease, pool=self.pool, task=task, parent=self.parent, session=self.session)
+            )
         except errors.BrokerGone as gone:  # for those who wait; the caller may be one whose own call went well
             self.broken(lease, gone)
             return

@@ -18,7 +18,8 @@ from ..core.call_events import CANCELLED, TICK, Cancelled, Command, Commands, Do
 from ..core.context import current
 from ..core.frames import Frame
 from . import broker, gpu_memory
-from .leases import Lease, LeaseGroup, Waiter, tickets
+from .lease import Lease
+from .leases import LeaseGroup, Waiter, tickets
 from .target import Outgoing, Target
 
 _NEVER: Final = float("inf")

@@ -21,7 +21,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from ..core.call_events import Broken
-from .leases import Lease, LeaseGroup
+from .lease import Lease
+from .leases import LeaseGroup
 from .loop_call import CallOnLoop
 from .stream import Stream
 from .target import Target
@@ -98,6 +99,11 @@ class Pipeline:
         self._watched = False
         self._turned_at = 0.0  # when the loop has last shown that it turns
         self._asked_at = 0.0
+
+    @property
+    def _is_wanted(self) -> bool:
+        """Whether somebody else waits for a slot that this loop has."""
+        return self.group.contended(self) or any(stream.is_wanted for stream in self.streams)
 
     # --- calls in line
 
@@ -204,7 +210,7 @@ class Pipeline:
             self._loop_was_closed()
         elif self.streams or self._inbox:
             now = time.monotonic()
-            if not self.group.contended(self) or self.stands_still:
+            if not self._is_wanted or self.stands_still:
                 self._asked_at = 0.0
             elif not self._asked_at or self._turned_at >= self._asked_at:
                 # Somebody else waits for a slot that this loop has: it has to show that it turns.
@@ -228,7 +234,7 @@ class Pipeline:
     def _watch(self) -> None:
         if not self._watched:
             self._watched = True
-            soon = CHECK_S if self.group.contended(self) else CLOSED_S
+            soon = CHECK_S if self._is_wanted else CLOSED_S
             self.group.connection.call_later(soon, self._look_at_loop)
 
     def _open(self, call: CallOnLoop | None, lease: Lease) -> None:

@@ -20,7 +20,7 @@ from ..core.frames import OUTCOME, Buffer, Frame, Kind, join_small
 from ..core.sent_calls import SentCalls
 from . import outputs
 from .answering import answer, order
-from .leases import Lease
+from .lease import Lease
 from .loop_call import CallOnLoop, LoopLine, on_loop
 from .target import Outgoing, Target
 
@@ -83,6 +83,12 @@ class Stream:
         """It has no call, and is about to give its lease back."""
         return not self._calls
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody else waits for its lease, or for another one of its group."""
+        group, own = self._pipeline.group, self.lease.group
+        return group.contended(self._pipeline) or (own is not group and own.contended(self._pipeline))
+
     # --- out
 
     def fill(self, count: int = AHEAD_CALLS, first: CallOnLoop | None = None) -> None:
@@ -92,7 +98,7 @@ class Stream:
         if self._calls and time.monotonic() - self._moved_at >= STALL_S:
             return  # behind one that takes long they would only be taken back again
         pieces: list[Buffer] = []
-        if self._pipeline.group.contended(self._pipeline):
+        if self.is_wanted:
             count = 1 - len(self._calls)
         room = len(self._calls) + count
         while (call := first or self._pipeline.first()) is not None and len(self._calls) < min(
@@ -217,7 +223,7 @@ class Stream:
             self._moved_at = max(now, self._moved_at)
             if self._closed:
                 return
-            if not self._pipeline.group.contended(self._pipeline):
+            if not self.is_wanted:
                 self.fill()
             self.rest()
 
@@ -320,7 +326,7 @@ class Stream:
             self._resting = False
             if self._closed or self._calls or self._driven:
                 return
-            if not self._pipeline.group.contended(self._pipeline):
+            if not self.is_wanted:
                 self.fill()
             if not self._calls:
                 self._leave()

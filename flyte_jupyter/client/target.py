@@ -24,7 +24,9 @@ from .capture import Captured
 from .capture.places import is_ipython
 from .channel import Channel
 from .handle import PoolHandle, handle_of
-from .leases import Lease, LeaseGroup
+from .lease import Lease
+from .leases import LeaseGroup
+from .lending import BorrowingGroup
 
 if TYPE_CHECKING:
     from ..core import protocol as p
@@ -344,7 +346,7 @@ def _group(connection: broker.Connection, pool: PoolHandle, parent: str | None, 
         if group is None or group.connection is not connection:
             for key in [key for key, old in _groups.items() if old.connection.closed or (key[1] and old.unused())]:
                 del _groups[key]
-            group = LeaseGroup(connection, pool.key, parent, run, lambda: pool.scaling.slots)
+            group = BorrowingGroup(connection, pool.key, parent, run, lambda: pool.scaling.slots)
             _groups[pool.key, parent] = group
         return group
 

@@ -58,6 +58,12 @@ def expectation(request: RequestView, now: float, words: str) -> str:
     return f", {words} {roughly(left)}" if left > 0 else ", longer than usual"
 
 
+def kept(lease: LeaseView, replica: ReplicaView, view: PoolView) -> str:
+    """A slot that is not free although nothing runs in it, and what frees it."""
+    assert lease.session is not None
+    return f"{replica.name} held by {lease.keeper} (`{view.end_of_session(lease.session)}` there frees it)"
+
+
 def pool_state(view: PoolView) -> str:
     """What its replicas do: "2 ready · 1 busy"."""
     count = Counter(replica.state for replica in view.replicas)

@@ -79,7 +79,7 @@ class Kind(IntEnum):
     WANT = 21  # the call looks for a name that was not sent; body: that name and what the replica has, pickled
     GIVE = 22  # its definitions, pickled; empty: there is no such name
     INTERRUPTED = 23  # what a CANCEL asked for has been raised in the call; its OUTCOME may come in its place
-    LEAVE = 24  # the sessions that the calls of this connection have used are over for this process
+    LEAVE = 24  # a session that calls of this connection have used, by name, is over for this process
 
 
 class Status(IntEnum):

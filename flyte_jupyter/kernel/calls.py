@@ -136,7 +136,7 @@ class CallChannel:
             elif frame.kind in (Kind.ANSWER, Kind.GIVE):
                 self._questions.answers.append(frame)
             elif frame.kind == Kind.LEAVE:
-                self.replica.cells.leave(self.hello.process[0], self.sessions)
+                self.replica.cells.leave(self.hello.process[0], self._sessions_called(json.loads(frame.body)))
             elif frame.kind == Kind.COMM:
                 self.replica.comms.receive(frame, OutputSink(frame.call, self.send_output, self.replica.later))
             else:
@@ -145,6 +145,9 @@ class CallChannel:
         if self._reading and len(self._frames) >= READ_AHEAD and self._undefined is None:
             self._reading = False
             self._loop.remove_reader(self.connection)
+
+    def _sessions_called(self, name: str) -> list[SessionKey]:
+        return [key for key in self.sessions if key[1] == name]
 
     def _advance(self) -> None:
         while (frame := self._next()) is not None:

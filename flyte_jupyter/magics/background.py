@@ -39,8 +39,11 @@ class JobMagics(Magics):
         if options.session is not None:
             with tidy(self.shell):
                 pool = self.notebook.pools.find(options.pool or "")
-                replica = cells.end_session(pool, options.session)
-            print(f"{replica} is free again." if replica else f"No session {options.session!r} holds a replica.")
+                replica, other = cells.end_session(pool, options.session)
+            if not replica:
+                print(f"No session {options.session!r} holds a replica.")
+            else:
+                print(f"{replica} is {f'still held by the session {other}' if other else 'free again'}.")
             return
         jobs = self.notebook.jobs() if options.mine or options.queued else []
         if options.queued:

@@ -13,9 +13,8 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from .. import _version, errors
 from ..client import cells, outputs, text
-from ..client.cells import AttachedPool, Cell, CellTarget
+from ..client.cells import AttachedPool, Cell, CellTarget, PinnedGroup
 from ..client.handle import PoolHandle
-from ..client.leases import Lease
 from ..client.remote import says_all
 from ..core.cells import CellReply, Scope
 from .jobs import SHOWN_BYTES, Job, JobScreen
@@ -269,10 +268,10 @@ class TaskMagics(Magics):
     def _run_everywhere(self, wanted: Cell, pool: PoolHandle, options: argparse.Namespace) -> None:
         """On each replica at once, each with a display of its own."""
         jobs = []
-        for lease in self._slots(pool, wanted.name):
+        for slot in self._slots(pool, wanted.name):
             target = CellTarget(wanted, pool)
-            target.pinned = lease
-            target.name = f"{wanted.name} on {lease.name}"
+            target.pinned = slot
+            target.name = f"{wanted.name} on {slot.replica}"
             screen = JobScreen(self.shell)
             number = self.notebook.number(self._count())
             guard = outputs.Guard(screen, SHOWN_BYTES, f"%flyte_result {number} --output")
@@ -292,10 +291,10 @@ class TaskMagics(Magics):
                 self.notebook.assign(missing[0], [])
             self.shell.user_ns[here] = [reply.pulled[there] for reply in replies]
 
-    def _slots(self, pool: PoolHandle, name: str, number: int | None = None) -> list[Lease]:
+    def _slots(self, pool: PoolHandle, name: str, number: int | None = None) -> list[PinnedGroup]:
         with tidy(self.shell):
             try:
-                return cells.leases_on(pool, name, number)
+                return cells.slots_on(pool, name, number)
             except ValueError as problem:
                 raise UsageError(f"--replica: {problem}") from None
 

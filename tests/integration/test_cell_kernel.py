@@ -474,11 +474,12 @@ def test_a_session_is_over_when_the_last_process_has_left_it(
     first.run("alone = 1", scope="session", session="alone").reply()
     assert second.run("shared", scope="session", session="both").result() == "1"
     assert third.run("1", scope="session", session="third").result() == "1"
-    first.send(Kind.LEAVE, 0, b"")
+    for name in (b'"both"', b'"alone"', b'"third"'):
+        first.send(Kind.LEAVE, 0, name)
     first.run("0").reply()
     assert second.run("shared", scope="session", session="both").result() == "1"
     assert second.run("alone", scope="session", session="alone").status == Status.ERROR
-    second.send(Kind.LEAVE, 0, b"")
+    second.send(Kind.LEAVE, 0, b'"both"')
     second.run("0").reply()
     assert third.run("shared", scope="session", session="both").status == Status.ERROR
 
