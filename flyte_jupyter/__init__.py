@@ -89,7 +89,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _card(pool: "PoolHandle") -> dict[str, _typing.Any]:
+def _card(pool: _typing.Any) -> dict[str, _typing.Any]:
     from .widgets import view
 
     return view(pool)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 from .. import errors
 from ..core import failure, payload
@@ -30,13 +30,12 @@ from ..core.snapshot import PoolView
 from . import blocking, broker, comms, outputs, runs
 from .capture import Captured
 from .channel import Channel
-from .fresh import fresh_scaling
-from .handle import PoolHandle
 from .identity import describe_client
 from .lease import Lease
 from .leases import LeaseGroup
 from .lending import BorrowingGroup, LendingGroup, borrow
 from .looping import awaiting
+from .running import RunningPool
 from .target import Outgoing, Target, locate, ran_on
 
 SESSION_IDLE_S: Final = 1800.0
@@ -110,7 +109,7 @@ class Times:
 class CellTarget(Target):
     """A cell and the pool it runs in."""
 
-    def __init__(self, cell: Cell, pool: PoolHandle) -> None:
+    def __init__(self, cell: Cell, pool: RunningPool) -> None:
         super().__init__(_no_function, request_of(cell, pool.name), pool)
         self.cell = cell
         self.times = Times()
@@ -287,40 +286,6 @@ def _let_go(target: CellTarget) -> None:
         target.pinned.let_go()
 
 
-# --- pools
-
-
-class AttachedPool(PoolHandle):
-    """A pool that somebody else has declared, and that still runs: all but its declaration is known from a view."""
-
-    def __init__(self, view: PoolView) -> None:
-        self._view_name = view.name
-        self.key = view.key
-        self.scaling = self._policy = view.scaling
-        self._loaders = {}
-        self.start_timeout = 0.0
-        self._declaration = None
-
-    @property
-    def name(self) -> str:
-        return self._view_name
-
-    def declaration(self) -> p.Declaration:
-        return cast("p.Declaration", None)  # what no connection has been told of, either
-
-    def connection(self) -> broker.Connection:
-        return broker.connect()
-
-
-def fresh_pool(pool: PoolHandle) -> PoolHandle:
-    """A pool like this one whose replicas serve one call each: a cold start, and nothing of an earlier cell."""
-    made = PoolHandle(pool.spec.model_copy(update={"single_use": True}), fresh_scaling())
-    made._loaders = pool._loaders
-    made.set_preimport(pool._preimport)
-    made.start_timeout = pool.start_timeout
-    return made
-
-
 # --- a certain replica
 
 
@@ -356,7 +321,7 @@ class PinnedGroup(LeaseGroup):
         return 0
 
 
-def slots_on(pool: PoolHandle, name: str, number: int | None = None) -> list[PinnedGroup]:
+def slots_on(pool: RunningPool, name: str, number: int | None = None) -> list[PinnedGroup]:
     """A slot on the replica of that number, or one on each replica that is there.
 
     Waits until they are free, or kept by a session of this notebook that does not use them. Never asks for more slots
@@ -561,7 +526,7 @@ class SessionGroup(LendingGroup, BorrowingGroup):
 _sessions: dict[tuple[str, str], SessionGroup] = {}
 
 
-def session_group(pool: PoolHandle, session: str) -> SessionGroup:
+def session_group(pool: RunningPool, session: str) -> SessionGroup:
     """The slot of a session, kept until `end_session`, for half an hour without a cell, or for this process's life."""
     connection = pool.connection()
     group = _sessions.get((pool.key, session))
@@ -570,7 +535,7 @@ def session_group(pool: PoolHandle, session: str) -> SessionGroup:
     return group
 
 
-def end_session(pool: PoolHandle, session: str) -> tuple[str, str]:
+def end_session(pool: RunningPool, session: str) -> tuple[str, str]:
     """Let go of its names, and of its slot unless another session keeps that: the replica, and that session."""
     group = _sessions.pop((pool.key, session), None)
     if group is None:
@@ -591,7 +556,7 @@ def end_sessions() -> None:
 _names: dict[tuple[str, str, str], tuple[float, list[str]]] = {}
 
 
-def names(pool: PoolHandle, scope: str, session: str) -> list[str]:
+def names(pool: RunningPool, scope: str, session: str) -> list[str]:
     """The names that a cell would find on a replica; [] if that cannot be told at once. Nothing is started for it."""
     key = (pool.key, scope, session)
     known = _names.get(key)
@@ -605,7 +570,7 @@ def names(pool: PoolHandle, scope: str, session: str) -> list[str]:
 class _Names(Target):
     """The question for a replica's names. It waits for nothing that takes long, and disturbs nobody."""
 
-    def __init__(self, pool: PoolHandle, group: LeaseGroup | None, scope: str, session: str) -> None:
+    def __init__(self, pool: RunningPool, group: LeaseGroup | None, scope: str, session: str) -> None:
         request = Request("names", pool.name, max_queued=NAMES_S, deadline=NAMES_S, on_interrupt="leave")
         super().__init__(_no_function, request, pool)
         self._asked = payload.dump_arguments(((scope, session), {}))
@@ -618,7 +583,7 @@ class _Names(Target):
         return self._group or super().group()
 
 
-def _ask_names(pool: PoolHandle, key: tuple[str, str, str]) -> None:
+def _ask_names(pool: RunningPool, key: tuple[str, str, str]) -> None:
     outputs.mute()
     if broker.current() is None:
         return
@@ -630,7 +595,7 @@ def _ask_names(pool: PoolHandle, key: tuple[str, str, str]) -> None:
             _names[key] = (time.monotonic(), list(found))
 
 
-def _has_free_replica(pool: PoolHandle) -> bool:
+def _has_free_replica(pool: RunningPool) -> bool:
     view = pool.status()
     if view is None or view.waiting:
         return False
@@ -645,7 +610,7 @@ def forget_names() -> None:
 # --- where a cell waits
 
 
-def waiting_line(pool: PoolHandle, snapped: p.Snapped, name: str) -> str:
+def waiting_line(pool: RunningPool, snapped: p.Snapped, name: str) -> str:
     """Why a cell has no replica yet, for people: "gpu: 2nd in the queue · replica 0 busy 0:12 (cell #3, a.ipynb)"."""
     from . import text
 
@@ -682,13 +647,13 @@ def _ordinal(number: int) -> str:
     return f"{number}{suffix}"
 
 
-def footer(pool: PoolHandle, times: Times) -> str:
+def footer(pool: RunningPool, times: Times) -> str:
     """One line about a cell that has run: "gpu[1] · GPU 0 · 0.8 s run · 0.0 s wait"; "" if it reached no replica."""
     if times.began_at is None or times.ended_at is None:
         return ""
     words = [times.replica]
     connection = broker.current()
-    if connection is not None and not isinstance(pool, AttachedPool) and pool.spec.devices.count:
+    if connection is not None and pool.uses_gpus:
         with suppress(errors.BaseRuntimeError):
             devices = connection.snapshot().snapshot.devices
             held = [str(device.index) for device in devices if device.replica == times.replica_id]

@@ -29,8 +29,9 @@ from ..core import failure
 from ..core.call_events import Request
 from ..core.context import current
 from . import broker, exits, runs
-from .handle import PoolHandle, handle_of
+from .handle import handle_of
 from .looping import LoopCall
+from .running import RunningPool
 from .target import Target, request_of, shown_name
 from .task import Task
 
@@ -298,7 +299,7 @@ class SubmittedTarget(Target):
         given: The task or function itself. It lives as long as this, so that its identity is not another's meanwhile.
     """
 
-    def __init__(self, given: Callable[..., Any], pool: PoolHandle) -> None:
+    def __init__(self, given: Callable[..., Any], pool: RunningPool) -> None:
         self.given = given
         bare = given.func if isinstance(given, Task) else given
         if isinstance(given, Task) and _needs_fresh_kernel(given):
@@ -352,7 +353,7 @@ class PoolExecutor(Executor):
             as it has slots run at a time; the others wait in line.
     """
 
-    def __init__(self, pool: PoolHandle) -> None:
+    def __init__(self, pool: RunningPool) -> None:
         self.pool = pool
         self._lock = threading.Lock()
         self._closed = False

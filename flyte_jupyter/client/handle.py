@@ -8,7 +8,6 @@ import os
 import pickle
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,23 +16,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, overload
 
 from pydantic import SecretStr
 
-from .. import errors
 from ..core import protocol as p
 from ..core import verbs
 from ..core.definitions import Closure, digest_of
-from ..core.snapshot import PoolView, ReplicaView
+from ..core.snapshot import PoolView
 from ..core.spec import EnvironmentSpec, Scaling
 from ..loader import PreloadFunction
-from . import broker, text
+from . import broker
 from .capture import Captured
 from .capture.preimports import imported_modules, users_modules
-from .leases import LeaseGroup
+from .fresh import fresh_scaling
 from .place import Place
+from .running import RunningPool
 from .views import View, registered_view
 
 if TYPE_CHECKING:
     from .environment import Task, TaskEnvironment
-    from .executor import PoolExecutor
 
 logger = logging.getLogger("flyte")
 
@@ -68,7 +66,7 @@ def inherited_environment() -> dict[str, str]:
     }
 
 
-class PoolHandle:
+class PoolHandle(RunningPool):
     """One environment's warm kernels. Made by `flyte_jupyter.pool(env)`; the same environment gives the same handle.
 
     The pool belongs to the broker, not to this object: it stays when the notebook goes.
@@ -78,19 +76,14 @@ class PoolHandle:
     """What a notebook shows beside text. None: nothing."""
 
     def __init__(self, spec: EnvironmentSpec, scaling: Scaling) -> None:
+        super().__init__(spec.name, spec.key, scaling)
         self.spec = spec
-        self.key = spec.key
-        self.scaling = scaling
         self._policy = scaling
         self.start_timeout: float = READY_S
         self._preimport: tuple[str, ...] = ()
         self._loaders: dict[str, PreloadFunction] = {}
         self._lock = threading.Lock()
         self._declaration: p.Declaration | None = None
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
 
     # --- for dispatch
 
@@ -143,6 +136,13 @@ class PoolHandle:
         for handle in list(_handles.values()):
             if handle.spec.single_use and handle.name == self.name:
                 handle._declaration = None
+
+    def is_known_to(self, connection: broker.Connection) -> bool:
+        return connection.declared.get(self.key) is self.declaration()
+
+    @property
+    def uses_gpus(self) -> bool:
+        return self.spec.devices.count > 0
 
     # --- preload
 
@@ -221,226 +221,40 @@ class PoolHandle:
             )
         return {name: SecretStr(os.environ[name]) for name in self.spec.secrets if name not in missing}
 
-    # --- verbs
-
-    def warm(self, replicas: int | None = None, *, wait: bool = True, timeout: float | None = None) -> PoolHandle:
-        """Start the minimum of replicas, or `replicas` of them, and wait until they are ready.
-
-        Args:
-            replicas: How many; at most the pool's maximum.
-            wait: False returns at once.
-            timeout: Seconds to wait; None waits until they are ready or have failed.
-
-        Raises:
-            PoolFailed: The preload raises.
-            NoUsableGPU, NoRoom: The machine does not have the GPUs.
-            TimeoutError: They are not ready in time; they go on loading.
-        """
-        order = verbs.Warm.of(replicas=replicas)
-        connection = self._send(order)
-        if wait:
-            self._wait_ready(connection, order.count(self), timeout)
-        return self
-
-    def scale(self, minimum: int, maximum: int | None = None) -> PoolHandle:
-        """Resize the live pool; running tasks are not disturbed.
-
-        Args:
-            minimum: The fewest replicas, or the fixed number if `maximum` is not given.
-            maximum: The most replicas, at least 1 and at least `minimum`.
-        """
-        return self.order(verbs.Scale.of(minimum=minimum, maximum=minimum if maximum is None else maximum))
-
-    def keep(self, duration: float | timedelta) -> PoolHandle:
-        """Keep idle replicas running during the next `duration` (seconds or a timedelta); 0 ends it."""
-        seconds = duration.total_seconds() if isinstance(duration, timedelta) else duration
-        return self.order(verbs.Keep.of(seconds=seconds))
-
-    def stop(self, *, force: bool = False, wait: bool = True, timeout: float = 30.0) -> None:
-        """Stop every replica after its running calls, or with `force` at once. The next call starts the pool again.
-
-        Args:
-            force: Do not wait for running calls; they raise `PoolStopped`.
-            wait: False returns at once; the pool stops when its calls have ended.
-            timeout: How many seconds to wait for that.
-
-        Raises:
-            TimeoutError: Some task still runs, or somebody is attached, after `timeout` seconds; the pool stops when
-                that ends.
-        """
-        connection = self._send(verbs.Stop(force=force))
-        if not wait:
-            return
-
-        def gone(view: PoolView | None) -> bool:
-            return view is None or not view.replicas
-
-        if not self._wait_until(connection, gone, timeout):
-            raise TimeoutError(f"pool {self.name!r} is still in use after {timeout:g} s; use stop(force=True)")
-
-    def restart(self, replica: int | None = None, *, force: bool = False) -> PoolHandle:
-        """Replace the pool's replicas by fresh ones, which run the preload anew. Returns at once.
-
-        Without a number all of them, one by one: the old ones answer until their successors are ready, where there is
-        room for both. With one, that replica takes no further call, and is replaced after those that it runs.
-
-        Args:
-            replica: A replica's number, the 0 of "gpu[0]".
-            force: Replace that one replica at once; its running tasks raise `ReplicaDied`.
-
-        Raises:
-            NoSuchReplica: There is none of that number, which is a LookupError, too.
-            ValueError: `force` without a number; that is `stop(force=True)`.
-        """
-        if replica is not None:
-            return self.order_at(replica, verbs.RestartReplica(force=force))
-        if force:
-            raise ValueError("restart(force=True) needs the number of one replica; stop(force=True) ends them all")
-        return self.order(verbs.RestartPool())
-
-    def interrupt(self, replica: int | None = None) -> PoolHandle:
-        """Stop the tasks that run on all replicas, or on one; they raise `TaskCancelled`. What is loaded stays.
-
-        Calls that wait start then.
-
-        A task that catches the interrupt, or is in a C function that does not return, goes on;
-        `restart(replica, force=True)` ends it.
-
-        Args:
-            replica: A replica's number, the 0 of "gpu[0]"; None is all of them.
-
-        Raises:
-            NoSuchReplica: There is none of that number, which is a LookupError, too.
-        """
-        if replica is None:
-            return self.order(verbs.InterruptPool())
-        return self.order_at(replica, verbs.InterruptReplica())
-
-    def order(self, order: verbs.Verb[verbs.PoolTarget]) -> PoolHandle:
-        """Send an order about the pool, and wait for nothing. The verbs above are made of this."""
-        self._send(order)
-        return self
-
-    def order_at(self, replica: int, order: verbs.Verb[ReplicaView]) -> PoolHandle:
-        """The same, about one of its replicas.
-
-        Raises:
-            NoSuchReplica: There is none of that number.
-        """
-        connection = self.connection()
-        pool = self._find(connection.snapshot())
-        if pool is None:
-            raise errors.NoSuchReplica(f"{self.name}[{replica}]", existing=())
-        connection.send(order.message(pool.replica_at(replica)))
-        return self
-
-    def status(self) -> PoolView | None:
-        """What the broker knows about this pool; None if it knows nothing (yet, or any more).
-
-        Instants in it are seconds on the system's monotonic clock.
-
-        Raises:
-            BrokerSilent: The broker runs, but does not answer.
-        """
-        try:
-            connection = broker.current() or broker.connect(start=False)
-            return self._find(connection.snapshot())
-        except (errors.BrokerUnavailable, errors.BrokerGone):
-            return None
-
-    def executor(self) -> PoolExecutor:
-        """A `concurrent.futures.Executor` whose workers are this pool's replicas."""
-        from .executor import PoolExecutor
-
-        return PoolExecutor(self)
-
-    # --- views
-
-    def __repr__(self) -> str:
-        try:
-            shown = text.pool_line(self.status(), self.scaling, now=time.monotonic())
-        except errors.BrokerSilent as problem:
-            shown = str(problem)
-        return f"<pool {self.name!r}: {shown}>"
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
-        try:
-            plain = text.pool_table(self.name, self.status(), self.scaling, now=time.monotonic())
-        except errors.BrokerSilent as problem:
-            return {"text/plain": f"{self.name}: {errors.whole_text(problem)}"}
-        still = text.still(plain, time.strftime("%Y-%m-%d %H:%M:%S"))
-        bundle: dict[str, Any] = {"text/plain": plain, "text/html": still}
-        return bundle if PoolHandle.view is None else {**bundle, **PoolHandle.view(self)}
-
     # --- private
 
-    def _send(self, order: verbs.Verb[verbs.PoolTarget]) -> broker.Connection:
-        message = order.message(self)
-        # A pool can be stopped, too, whose declaration cannot be made any more.
-        stops = isinstance(message, p.StopPool)
-        connection = (broker.current() or broker.connect()) if stops else self.connection()
-        connection.send(message)
-        if isinstance(message, p.Scale):  # said again, the declaration must not undo it
-            self.scaling = message.scaling
-            self._declaration = None
-            connection.declared[self.key] = self.declaration()
-        return connection
+    def _shown_by(self) -> View | None:
+        return PoolHandle.view
 
-    def _find(self, snapped: p.Snapped) -> PoolView | None:
-        return snapped.snapshot.pool(self.key)
+    def _rescaled(self, scaling: Scaling, connection: broker.Connection) -> None:
+        super()._rescaled(scaling, connection)
+        # Said again, the declaration must not undo it.
+        self._declaration = None
+        connection.declared[self.key] = self.declaration()
 
-    def _wait_ready(self, connection: broker.Connection, wanted: int, timeout: float | None) -> None:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        view = self.status()
-        if view is None or not any(_is_ready(replica) for replica in view.replicas):
-            # A slot, once: whatever keeps the pool from serving is told to whoever asks for one.
-            group = LeaseGroup(connection, self.key, None, "local")
-            waiter = group.ask(f"{self.name}.warm")
-            try:
-                group.drop(waiter.future.result(timeout))
-            except (TimeoutError, KeyboardInterrupt):
-                waiter.withdraw()
-                raise
-        failed: list[PoolView] = []
 
-        def settled(view: PoolView | None) -> bool:
-            if view is None:
-                return False
-            ready = sum(_is_ready(replica) for replica in view.replicas)
-            starting = any(replica.state in ("starting", "loading") for replica in view.replicas)
-            if ready < wanted and view.failure is not None and not starting:
-                failed.append(view)
-                return True
-            return ready >= wanted or (ready > 0 and not starting)
+class AttachedPool(RunningPool):
+    """A pool that somebody else has declared: all but its declaration is known from a view."""
 
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if not self._wait_until(connection, settled, left):
-            raise TimeoutError(f"pool {self.name!r} is not ready after {timeout:g} s; it goes on loading")
-        if failed and failed[0].failure is not None:
-            raise failed[0].failure.error(self.name)
+    def __init__(self, view: PoolView) -> None:
+        super().__init__(view.name, view.key, view.scaling)
+        self._devices = view.devices
 
-    def _wait_until(
-        self,
-        connection: broker.Connection,
-        condition: Callable[[PoolView | None], bool],
-        timeout: float | None,
-    ) -> bool:
-        """Wait on snapshots; interruptible. False if `timeout` passed first."""
-        met = threading.Event()
-        gone: list[bool] = []
+    @property
+    def uses_gpus(self) -> bool:
+        return self._devices.count > 0
 
-        def look(snapped: p.Snapped | None) -> None:
-            if snapped is None:
-                gone.append(True)
-                met.set()
-            elif condition(self._find(snapped)):
-                met.set()
+    def _shown_by(self) -> View | None:
+        return PoolHandle.view
 
-        with connection.watching(look):
-            done = met.wait(timeout)
-        if gone:
-            raise errors.BrokerGone()
-        return done
+
+def fresh_pool(pool: PoolHandle) -> PoolHandle:
+    """A pool like this one whose replicas serve one call each: a cold start, and nothing of an earlier cell."""
+    made = PoolHandle(pool.spec.model_copy(update={"single_use": True}), fresh_scaling())
+    made._loaders = pool._loaders
+    made.set_preimport(pool._preimport)
+    made.start_timeout = pool.start_timeout
+    return made
 
 
 def _loader_closure(made: PreloadFunction) -> Closure:
@@ -516,7 +330,3 @@ def _no_environment(given: object) -> TypeError:
     kind = type(given)
     hint = ": declare it with `import flyte_jupyter as flyte`" if kind.__module__.startswith("flyte.") else ""
     return TypeError(f"pool() takes a TaskEnvironment of ours, got {kind.__module__}.{kind.__qualname__}{hint}")
-
-
-def _is_ready(replica: ReplicaView) -> bool:
-    return replica.generation_current and replica.warm

@@ -23,10 +23,11 @@ from . import broker, runs
 from .capture import Captured
 from .capture.places import is_ipython
 from .channel import Channel
-from .handle import PoolHandle, handle_of
+from .handle import handle_of
 from .lease import Lease
 from .leases import LeaseGroup
 from .lending import BorrowingGroup
+from .running import RunningPool
 
 if TYPE_CHECKING:
     from ..core import protocol as p
@@ -44,7 +45,7 @@ class Target:
     priority = 0
     """Among the calls that wait in this process for a slot of the pool: a higher one goes first."""
 
-    def __init__(self, function: Callable[..., Any], request: Request, pool: PoolHandle, *, shown: str = "") -> None:
+    def __init__(self, function: Callable[..., Any], request: Request, pool: RunningPool, *, shown: str = "") -> None:
         self.request = request
         self.name = request.name
         self.shown = shown or request.name
@@ -105,11 +106,7 @@ class Target:
         task = context.current.get()
         parent = context.stalls.get() if task is None else task.lease
         group = self._groups.get(parent)
-        if (
-            group is None
-            or group.connection.closed
-            or group.connection.declared.get(self.pool.key) is not (self.pool.declaration())
-        ):
+        if group is None or group.connection.closed or not self.pool.is_known_to(group.connection):
             connection = self.pool.connection()
             if group is None or group.connection is not connection:
                 run = "local" if task is None else task.action.run_name
@@ -339,7 +336,7 @@ _groups: dict[tuple[str, str | None], LeaseGroup] = {}
 _groups_lock = threading.Lock()
 
 
-def _group(connection: broker.Connection, pool: PoolHandle, parent: str | None, run: str) -> LeaseGroup:
+def _group(connection: broker.Connection, pool: RunningPool, parent: str | None, run: str) -> LeaseGroup:
     """One group for all tasks of a pool, so that they share its idle leases."""
     with _groups_lock:
         group = _groups.get((pool.key, parent))

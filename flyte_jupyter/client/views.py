@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 View = Callable[[Any], Mapping[str, Any]]
-"""Makes a mime bundle of a `PoolHandle`."""
+"""Makes a mime bundle of a `RunningPool`."""
 
 _registered: list[View] = []
 

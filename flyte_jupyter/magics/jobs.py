@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from .. import errors
 from ..client import cells, outputs, text
-from ..client.handle import PoolHandle
+from ..client.running import RunningPool
 from ..core.cells import CellReply
 from .crossing import Crossing
 from .present import is_terminal, presentable
@@ -163,7 +163,7 @@ class Job:
         pulls: list[tuple[str, str]],
     ) -> None:
         self.name = target.name
-        self.pool: PoolHandle = target.pool
+        self.pool: RunningPool = target.pool
         self._notebook = notebook
         self._shell = notebook.shell
         self._target = target

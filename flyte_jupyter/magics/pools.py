@@ -17,10 +17,10 @@ from .. import errors
 from ..client import broker, text
 from ..client import handle as handles
 from ..client.attached import find_replica
-from ..client.cells import AttachedPool
 from ..client.environment import TaskEnvironment
-from ..client.handle import PoolHandle
+from ..client.handle import AttachedPool, PoolHandle
 from ..client.leases import LINGER_S
+from ..client.running import RunningPool
 from ..core.policy import ReusePolicy
 from ..core.resources import Resources
 from ..core.snapshot import LeaseView, PoolView, ReplicaView
@@ -65,9 +65,9 @@ class Pools:
         self.shell = shell
         self._settings = settings
         self._made: dict[str, PoolHandle] = {}  # by `%flyte_pool create`; nobody else may hold them
-        self.last: PoolHandle | None = None
+        self.last: RunningPool | None = None
 
-    def find(self, name: str = "") -> PoolHandle:
+    def find(self, name: str = "") -> RunningPool:
         """The pool of an environment, by variable or by name; without a name the default, the last or the only one.
 
         Raises:
@@ -76,6 +76,13 @@ class Pools:
         """
         pool = self._named(name) if name else self._default()
         self.last = pool
+        return pool
+
+    def find_declared(self, name: str = "") -> PoolHandle:
+        """The same, if this notebook has its declaration. Raises UsageError if it was declared elsewhere, as `find`."""
+        pool = self.find(name)
+        if not isinstance(pool, PoolHandle):
+            raise UsageError(f"pool {pool.name} was declared elsewhere; run its declaration here first")
         return pool
 
     def create(self, environment: TaskEnvironment) -> PoolHandle:
@@ -93,15 +100,15 @@ class Pools:
         variables = [
             name
             for name, value in self.shell.user_ns.items()
-            if isinstance(value, TaskEnvironment | PoolHandle) and not name.startswith("_")
+            if isinstance(value, TaskEnvironment | RunningPool) and not name.startswith("_")
         ]
         return sorted({*variables, *self.here()})
 
-    def known(self, name: str) -> PoolHandle | None:
+    def known(self, name: str) -> RunningPool | None:
         """The same, if that can be told without asking anybody."""
         name = name or self._settings.pool
         value = self.shell.user_ns.get(name)
-        if isinstance(value, PoolHandle):
+        if isinstance(value, RunningPool):
             return value
         if isinstance(value, TaskEnvironment):
             return handles.handle_of(value)
@@ -110,7 +117,7 @@ class Pools:
         found = self.here().get(name)
         return self.last if found is None and self.last is not None and self.last.name == name else found
 
-    def _named(self, name: str) -> PoolHandle:
+    def _named(self, name: str) -> RunningPool:
         pool = self.known(name)
         if pool is not None:
             return pool
@@ -125,7 +132,7 @@ class Pools:
         error.__notes__[-1] = f"{meant}Create one with `%flyte_pool create {name} --replicas 1:2`."
         raise error
 
-    def _default(self) -> PoolHandle:
+    def _default(self) -> RunningPool:
         if self._settings.pool:
             return self._named(self._settings.pool)
         if self.last is not None:
@@ -211,7 +218,7 @@ class PoolMagics(Magics):
     @argument("--env", type=_pair, action="append", default=[], metavar="K=V", help="create: an environment variable")
     @argument("--now", action="store_true", help="stop, restart NAME[i]: do not wait for running calls")
     @argument("--timeout", type=parse_duration, default=READY_S, metavar="T", help="warm: wait this long (10m)")
-    def flyte_pool(self, line: str) -> PoolHandle | None:
+    def flyte_pool(self, line: str) -> RunningPool | None:
         """Create, show and steer pools of warm kernels.
 
         Example: %flyte_pool create gpu --gpus 1 --replicas 1:3
@@ -231,7 +238,7 @@ class PoolMagics(Magics):
                 case verb:
                     return self._order(verb, options)
 
-    def _order(self, verb: str, options: argparse.Namespace) -> PoolHandle | None:
+    def _order(self, verb: str, options: argparse.Namespace) -> RunningPool | None:
         """Give an order of the table."""
         name, number = _parsed(parse_replica, options.pool, verb, "gpu") if options.pool else ("", None)
         verbs: Verbs[Any] = POOL if number is None else REPLICA
@@ -301,7 +308,7 @@ class PoolMagics(Magics):
             scaling = pools[name].scaling if view is None else view.scaling
             print(f"{text.visible(name)}: {text.pool_line(view, scaling, now=now)}")
 
-    def _stop(self, pool: PoolHandle, order: Stop) -> None:
+    def _stop(self, pool: RunningPool, order: Stop) -> None:
         """Stop it, and say what it waits for instead of waiting."""
         running = _running(pool)
         if running and not order.force:
@@ -335,7 +342,7 @@ class PoolMagics(Magics):
                 return
             self._watch(pool)
 
-    def _watch(self, pool: PoolHandle | None) -> None:
+    def _watch(self, pool: RunningPool | None) -> None:
         from IPython.display import clear_output
 
         connection = broker.connect()
@@ -365,7 +372,7 @@ class PoolMagics(Magics):
         """Print the newest log of a pool or of a replica: what its preload and other programs wrote."""
         options = parse(self.shell, self.flyte_logs, line)
         what = options.what
-        if what is not None and isinstance(self.shell.user_ns.get(what), TaskEnvironment | PoolHandle):
+        if what is not None and isinstance(self.shell.user_ns.get(what), TaskEnvironment | RunningPool):
             what = self.shell.user_ns[what].name
         arguments = ["logs", *([what] if what else []), "--tail", str(options.tail)]
         arguments += ["--follow"] if options.follow else []
@@ -443,7 +450,7 @@ class PoolMagics(Magics):
         command("doctor", *(["--call"] if options.call else []))
 
 
-def _running(pool: PoolHandle) -> list[LeaseView]:
+def _running(pool: RunningPool) -> list[LeaseView]:
     view = pool.status()
     return [] if view is None else [lease for replica in view.replicas for lease in replica.running]
 

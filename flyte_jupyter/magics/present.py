@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from .. import errors
 from ..client import broker, cells
-from ..client.handle import PoolHandle
 from ..client.remote import says_all
+from ..client.running import RunningPool
 from ..core import failure
 from ..errors.shown import without_flytes
 
@@ -118,7 +118,7 @@ class WaitingLine:
         alone: Nothing else is in the cell's output yet, so that clearing it takes away this line only.
     """
 
-    def __init__(self, shell: Any, pool: PoolHandle, target: cells.CellTarget, after: float, *, alone: bool) -> None:
+    def __init__(self, shell: Any, pool: RunningPool, target: cells.CellTarget, after: float, *, alone: bool) -> None:
         self._shell = shell
         self._pool = pool
         self._target = target

@@ -13,9 +13,10 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 
 from .. import _version, errors
 from ..client import cells, outputs, text
-from ..client.cells import AttachedPool, Cell, CellTarget, PinnedGroup
-from ..client.handle import PoolHandle
+from ..client.cells import Cell, CellTarget, PinnedGroup
+from ..client.handle import fresh_pool
 from ..client.remote import says_all
+from ..client.running import RunningPool
 from ..core.cells import CellReply, Scope
 from .jobs import SHOWN_BYTES, Job, JobScreen
 from .local import run_here
@@ -179,11 +180,8 @@ class TaskMagics(Magics):
                 self.shell.user_ns[here] = self.shell.user_ns[there]
             return None
         with tidy(self.shell):
-            pool = self.notebook.pools.find(options.pool or "")
-        if options.fresh:
-            if isinstance(pool, AttachedPool):
-                raise UsageError(f"--fresh: pool {pool.name} was declared elsewhere; run its declaration here first")
-            pool = cells.fresh_pool(pool)
+            pools, name = self.notebook.pools, options.pool or ""
+            pool = fresh_pool(pools.find_declared(name)) if options.fresh else pools.find(name)
         limit = self.settings.timeout if options.timeout is None else options.timeout
         scope: Scope = options.scope or ("session" if options.session else self.settings.scope)
         wanted = Cell(
@@ -265,7 +263,7 @@ class TaskMagics(Magics):
         screen.begin()
         return None if options.handle else job
 
-    def _run_everywhere(self, wanted: Cell, pool: PoolHandle, options: argparse.Namespace) -> None:
+    def _run_everywhere(self, wanted: Cell, pool: RunningPool, options: argparse.Namespace) -> None:
         """On each replica at once, each with a display of its own."""
         jobs = []
         for slot in self._slots(pool, wanted.name):
@@ -291,7 +289,7 @@ class TaskMagics(Magics):
                 self.notebook.assign(missing[0], [])
             self.shell.user_ns[here] = [reply.pulled[there] for reply in replies]
 
-    def _slots(self, pool: PoolHandle, name: str, number: int | None = None) -> list[PinnedGroup]:
+    def _slots(self, pool: RunningPool, name: str, number: int | None = None) -> list[PinnedGroup]:
         with tidy(self.shell):
             try:
                 return cells.slots_on(pool, name, number)
@@ -342,9 +340,7 @@ class TaskMagics(Magics):
         filename = self._known_as(f"%%flyte_preload {line}".rstrip() + f"\n{cell}")
         self._check_syntax(cell, filename, 2)
         with tidy(self.shell):
-            pool = self.notebook.pools.find(options.pool or "")
-            if isinstance(pool, AttachedPool):
-                raise UsageError(f"pool {pool.name} was declared elsewhere; run its declaration here first")
+            pool = self.notebook.pools.find_declared(options.pool or "")
             if options.replace == "now":
                 pool.stop()
             pool.preload(start_timeout=options.timeout)(make_loader(self.shell, cell, filename))
@@ -426,7 +422,7 @@ class _Seen(outputs.Screen):
         self._seen.append(outputs.RemoteValue(content["data"], content["metadata"]))
 
 
-def _described(cell: Cell, pool: PoolHandle) -> str:
+def _described(cell: Cell, pool: RunningPool) -> str:
     """What would be sent, for people."""
     target = CellTarget(cell, pool)
     view = pool.status()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ..client.identity import ipython
 
 if TYPE_CHECKING:
-    from ..client.handle import PoolHandle
+    from ..client.running import RunningPool
 
 
-def view(pool: PoolHandle) -> dict[str, Any]:
+def view(pool: RunningPool) -> dict[str, Any]:
     """The card of a pool as a mime bundle; empty where no front end could show it."""
     if getattr(ipython(), "kernel", None) is None or "ipykernel" not in sys.modules:
         return {}

@@ -19,8 +19,9 @@ from traitlets import Dict, Unicode
 
 from .. import errors
 from ..client import broker
-from ..client.handle import PoolHandle, handle_with
+from ..client.handle import handle_with
 from ..client.identity import describe_client
+from ..client.running import RunningPool
 from ..core import protocol as p
 from ..core.snapshot import PoolView, Snapshot
 from ..core.verbs import POOL, REPLICA
@@ -63,7 +64,7 @@ class PoolCard(anywidget.AnyWidget):
     client = Unicode().tag(sync=True)
     state = Dict().tag(sync=True)
 
-    def __init__(self, pool: PoolHandle) -> None:
+    def __init__(self, pool: RunningPool) -> None:
         super().__init__(
             name=pool.name,
             key=pool.key,
@@ -84,10 +85,10 @@ class PoolCard(anywidget.AnyWidget):
             self._turn(snapped.snapshot)
             self._send_state(self._state(snapped))
 
-    def shows(self, pool: PoolHandle) -> bool:
+    def shows(self, pool: RunningPool) -> bool:
         return self._handle() is pool
 
-    def _handle(self) -> PoolHandle | None:
+    def _handle(self) -> RunningPool | None:
         """Of our pool; another one than before if it was given up and then declared again as it was."""
         return self._pool() or handle_with(self.key)
 
@@ -155,7 +156,7 @@ class PoolCard(anywidget.AnyWidget):
 
     # The verbs of the server's REST endpoint, with their bodies and answers; and what time it is here.
 
-    def _of_pool(self, pool: PoolHandle, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _of_pool(self, pool: RunningPool, verb: str, body: dict[str, Any]) -> dict[str, Any]:
         match verb:
             case "timeline":
                 return self._timeline(pool, body.get("since"))
@@ -165,13 +166,13 @@ class PoolCard(anywidget.AnyWidget):
                 pool.order(POOL[verb].of(**body))
         return {}
 
-    def _timeline(self, pool: PoolHandle, since: str | None) -> dict[str, Any]:
+    def _timeline(self, pool: RunningPool, since: str | None) -> dict[str, Any]:
         told = broker.connect(start=False).timeline(pool.key, since)
         if told is None:
             raise LookupError(f"the broker knows no pool {pool.name!r} yet: the next call of a task starts it")
         return told.model_dump(mode="json")
 
-    def _of_replica(self, pool: PoolHandle, verb: str, body: dict[str, Any], replica: str) -> dict[str, Any]:
+    def _of_replica(self, pool: RunningPool, verb: str, body: dict[str, Any], replica: str) -> dict[str, Any]:
         found = pool.status()
         view = next((each for each in found.replicas if each.id == replica), None) if found is not None else None
         if view is None:
@@ -192,7 +193,7 @@ _lock = threading.Lock()
 _follower: threading.Thread | None = None
 
 
-def card_of(pool: PoolHandle) -> PoolCard:
+def card_of(pool: RunningPool) -> PoolCard:
     """The pool's card; made when first asked for."""
     global _follower  # noqa: PLW0603
     with _lock:
