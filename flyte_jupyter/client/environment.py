@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from types import FrameType, NoneType
-from typing import Any, ParamSpec, TypeVar, cast, get_overloads, overload
+from typing import Any, ParamSpec, TypeVar, get_overloads, overload
 
 from ..core.policy import (
     Cache,
@@ -146,7 +146,7 @@ class TaskEnvironment:
         if isinstance(given.include, str):
             raise TypeError(f"Expected include to be a sequence of str paths, got a bare str ({given.include!r})")
         self.include = tuple(given.include)
-        for entry in cast("tuple[object, ...]", self.include):
+        for entry in tuple(given.include):
             if not isinstance(entry, str):
                 raise TypeError(f"include entries must be str, got {type(entry)}")
         for dependency in given.depends_on:

@@ -288,8 +288,13 @@ def init_from_config(*args: Any, **kwargs: Any) -> None:
 # --- ctx, group, trace
 
 
-class _Outside:
-    """What `ctx()` returns outside a task: false, and every field of it is None."""
+class _Outside(TaskContext):
+    """The context outside a task: false, and every field of it is None."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        """No field is set, so that each is looked for by `__getattr__`."""
 
     def __getattr__(self, name: str) -> None:
         if name in _FIELDS:
@@ -299,15 +304,12 @@ class _Outside:
     def __bool__(self) -> bool:
         return False
 
-    def is_in_cluster(self) -> bool:
-        return False
-
     def __repr__(self) -> str:
         return "<outside a task>"
 
 
 _FIELDS: Final = frozenset(each.name for each in fields(TaskContext))
-_OUTSIDE: Final = cast(TaskContext, _Outside())
+_OUTSIDE: Final = _Outside()
 
 
 def ctx() -> TaskContext:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar, cast
+from typing import Any, ClassVar, Literal, NoReturn, Self, TypeVar
 
 from .shown import lines_shown
 
@@ -26,7 +26,7 @@ def whole_text(error: BaseException) -> str:
     return " ".join((str(error), *getattr(error, "__notes__", ())))
 
 
-def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+def _rebuild(cls: type[E], args: tuple[Any, ...], state: dict[str, Any]) -> E:
     # Not cls(*args): a constructor that takes facts cannot be called with the finished message.
     error = cls.__new__(cls, *args)
     BaseException.__setattr__(error, "args", args)  # a user's subclass may be frozen
@@ -60,7 +60,7 @@ class BaseRuntimeError(RuntimeError):
     def from_fields(cls, code: str, kind: ErrorKind, message: str, worker: str | None = None) -> Self:
         """Return an error of this class from what was sent of it; constructors differ, so none is called."""
         state = {"code": code, "kind": kind, "worker": worker}
-        return cast("Self", _rebuild(cls, (message,), state))
+        return _rebuild(cls, (message,), state)
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = dict(self.__dict__)
