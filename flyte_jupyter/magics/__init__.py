@@ -6,7 +6,8 @@ import weakref
 from typing import Any, Final
 
 from .. import _version
-from ..client import cells, text
+from ..client import text
+from ..client.cells.sessions import end_sessions
 from . import directive
 from .background import JobMagics
 from .completion import make_matcher
@@ -38,7 +39,7 @@ def unload(shell: Any) -> None:
     found = _loaded.pop(shell, None)
     if found is None:
         return
-    cells.end_sessions()
+    end_sessions()
     for transformer in _TRANSFORMERS:
         shell.input_transformers_cleanup.remove(transformer)
     if shell.Completer is not None and found[1] in shell.Completer.custom_matchers:

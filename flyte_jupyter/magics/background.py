@@ -8,7 +8,7 @@ from typing import Any
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
 
-from ..client import cells
+from ..client.cells.sessions import end_session
 from .jobs import Job
 from .notebook import Notebook
 from .options import argument, magic_arguments, parse, parse_duration
@@ -39,7 +39,7 @@ class JobMagics(Magics):
         if options.session is not None:
             with tidy(self.shell):
                 pool = self.notebook.pools.find(options.pool or "")
-                replica, other = cells.end_session(pool, options.session)
+                replica, other = end_session(pool, options.session)
             if not replica:
                 print(f"No session {options.session!r} holds a replica.")
             else:

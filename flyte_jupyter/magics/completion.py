@@ -10,13 +10,14 @@ from typing import Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
-from ..client import cells
+from ..client.cells.names import names
+from ..client.cells.request import RETRY_REASONS
 from . import seams
 from .directive import DIRECTIVE
 from .notebook import Notebook
 
 _VARIABLES = ("-i", "--in", "-o", "--out")
-_VALUES = {"--scope": ("fresh", "session", "replica"), "--retry-on": tuple(cells.RETRY_REASONS)}
+_VALUES = {"--scope": ("fresh", "session", "replica"), "--retry-on": tuple(RETRY_REASONS)}
 _POOL_FIRST = ("flyte_task", "flyte_preload", "flyte_status", "flyte_logs", "flyte_attach", "flyte_peek")
 
 
@@ -76,7 +77,7 @@ def _in_body(notebook: Notebook, line: str, token: str) -> list[SimpleCompletion
     pool = notebook.pools.known(named)
     if pool is None:
         return []
-    there = [name for name in cells.names(pool, scope, session) if name not in notebook.shell.user_ns]
+    there = [name for name in names(pool, scope, session) if name not in notebook.shell.user_ns]
     return _matching(token, there, f"on {pool.name}", token)
 
 

@@ -10,8 +10,10 @@ from typing import Any, Final
 from IPython.core.error import UsageError
 
 from .. import errors
-from ..client import cells
 from ..client.capture.places import is_ipython
+from ..client.cells.names import names as names_there
+from ..client.cells.request import RETRY_REASONS
+from ..client.cells.target import CellTarget
 from ..client.target import missing_name
 from ..core import failure
 from ..core.cells import CellReply
@@ -52,7 +54,7 @@ class Crossing:
             return None
         return taken[""] if "" in taken else next(iter(taken.values())) if len(taken) == 1 else taken
 
-    def explained(self, error: BaseException, target: cells.CellTarget) -> BaseException:
+    def explained(self, error: BaseException, target: CellTarget) -> BaseException:
         """The error of a cell as it is shown, with what can be done about it in a notebook."""
         described = failure.of(error)
         name = None if described is None else missing_name(error, described)
@@ -68,7 +70,7 @@ class Crossing:
                 )
                 for note in getattr(error, "__notes__", ())
             ]
-        elif cells.RETRY_REASONS["oom"](error):
+        elif RETRY_REASONS["oom"](error):
             again = f"If that does not help: `%flyte_pool restart {target.pool.name}`."
             errors.with_notes(error, f"Run it again, use a smaller batch, or `--retry-on oom`. {again}")
         elif isinstance(error, errors.ReplicaDied):
@@ -82,10 +84,10 @@ class Crossing:
         return presentable(self.shell, error, failure.remote_frames(error))
 
 
-def _explain_name(error: BaseException, name: str, target: cells.CellTarget, names: dict[str, Any]) -> None:
+def _explain_name(error: BaseException, name: str, target: CellTarget, names: dict[str, Any]) -> None:
     if name not in names or is_ipython(name, names[name]):
         return
-    there = [each for each in cells.names(target.pool, target.cell.scope, target.cell.session) if each not in _ALWAYS]
+    there = [each for each in names_there(target.pool, target.cell.scope, target.cell.session) if each not in _ALWAYS]
     shown = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
     only = f"the preload names: {shown}" if shown else "the preload names"  # which cannot be told, or are none
     where = target.times.replica or target.pool.name

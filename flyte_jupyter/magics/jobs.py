@@ -13,7 +13,9 @@ from contextvars import Context, copy_context
 from typing import Any, Final
 
 from .. import errors
-from ..client import cells, outputs, text
+from ..client import outputs, text
+from ..client.cells.lines import footer
+from ..client.cells.target import CellTarget
 from ..client.running import RunningPool
 from ..core.cells import CellReply
 from .crossing import Crossing
@@ -157,7 +159,7 @@ class Job:
     def __init__(
         self,
         notebook: Crossing,
-        target: cells.CellTarget,
+        target: CellTarget,
         screen: JobScreen,
         future: Future[CellReply],
         pulls: list[tuple[str, str]],
@@ -233,7 +235,7 @@ class Job:
     def _head(self) -> str:
         state = self.state()
         if state == "done":
-            return f"{self.name} · done · {cells.footer(self.pool, self._target.times)}"
+            return f"{self.name} · done · {footer(self.pool, self._target.times)}"
         now = time.monotonic() if self._ended is None else self._ended
         words = [self.name, state, self.pool.name, text.countdown(now - self._began)]
         error = None if state != "failed" else self._future.exception()

@@ -15,7 +15,9 @@ from types import TracebackType
 from typing import Any, Final
 
 from .. import errors
-from ..client import broker, cells
+from ..client import broker
+from ..client.cells.lines import waiting_line
+from ..client.cells.target import CellTarget
 from ..client.remote import says_all
 from ..client.running import RunningPool
 from ..core import failure
@@ -118,7 +120,7 @@ class WaitingLine:
         alone: Nothing else is in the cell's output yet, so that clearing it takes away this line only.
     """
 
-    def __init__(self, shell: Any, pool: RunningPool, target: cells.CellTarget, after: float, *, alone: bool) -> None:
+    def __init__(self, shell: Any, pool: RunningPool, target: CellTarget, after: float, *, alone: bool) -> None:
         self._shell = shell
         self._pool = pool
         self._target = target
@@ -158,7 +160,7 @@ class WaitingLine:
         connection = broker.current()
         if connection is not None:
             with suppress(errors.BaseRuntimeError):
-                return cells.waiting_line(self._pool, connection.snapshot(), self._target.name)
+                return waiting_line(self._pool, connection.snapshot(), self._target.name)
         return f"Waiting for {self._pool.name}: the broker is starting"
 
     def _show(self, line: str) -> None:

@@ -12,8 +12,13 @@ from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
 
 from .. import _version, errors
-from ..client import cells, outputs, text
-from ..client.cells import Cell, CellTarget, PinnedGroup
+from ..client import outputs, text
+from ..client.cells.lines import footer
+from ..client.cells.names import forget_names
+from ..client.cells.pinned import PinnedGroup, slots_on
+from ..client.cells.request import PRIORITIES, RETRY_REASONS, Cell
+from ..client.cells.target import CellTarget
+from ..client.cells.work import run, start
 from ..client.handle import fresh_pool
 from ..client.remote import says_all
 from ..client.running import RunningPool
@@ -47,8 +52,8 @@ def parse_reasons(value: str) -> list[str]:
     """What a cell is repeated for."""
     reasons = parse_words(value)
     for reason in reasons:
-        if reason not in cells.RETRY_REASONS:
-            raise argparse.ArgumentTypeError(f"{reason!r} is not one of {', '.join(cells.RETRY_REASONS)}")
+        if reason not in RETRY_REASONS:
+            raise argparse.ArgumentTypeError(f"{reason!r} is not one of {', '.join(RETRY_REASONS)}")
     return reasons
 
 
@@ -115,7 +120,7 @@ class TaskMagics(Magics):
     )
     @argument(
         "--priority",
-        choices=tuple(cells.PRIORITIES),
+        choices=tuple(PRIORITIES),
         default="normal",
         help="which of this notebook's own waiting cells goes first",
     )
@@ -223,15 +228,15 @@ class TaskMagics(Magics):
         failed: BaseException | None = None
         try:
             with outputs.shown_on(guard):
-                reply = cells.run(target)
+                reply = run(target)
         except BaseException as error:
             if not says_all(error):
                 raise
             failed = self.notebook.explained(error, target)
         finally:
-            cells.forget_names()
+            forget_names()
         quiet = options.quiet or self.settings.quiet
-        if not quiet and (line := cells.footer(target.pool, target.times)):
+        if not quiet and (line := footer(target.pool, target.times)):
             say(self.shell, line)
         if failed is not None:  # here, so that it has no context: IPython looks for groups of exceptions there
             raise failed
@@ -256,7 +261,7 @@ class TaskMagics(Magics):
         guard = outputs.Guard(screen, limit, f"%flyte_result {number} --output")
         if options.replica is not None:
             target.pinned = self._slots(target.pool, target.name, options.replica)[0]
-        job = Job(self.notebook, target, screen, cells.start(target, guard), options.pull)
+        job = Job(self.notebook, target, screen, start(target, guard), options.pull)
         self.notebook.remember(number, Ran(target.name, guard, job))
         if options.handle:
             self.shell.user_ns[options.handle] = job
@@ -273,7 +278,7 @@ class TaskMagics(Magics):
             screen = JobScreen(self.shell)
             number = self.notebook.number(self._count())
             guard = outputs.Guard(screen, SHOWN_BYTES, f"%flyte_result {number} --output")
-            job = Job(self.notebook, target, screen, cells.start(target, guard), [(n, n) for n in wanted.pull])
+            job = Job(self.notebook, target, screen, start(target, guard), [(n, n) for n in wanted.pull])
             self.notebook.remember(number, Ran(target.name, guard, job))
             screen.begin()
             jobs.append(job)
@@ -292,7 +297,7 @@ class TaskMagics(Magics):
     def _slots(self, pool: RunningPool, name: str, number: int | None = None) -> list[PinnedGroup]:
         with tidy(self.shell):
             try:
-                return cells.slots_on(pool, name, number)
+                return slots_on(pool, name, number)
             except ValueError as problem:
                 raise UsageError(f"--replica: {problem}") from None
 
@@ -346,7 +351,7 @@ class TaskMagics(Magics):
             pool.preload(start_timeout=options.timeout)(make_loader(self.shell, cell, filename))
             if options.replace == "now":
                 pool.warm(wait=False)
-        cells.forget_names()
+        forget_names()
 
     # --- settings and help
 

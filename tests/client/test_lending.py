@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from test_leases import FakeConnection
 
-from flyte_jupyter.client.cells import PinnedGroup, SessionGroup
+from flyte_jupyter.client.cells.pinned import PinnedGroup
+from flyte_jupyter.client.cells.sessions import SessionGroup
 from flyte_jupyter.client.lease import Lease
 from flyte_jupyter.client.leases import LeaseGroup
 from flyte_jupyter.client.lending import BorrowingGroup, borrow

@@ -16,7 +16,8 @@ from support import START_S, TIME_SCALE, Counter, assert_quiet, mark, within
 
 import flyte_jupyter as flyte
 from flyte_jupyter.client.answering import answer
-from flyte_jupyter.client.cells import Cell, CellTarget
+from flyte_jupyter.client.cells.request import Cell
+from flyte_jupyter.client.cells.target import CellTarget
 from flyte_jupyter.client.leases import Lease
 from flyte_jupyter.client.target import Target, target_of
 from flyte_jupyter.core import payload
