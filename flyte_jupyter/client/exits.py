@@ -10,18 +10,25 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
 from . import outputs
 from .identity import ipython
-
-if TYPE_CHECKING:
-    from .executor import Line
 
 NOTE_S: Final = 2.0
 """After so long the user is told what the interpreter waits for."""
 STOP_S: Final = 5.0
 """How long calls may take to stop after Ctrl-C."""
+
+
+class Line(Protocol):
+    """The calls that somebody has given to an executor."""
+
+    outstanding: dict[int, Any]
+
+    def wait(self, timeout: float | None) -> None: ...
+    def abort(self) -> None: ...
+
 
 _lines: Final[weakref.WeakSet[Line]] = weakref.WeakSet()
 _ended = False
