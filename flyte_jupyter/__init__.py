@@ -9,6 +9,7 @@ import typing as _typing
 from importlib import import_module as _import_module
 
 from ._version import __version__
+from .client.dispatch import register_calls as _register_calls
 from .client.views import register_view as _register_view
 
 if _sys.platform == "win32":
@@ -20,8 +21,9 @@ if _sys.platform == "win32":
 if _typing.TYPE_CHECKING:
     from . import errors
     from .client.environment import TaskEnvironment
-    from .client.handle import PoolHandle, pool
+    from .client.handle import PoolHandle
     from .client.image import Image
+    from .client.pools import pool
     from .client.runs import Run, ctx, group, init, init_from_config, logger, map, run, trace, with_runcontext
     from .client.task import Task
     from .core.policy import Backoff, Cache, RetryStrategy, ReusePolicy, Secret, Timeout
@@ -64,8 +66,9 @@ __all__ = [
 # The same once more for the interpreter; tests/test_layers.py compares them.
 _HOMES = {
     ".client.environment": "TaskEnvironment",
-    ".client.handle": "PoolHandle pool",
+    ".client.handle": "PoolHandle",
     ".client.image": "Image",
+    ".client.pools": "pool",
     ".client.runs": "Run ctx group init init_from_config logger map run trace with_runcontext",
     ".client.task": "Task",
     ".core.policy": "Backoff Cache RetryStrategy ReusePolicy Secret Timeout",
@@ -96,6 +99,15 @@ def _card(pool: _typing.Any) -> dict[str, _typing.Any]:
 
 
 _register_view(_card)
+
+
+def _remote() -> _typing.Any:
+    from .client import remote
+
+    return remote
+
+
+_register_calls(_remote)
 
 
 def load_ipython_extension(shell: _typing.Any) -> None:

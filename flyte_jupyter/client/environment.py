@@ -31,6 +31,7 @@ from ..errors import with_notes
 from .checks import check_env_vars, check_pod_template, did_you_mean, expect
 from .fresh import fresh_scaling
 from .functions import task_function
+from .handle import handle_of
 from .image import Image
 from .options import MAX_INLINE_IO_BYTES, OF_THE_ENVIRONMENT, TimeoutType, pool_spec
 from .task import Task
@@ -275,8 +276,6 @@ class TaskEnvironment:
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, Any]:
         """Its pool's card, as the last expression of a cell."""
-        from .handle import handle_of
-
         return {} if self.reusable is None else handle_of(self)._repr_mimebundle_(include, exclude)
 
     def clone_with(

@@ -28,12 +28,13 @@ from .. import errors
 from ..core import failure
 from ..core.call_events import Request
 from ..core.context import current
-from . import broker, exits, runs
-from .handle import handle_of
+from . import broker, exits
+from .calling import refuse_in_trace
 from .looping import LoopCall
 from .running import RunningPool
-from .target import Target, request_of, shown_name
+from .target import Target
 from .task import Task
+from .task_request import request_of, shown_name
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -303,7 +304,7 @@ class SubmittedTarget(Target):
         self.given = given
         bare = given.func if isinstance(given, Task) else given
         if isinstance(given, Task) and _needs_fresh_kernel(given):
-            pool = handle_of(given)  # each of its calls has a kernel of its own
+            pool = pool.pool_of(given)  # each of its calls has a kernel of its own
         name = f"{pool.name}.{getattr(bare, '__name__', type(bare).__name__)}"
         if isinstance(given, Task):
             super().__init__(bare, request_of(given, name, pool.name), pool, shown=shown_name(given))
@@ -382,7 +383,7 @@ class PoolExecutor(Executor):
             raise TypeError(f"submit takes a callable, got {type(fn).__name__}")
         function, args_, kwargs_ = _unwrapped(fn, args, kwargs)
         if current.get() is not None:
-            runs.refuse_in_trace(getattr(function, "__name__", "?"))
+            refuse_in_trace(getattr(function, "__name__", "?"))
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot schedule new futures after shutdown")

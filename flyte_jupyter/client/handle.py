@@ -27,11 +27,11 @@ from .capture import Captured
 from .capture.preimports import imported_modules, users_modules
 from .fresh import fresh_scaling
 from .place import Place
-from .running import RunningPool
+from .running import Declared, RunningPool
 from .views import View, registered_view
 
 if TYPE_CHECKING:
-    from .environment import Task, TaskEnvironment
+    from .executor import PoolExecutor
 
 logger = logging.getLogger("flyte")
 
@@ -66,7 +66,23 @@ def inherited_environment() -> dict[str, str]:
     }
 
 
-class PoolHandle(RunningPool):
+class _Pool(RunningPool):
+    """A pool as its user has it, whoever declared it."""
+
+    def executor(self) -> PoolExecutor:
+        """A `concurrent.futures.Executor` whose workers are this pool's replicas."""
+        from .executor import PoolExecutor
+
+        return PoolExecutor(self)
+
+    def pool_of(self, declared: Declared) -> RunningPool:
+        return handle_of(declared)
+
+    def _shown_by(self) -> View | None:
+        return PoolHandle.view
+
+
+class PoolHandle(_Pool):
     """One environment's warm kernels. Made by `flyte_jupyter.pool(env)`; the same environment gives the same handle.
 
     The pool belongs to the broker, not to this object: it stays when the notebook goes.
@@ -223,9 +239,6 @@ class PoolHandle(RunningPool):
 
     # --- private
 
-    def _shown_by(self) -> View | None:
-        return PoolHandle.view
-
     def _rescaled(self, scaling: Scaling, connection: broker.Connection) -> None:
         super()._rescaled(scaling, connection)
         # Said again, the declaration must not undo it.
@@ -233,7 +246,7 @@ class PoolHandle(RunningPool):
         connection.declared[self.key] = self.declaration()
 
 
-class AttachedPool(RunningPool):
+class AttachedPool(_Pool):
     """A pool that somebody else has declared: all but its declaration is known from a view."""
 
     def __init__(self, view: PoolView) -> None:
@@ -243,9 +256,6 @@ class AttachedPool(RunningPool):
     @property
     def uses_gpus(self) -> bool:
         return self._devices.count > 0
-
-    def _shown_by(self) -> View | None:
-        return PoolHandle.view
 
 
 def fresh_pool(pool: PoolHandle) -> PoolHandle:
@@ -267,7 +277,7 @@ _handles: weakref.WeakValueDictionary[str, PoolHandle] = weakref.WeakValueDictio
 _by_name: dict[str, PoolHandle] = {}
 
 
-def handle_of(declared: TaskEnvironment | Task[..., Any]) -> PoolHandle:
+def handle_of(declared: Declared) -> PoolHandle:
     """The handle of an environment's pool, or of the pool that an overridden task has of its own."""
     spec = declared.spec(sys.executable)
     scaling = declared.scaling()
@@ -290,43 +300,3 @@ def handle_with(key: str) -> PoolHandle | None:
 def known_pools() -> list[PoolHandle]:
     """The pools that this process has declared and still holds; the latest of each name."""
     return [handle for handle in list(_by_name.values()) if not handle.spec.single_use]
-
-
-def pool(environment: TaskEnvironment, *, preimport: Sequence[str] | None = None) -> PoolHandle:
-    """Return the handle of an environment's pool of warm kernels. Starts nothing.
-
-    Args:
-        preimport: Modules, such as "torch", that are imported once in the process that replicas are forked from: a new
-            replica then has them at once, and all replicas share their memory. What a preload imports is preimported
-            without being named here. Not for modules that start threads or CUDA when they are imported: their
-            replicas are started without, and `flyte-jupyter status` says so.
-
-    Raises:
-        TypeError: `environment` is not a TaskEnvironment, or `preimport` is not a sequence of names.
-        ValueError: The environment has no reusable policy, or a name is not that of a module.
-
-    Example:
-        >>> import flyte_jupyter as flyte
-        >>> env = flyte.TaskEnvironment("docs", reusable=flyte.ReusePolicy(2))
-        >>> flyte.pool(env).name
-        'docs'
-    """
-    from .environment import TaskEnvironment
-
-    if not isinstance(environment, TaskEnvironment):
-        raise _no_environment(environment)
-    if not environment.reusable:
-        raise ValueError(
-            f"environment {environment.name!r} has no reusable policy, so each of its calls runs in a fresh kernel; "
-            "give it reusable=ReusePolicy(...) to have a pool"
-        )
-    handle = handle_of(environment)
-    if preimport is not None:
-        handle.set_preimport(preimport)
-    return handle
-
-
-def _no_environment(given: object) -> TypeError:
-    kind = type(given)
-    hint = ": declare it with `import flyte_jupyter as flyte`" if kind.__module__.startswith("flyte.") else ""
-    return TypeError(f"pool() takes a TaskEnvironment of ours, got {kind.__module__}.{kind.__qualname__}{hint}")

@@ -16,12 +16,14 @@ from typing import Any, Final
 from .. import errors, memory
 from ..core import payload
 from ..core.context import current, stalls
-from . import looping, outputs, runs
+from . import looping, outputs
+from .calling import refuse_in_trace, set_group
 from .executor import Line, LineCall, background, plain
 from .remote import without_our_frames
 from .stream import ahead
-from .target import Target, stalled_cell, target_of
+from .target import Target, stalled_cell
 from .task import Task
+from .task_target import target_of
 
 WINDOW: Final = 4
 """A map looks this many times its capacity ahead, so that one slow call at the head does not idle the slots."""
@@ -93,7 +95,7 @@ class TaskMap:
     def check_place(self, *, blocking: bool) -> None:
         if current.get() is None:
             return
-        runs.refuse_in_trace(self.task.name)
+        refuse_in_trace(self.task.name)
         if blocking and asyncio._get_running_loop() is not None:
             raise errors.SyncTaskCallInAsyncContextError(
                 f"map over {self.task.name} was called inside an async task: use `async for ... in map.aio(...)`"
@@ -160,7 +162,7 @@ class TaskMap:
         # The calls' output belongs where the iterator is used: in that cell.
         self._context: Context = copy_context()
         if self._group is not None:
-            self._context.run(runs.set_group, self._group)
+            self._context.run(set_group, self._group)
         self._target: Target = target_of(self.task)
         self._shared = _shared_buffers((self._args, self._keywords, self._repeated))
         self._context.run(memory.sharing.set, self._shared)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import errors
 from ..core import context, failure
 from ..errors.shown import show_as_ours
-from . import blocking, runs
+from . import blocking
+from .calling import refuse_in_trace
 from .looping import awaiting
-from .target import target_of
-
-if TYPE_CHECKING:
-    from .environment import Task
-
+from .task import Task
+from .task_target import target_of
 
 # --- entry points of Task
 
@@ -26,7 +24,7 @@ def call(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         SyncTaskCallInAsyncContextError: Inside an async task, whose replica would stand still meanwhile.
     """
     if context.current.get() is not None:
-        runs.refuse_in_trace(task.name)
+        refuse_in_trace(task.name)
         if _loop_is_running():
             raise errors.SyncTaskCallInAsyncContextError(
                 f"Sync task {task.name} was called inside an async task: await {task.name.rpartition('.')[2]}.aio(...)"
@@ -45,7 +43,7 @@ async def acall(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     """The same as a coroutine: nothing blocks the loop that awaits it."""
     __tracebackhide__ = True
     if context.current.get() is not None:
-        runs.refuse_in_trace(task.name)
+        refuse_in_trace(task.name)
     task.bind(args, kwargs)
     try:
         return await awaiting(target_of(task), args, kwargs)

@@ -6,19 +6,23 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 from .. import errors
 from ..core import protocol as p
 from ..core import verbs
 from ..core.snapshot import PoolView, ReplicaView
-from ..core.spec import Scaling
+from ..core.spec import EnvironmentSpec, Scaling
 from . import broker, text
 from .leases import LeaseGroup
 from .views import View
 
-if TYPE_CHECKING:
-    from .executor import PoolExecutor
+
+class Declared(Protocol):
+    """An environment, or a task."""
+
+    def spec(self, interpreter: str, /) -> EnvironmentSpec: ...
+    def scaling(self) -> Scaling: ...
 
 
 class RunningPool:
@@ -48,6 +52,10 @@ class RunningPool:
     def is_known_to(self, connection: broker.Connection) -> bool:
         """Whether the broker need not be told of it over this connection."""
         return True
+
+    def pool_of(self, declared: Declared) -> RunningPool:
+        """The pool of an environment or of a task, as far as this process knows pools."""
+        raise NotImplementedError
 
     @property
     def uses_gpus(self) -> bool:
@@ -180,12 +188,6 @@ class RunningPool:
             return self._find(connection.snapshot())
         except (errors.BrokerUnavailable, errors.BrokerGone):
             return None
-
-    def executor(self) -> PoolExecutor:
-        """A `concurrent.futures.Executor` whose workers are this pool's replicas."""
-        from .executor import PoolExecutor
-
-        return PoolExecutor(self)
 
     # --- views
 

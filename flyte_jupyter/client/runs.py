@@ -1,6 +1,6 @@
 """Flyte's run-level functions, here on warm kernels: run, map, group, trace, ctx.
 
-What a run tells its calls (its name, a group, the custom context) travels with them; `call_meta` is asked at each.
+Calls take along what a run tells them: see `calling`.
 """
 
 from __future__ import annotations
@@ -11,74 +11,18 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import fields, replace
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from .. import errors, runtime
 from ..core.context import GroupData, TaskContext, current
+from .calling import DEFAULT_RUN, calling, tracing, with_calls
 from .task import Task
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 
-DEFAULT_RUN: Final = "local"
-"""The run of a task that was called without `run`."""
-
 logger = logging.getLogger("flyte")
-
-_calling: ContextVar[dict[str, Any] | None] = ContextVar("flyte_jupyter_calling", default=None)
-_tracing: ContextVar[bool] = ContextVar("flyte_jupyter_tracing", default=False)
-
-
-# --- what goes along with a call
-
-
-def call_meta() -> dict[str, Any] | None:
-    """What the next call takes along besides its arguments: run, group and custom context; None if nothing.
-
-    Inside a task, its own are handed on.
-    """
-    own = _calling.get()
-    task = current.get()
-    if task is None:
-        return own
-    meta: dict[str, Any] = {}
-    if task.action.run_name != DEFAULT_RUN:
-        meta["run"] = task.action.run_name
-    if task.group_data is not None:
-        meta["group"] = task.group_data.name
-    if task.custom_context:
-        meta["custom_context"] = dict(task.custom_context)
-    if own is not None:
-        custom = {**meta.get("custom_context", {}), **own.get("custom_context", {})}
-        meta.update(own)
-        if custom:
-            meta["custom_context"] = custom
-    return meta or None
-
-
-@contextmanager
-def _with_calls(**said: Any) -> Iterator[None]:
-    token = _calling.set({**(_calling.get() or {}), **said})
-    try:
-        yield
-    finally:
-        _calling.reset(token)
-
-
-def set_group(name: str) -> None:
-    """Calls from this context on are made in that group."""
-    _calling.set({**(_calling.get() or {}), "group": name})
-
-
-def refuse_in_trace(name: str) -> None:
-    """Raises TraceDoesNotAllowNestedTasksError inside a traced function. Asked inside tasks only."""
-    if _tracing.get():
-        raise errors.with_notes(
-            errors.TraceDoesNotAllowNestedTasksError(f"Task {name} was called inside a traced function."),
-            f"Call it outside, or call {name.rpartition('.')[2]}.forward(...), which runs it in place.",
-        )
 
 
 # --- run
@@ -194,7 +138,7 @@ class RunFunction:
         __tracebackhide__ = True
         declared = _declared_outputs(task)
         said = self._said()
-        with _with_calls(**said):
+        with with_calls(**said):
             value = remote.call(task, args, kwargs)
         return Run(said["run"], Outputs.of(value, declared, task.name))
 
@@ -205,7 +149,7 @@ class RunFunction:
         __tracebackhide__ = True
         declared = _declared_outputs(task)
         said = self._said()
-        with _with_calls(**said):
+        with with_calls(**said):
             value = await remote.acall(task, args, kwargs)
         return Run(said["run"], Outputs.of(value, declared, task.name))
 
@@ -324,7 +268,7 @@ def ctx() -> TaskContext:
     task = current.get()
     if task is None:
         return _OUTSIDE
-    said = _calling.get()
+    said = calling.get()
     if said is not None and "group" in said:
         return replace(task, group_data=GroupData(said["group"]))
     return task
@@ -336,7 +280,7 @@ def group(name: str) -> Iterator[None]:
 
     Source: flyte.group.
     """
-    with _with_calls(group=name):
+    with with_calls(group=name):
         yield
 
 
@@ -361,13 +305,13 @@ def trace(function: F) -> F:
             inner = function(*args, **kwargs)
             try:
                 while True:
-                    token = _tracing.set(True)
+                    token = tracing.set(True)
                     try:
                         value = await inner.__anext__()
                     except StopAsyncIteration:
                         return
                     finally:
-                        _tracing.reset(token)
+                        tracing.reset(token)
                     yield value
             finally:
                 await inner.aclose()
@@ -377,21 +321,21 @@ def trace(function: F) -> F:
 
         @functools.wraps(function)
         async def step(*args: Any, **kwargs: Any) -> Any:
-            token = _tracing.set(True)
+            token = tracing.set(True)
             try:
                 return await function(*args, **kwargs)
             finally:
-                _tracing.reset(token)
+                tracing.reset(token)
 
         return cast(F, step)
 
     @functools.wraps(function)
     def plain(*args: Any, **kwargs: Any) -> Any:
-        token = _tracing.set(True)
+        token = tracing.set(True)
         try:
             return function(*args, **kwargs)
         finally:
-            _tracing.reset(token)
+            tracing.reset(token)
 
     return cast(F, plain)
 

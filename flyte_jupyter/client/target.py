@@ -19,11 +19,11 @@ from ..core.call_events import Request
 from ..core.commands import POOL_STOPPED
 from ..core.definitions import Closure, Definition, Text, texts_of
 from ..core.frames import CALL, OK, Buffer, Frame, Status, encode, join_small
-from . import broker, runs
+from . import broker
+from .calling import call_meta
 from .capture import Captured
 from .capture.places import is_ipython
 from .channel import Channel
-from .handle import handle_of
 from .lease import Lease
 from .leases import LeaseGroup
 from .lending import BorrowingGroup
@@ -31,7 +31,6 @@ from .running import RunningPool
 
 if TYPE_CHECKING:
     from ..core import protocol as p
-    from .environment import Task
 
 
 class Target:
@@ -67,7 +66,7 @@ class Target:
             self._closure = closure
             self._reference = json.dumps([[closure.digest], self.shown]).encode()
         try:
-            meta = runs.call_meta()
+            meta = call_meta()
             sent = (args, kwargs) if meta is None else (args, kwargs, meta)
             pickled = payload.dump_arguments(sent)
         except errors.BaseRuntimeError:
@@ -190,34 +189,6 @@ def stalled_cell() -> str | None:
     """The lease of the cell that makes its replica stand still if the thread that asks waits now."""
     lease = context.cell.get()
     return lease if lease and threading.current_thread() is threading.main_thread() else None
-
-
-def target_of(task: Task[..., Any]) -> Target:
-    target: Target | None = task.__dict__.get("_target")
-    if target is None:
-        pool = handle_of(task)
-        target = Target(task.func, request_of(task, task.name, pool.name), pool, shown=shown_name(task))
-        task.__dict__["_target"] = target
-    return target
-
-
-def request_of(task: Task[..., Any], name: str, pool: str) -> Request:
-    """What a call of this task may do."""
-    limits, retries = task.time_limits, task.retries
-    return Request(
-        name,
-        pool,
-        max_runtime=limits.seconds("max_runtime"),
-        max_queued=limits.seconds("max_queued_time"),
-        deadline=limits.seconds("deadline"),
-        retries=retries.count,
-        backoff=retries.delay,
-    )
-
-
-def shown_name(task: Task[..., Any]) -> str:
-    """The short name that somebody gave it; "" if nobody did."""
-    return "" if task.short_name == task.func.__name__ else task.short_name
 
 
 class Outgoing:

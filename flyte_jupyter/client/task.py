@@ -26,6 +26,7 @@ from ..core.resources import Resources
 from ..core.spec import EnvironmentSpec, Scaling
 from ..errors import with_notes
 from .checks import check_env_vars, did_you_mean, expect
+from .dispatch import calls
 from .fresh import fresh_scaling
 from .functions import first_parameter, no_method
 from .interface import NativeInterface, outputs
@@ -353,23 +354,20 @@ def _importable(function: Any) -> object:
 
 
 def _first_call(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    from . import remote
-
+    remote = calls()
     __tracebackhide__ = True
     task._dispatch = remote.call
     return remote.call(task, args, kwargs)
 
 
 def _first_acall(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    from . import remote
-
+    remote = calls()
     task._dispatch = remote.acall
     return remote.acall(task, args, kwargs)
 
 
 def _first_aio(task: Task[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    from . import remote
-
+    remote = calls()
     task._dispatch_aio = remote.acall
     return remote.acall(task, args, kwargs)
 

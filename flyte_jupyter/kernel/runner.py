@@ -259,7 +259,7 @@ class Runner:
         return args, kwargs
 
     def _take_along(self, call: RunningCall, meta: dict[str, Any]) -> None:
-        """Note what the caller said about its run; see `client.runs.call_meta`."""
+        """Note what the caller said about its run; see `client.calling.call_meta`."""
         known = call.context
         call.context = replace(
             known,

@@ -20,6 +20,7 @@ from ..client.attached import find_replica
 from ..client.environment import TaskEnvironment
 from ..client.handle import AttachedPool, PoolHandle
 from ..client.leases import LINGER_S
+from ..client.pools import pool as pool_of
 from ..client.running import RunningPool
 from ..core.policy import ReusePolicy
 from ..core.resources import Resources
@@ -86,7 +87,7 @@ class Pools:
         return pool
 
     def create(self, environment: TaskEnvironment) -> PoolHandle:
-        made = self._made[environment.name] = self.last = handles.pool(environment)
+        made = self._made[environment.name] = self.last = pool_of(environment)
         return made
 
     def here(self) -> dict[str, PoolHandle]:

@@ -21,8 +21,8 @@ import pytest
 
 from flyte_jupyter import errors
 from flyte_jupyter.client.environment import Task, TaskEnvironment
-from flyte_jupyter.client.handle import pool
 from flyte_jupyter.client.image import Image
+from flyte_jupyter.client.pools import pool
 from flyte_jupyter.client.runs import trace
 from flyte_jupyter.core.policy import Cache, RetryStrategy, ReusePolicy, Secret, Timeout
 from flyte_jupyter.core.resources import TPU, Resources

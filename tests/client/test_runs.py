@@ -12,11 +12,12 @@ import pytest
 
 import flyte_jupyter as flyte
 from flyte_jupyter import errors
-from flyte_jupyter.client import mapping, runs
+from flyte_jupyter.client import calling, mapping
+from flyte_jupyter.client.calling import call_meta
 from flyte_jupyter.client.executor import Line, Submission
-from flyte_jupyter.client.runs import Outputs, Run, call_meta
-from flyte_jupyter.client.target import target_of
+from flyte_jupyter.client.runs import Outputs, Run
 from flyte_jupyter.client.task import Task
+from flyte_jupyter.client.task_target import target_of
 from flyte_jupyter.core.context import Action, TaskContext, current
 
 env = flyte.TaskEnvironment("unit", reusable=flyte.ReusePolicy(2))
@@ -160,7 +161,7 @@ def test_a_nested_call_inherits_run_group_and_custom_context(inside: TaskContext
         assert context.group_data is not None
         assert context.group_data.name == "g"
         assert context.action is inside.action
-    with runs._with_calls(custom_context={"more": "1"}):
+    with calling.with_calls(custom_context={"more": "1"}):
         assert (call_meta() or {})["custom_context"] == {"user": "ann", "more": "1"}
 
 
@@ -194,7 +195,7 @@ def test_no_task_is_called_inside_a_trace(inside: TaskContext) -> None:
     with pytest.raises(errors.TraceDoesNotAllowNestedTasksError, match=r"unit.add was called inside"):
         traced(1)
     assert traced_forward(1) == 2
-    assert not runs._tracing.get()
+    assert not calling.tracing.get()
 
 
 def test_no_task_is_awaited_inside_a_trace(inside: TaskContext) -> None:
@@ -205,7 +206,7 @@ def test_no_task_is_awaited_inside_a_trace(inside: TaskContext) -> None:
             await traced_async(1)
         stream = traced_stream(1)
         assert await stream.__anext__() == 1
-        assert not runs._tracing.get()
+        assert not calling.tracing.get()
         with pytest.raises(errors.TraceDoesNotAllowNestedTasksError):
             await stream.__anext__()
 

@@ -39,7 +39,7 @@ from flyte_jupyter import errors
 from flyte_jupyter.client import blocking
 from flyte_jupyter.client import executor as executors
 from flyte_jupyter.client.executor import BrokenPool, Line, LineCall, PoolExecutor, SubmittedTarget
-from flyte_jupyter.client.target import target_of
+from flyte_jupyter.client.task_target import target_of
 
 pytestmark = pytest.mark.kernel
 

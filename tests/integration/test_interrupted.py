@@ -19,7 +19,8 @@ from flyte_jupyter.client.answering import answer
 from flyte_jupyter.client.cells.request import Cell
 from flyte_jupyter.client.cells.target import CellTarget
 from flyte_jupyter.client.leases import Lease
-from flyte_jupyter.client.target import Target, target_of
+from flyte_jupyter.client.target import Target
+from flyte_jupyter.client.task_target import target_of
 from flyte_jupyter.core import payload
 from flyte_jupyter.core.call_events import Do
 from flyte_jupyter.core.cells import CellReply

@@ -15,7 +15,7 @@ from support import START_S, Counter, assert_quiet, mark, pids, view_of, wait_un
 import flyte_jupyter as flyte
 from flyte_jupyter.client import broker
 from flyte_jupyter.client.leases import Lease
-from flyte_jupyter.client.target import target_of
+from flyte_jupyter.client.task_target import target_of
 from flyte_jupyter.core import protocol as p
 from flyte_jupyter.core.frames import OK, Frame, Kind, Status, encode
 

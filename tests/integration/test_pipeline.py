@@ -21,7 +21,7 @@ import flyte_jupyter as flyte
 from flyte_jupyter import errors
 from flyte_jupyter.client import broker, stream
 from flyte_jupyter.client.stream import Stream
-from flyte_jupyter.client.target import target_of
+from flyte_jupyter.client.task_target import target_of
 from flyte_jupyter.core.frames import Frame
 
 pytestmark = pytest.mark.kernel

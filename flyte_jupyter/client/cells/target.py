@@ -15,7 +15,8 @@ from ...core import failure, payload
 from ...core.cells import CellRequest
 from ...core.definitions import ImportDefinition, SourceDefinition, ValueDefinition
 from ...core.frames import Buffer, Frame, Status
-from .. import comms, outputs, runs
+from .. import comms, outputs
+from ..calling import call_meta
 from ..capture import Captured
 from ..channel import Channel
 from ..lease import Lease
@@ -68,7 +69,7 @@ class CellTarget(Target):
         if self._checked is not None:
             checked, self._checked = self._checked, None
             return checked
-        meta = runs.call_meta()
+        meta = call_meta()
         sent = ((self._request,), {}) if meta is None else ((self._request,), {}, meta)
         try:
             pickled = payload.dump_arguments(sent)
