@@ -44,14 +44,16 @@ class LendingGroup(LeaseGroup):
             return lease
 
     def give_back(self, lease: Lease) -> None:
-        self._lent.discard(lease)
+        with self._lock:
+            self._lent.discard(lease)
         super().give_back(lease)
         if self.has_idle:
             for other in _borrowers.beside(self):
                 other.borrow()
 
     def drop(self, lease: Lease, *, close: bool = True) -> None:
-        self._lent.discard(lease)
+        with self._lock:
+            self._lent.discard(lease)
         super().drop(lease, close=close)
 
     def close(self, *, but: Collection[Lease] = ()) -> None:

@@ -143,6 +143,63 @@ def test_a_session_that_ends_gives_its_slot_back_when_a_call_in_it_is_over(
     assert play.connection.released == [play.slot.id]
 
 
+class Shared(Play):
+    """Two sessions that keep one slot, which nobody uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[p.Kept] = []
+        send = self.connection.send
+        self.connection.send = lambda said: self.told.append(said) if isinstance(said, p.Kept) else send(said)
+        self.other = SessionGroup(self.connection, POOL, "other")
+        self.session.give_back(self.slot)
+        self.other._may_share = True
+        cell = self.other.ask("cell #2")
+        self.other.borrow()
+        self.other.give_back(cell.future.result(0))
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sessions that a replica was told to forget."""
+    sessions: list[str] = []
+    monkeypatch.setattr(Lease, "leave", lambda _, session: sessions.append(session))
+    return sessions
+
+
+@pytest.mark.parametrize(("first", "second"), [("s", "other"), ("other", "s")])
+def test_the_slot_of_two_sessions_is_given_back_with_the_second(first: str, second: str, left: list[str]) -> None:
+    play = Shared()
+    assert play.session.end(first) == second
+    assert [each.session for each in play.told] == (["other"] if first == "s" else [])
+    assert left == [first]
+    assert play.connection.released[1:] == []
+    assert play.session.end(second) == ""
+    assert left == [first, second]
+    assert play.connection.released[1:] == [play.slot.id]
+
+
+def test_a_session_that_ends_waits_until_the_cell_of_another_is_over_in_their_slot(left: list[str]) -> None:
+    play = Shared()
+    lease = play.session.take()
+    assert lease is play.slot
+    assert play.session.end("s") == "other"
+    assert left == [], "something is being written on the connection"
+    play.session.give_back(lease)
+    assert left == ["s"]
+
+
+def test_a_session_that_ended_without_a_slot_ends_once(left: list[str]) -> None:
+    play = Shared()
+    play.session.drop(play.slot)
+    assert play.session.end("s") == "other"
+    play.session.take_in("s")
+    cell = play.session.ask("cell #3")
+    play.grant(play.session)
+    play.session.give_back(cell.future.result(0))
+    assert left == []
+
+
 def test_another_pool_gets_nothing(play: Play) -> None:
     play.session.give_back(play.slot)
     assert borrow(BorrowingGroup(play.connection, "4567", None, "local")) is None

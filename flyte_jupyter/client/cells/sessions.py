@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
 
@@ -34,7 +35,7 @@ class SessionGroup(LendingGroup, BorrowingGroup):
         self.session = session  # that the broker tells of
         self._name = session
         self._kept_for = {session: None}
-        self._ended: list[str] = []  # while the slot was lent
+        self._ended: list[str] = []  # sessions, of which the replica is to hear yet
         self._may_share = False
 
     @property
@@ -56,17 +57,27 @@ class SessionGroup(LendingGroup, BorrowingGroup):
         """The session is over: its replica lets go of its names. The session that keeps the slot yet, or ""."""
         with self._lock:
             self._kept_for.pop(session, None)
-            self._ended.append(session)
-            leases = [lease for lease in self._held.values() if lease not in self._lent]
-            lent = set(self._lent)
+            if self._held:
+                self._ended.append(session)
+            idle = self._idle.pop() if self._idle else None
             left = next(iter(self._kept_for), None)
-        for lease in leases:
-            self._leave(lease)
+        if idle is not None:
+            self.give_back(idle)  # which tells the replica
         if left is None:
-            self.close(but=lent)
+            self.close()
             return ""
-        self._tell_broker(left)
+        if self.session == session:
+            self._tell_broker(left)
         return left or "of this notebook"
+
+    def close(self, *, but: Collection[Lease] = ()) -> None:
+        """The cell that runs ends with its session; another call in the slot does not."""
+        with self._lock:
+            lent = set(self._lent)
+            own = [lease for lease in self._held.values() if lease not in lent]
+        for lease in own:
+            self._leave(lease)
+        super().close(but={*but, *lent})
 
     def give_back(self, lease: Lease) -> None:
         self._leave(lease)
