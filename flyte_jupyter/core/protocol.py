@@ -18,7 +18,7 @@ from .spec import EnvironmentSpec, Frozen, Scaling
 from .timeline import RecentView, TimelineView
 from .usage import Usage
 
-PROTOCOL: Final = 5
+PROTOCOL: Final = 6
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
 """A declaration carries the preload's code; nothing else comes near this."""
 
