@@ -251,7 +251,9 @@ class Card {
           : null;
     const keep =
       pool.kept_until === null
-        ? button("keep", "Keep 2 h", "Keep idle replicas running for 2 hours", () => this.#act("keep", { seconds: 7200 }))
+        ? button("keep", "Keep 2 h", "Keep idle replicas running for 2 hours", () =>
+            this.#act("keep", { seconds: 7200 }),
+          )
         : button("keep", "Stop keeping", "Let idle replicas stop again", () => this.#act("keep", { seconds: 0 }));
     const right = el("span", { class: "flyte-timer" }, until, " ", keep);
     return el(
