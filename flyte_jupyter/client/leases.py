@@ -90,6 +90,11 @@ class LeaseGroup:
         self.adjust()
         return waiter
 
+    @property
+    def has_line(self) -> bool:
+        """Whether any call waits."""
+        return bool(self._lines)
+
     def line_up(self, waiter: Waiter, *, first: bool = False) -> None:
         """Put it behind those of its own priority that came before it, and before those of a lower one; or before all.
 
@@ -105,6 +110,8 @@ class LeaseGroup:
 
     def adjust(self) -> None:
         """Ask the broker for as many leases as there are calls for; withdraw what is too much."""
+        if not self._lines and not self._requests:
+            return
         with self._lock:
             more: list[tuple[str, str]] = []
             wanted = self._wanted()

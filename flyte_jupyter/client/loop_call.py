@@ -23,6 +23,8 @@ from .leases import LeaseGroup, Waiter, tickets
 from .target import Outgoing, Target
 
 _NEVER: Final = float("inf")
+_GIVE_BACK: Final = Do.GIVE_BACK
+_RETURN: Final = Do.RETURN
 
 
 class LoopLine(Protocol):
@@ -150,7 +152,9 @@ class CallOnLoop(Waiter):
 
     def carry_out(self, commands: Commands, frame: Frame | None = None) -> None:
         for command in commands:
-            if command is Do.RETURN:
+            if command is _GIVE_BACK:
+                continue  # its stream sees to the lease when all of its calls are over
+            if command is _RETURN:
                 assert frame is not None
                 assert self.stream is not None
                 self._return(frame, self.stream.lease)
@@ -163,7 +167,8 @@ class CallOnLoop(Waiter):
                     self.owner.group.withdraw(self)
             elif self.stream is not None:
                 self.stream.carry_out(self, command, frame)
-        self._arm()
+        if self.target.limited or self._timer is not None or self.life.next_deadline() != _NEVER:
+            self._arm()
 
     def _refused(self, error: errors.BaseRuntimeError) -> None:
         assert self.owner is not None

@@ -109,6 +109,10 @@ class Pipeline:
 
     def add(self, call: CallOnLoop) -> None:
         with self.lock:
+            for stream in self.streams:
+                if stream.is_free and not self.group.has_line and call.begin():
+                    stream.fill(1, call)  # it need not wait in line
+                    return
             self.group.line_up(call)
             if not self._full:
                 self.pump()

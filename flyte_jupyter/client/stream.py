@@ -84,6 +84,12 @@ class Stream:
         return not self._calls
 
     @property
+    def is_free(self) -> bool:
+        """Whether it may take a call at once."""
+        over = self._closed or self._cut or self._driven or self._taking_back or self.lease.spent
+        return not self._calls and not over and not self.is_wanted
+
+    @property
     def is_wanted(self) -> bool:
         """Whether somebody else waits for its lease, or for another one of its group."""
         group, own = self._pipeline.group, self.lease.group
@@ -169,7 +175,9 @@ class Stream:
 
     def _report_sent(self) -> None:
         for call in self._calls.wholly_written():
-            call.handle(Sent(call.number, call.encode().closures))
+            commands = call.life.handle(Sent(call.number, call.encode().closures), now=time.monotonic())
+            if commands or call.target.limited:
+                call.carry_out(commands)
 
     def _stop_writing(self) -> None:
         if self._writing:
@@ -263,7 +271,7 @@ class Stream:
                     self._explain(call)
                 case Note(text):
                     outputs.note(text)
-                case Do.GIVE_BACK | Do.DROP | Do.SEND:
+                case Do.DROP | Do.SEND:
                     pass  # its lease is seen to when all of its calls are over
                 case _:
                     order(command, self.lease, call.number)

@@ -173,7 +173,8 @@ class CallChannel:
         if self._undefined is None:
             return self._frames.popleft()
         for index, frame in enumerate(self._frames):
-            if frame.kind == Kind.DEFINE:  # only a call's definitions may overtake the calls behind it
+            # Only a call's own definitions may overtake the calls behind it.
+            if frame.kind == Kind.DEFINE and frame.call == self._undefined.call:
                 del self._frames[index]
                 return frame
         return None
@@ -183,7 +184,8 @@ class CallChannel:
         with self._begin:
             first = max(first, self._begun + 1)
             self._withdrawn.update(range(first, last + 1))
-        self.send(encode(Kind.WITHDRAWN, first, flags=max(0, last + 1 - first)))
+            # Before the next call can begin: should that end this process, the client knows that these have not begun.
+            self.send(encode(Kind.WITHDRAWN, first, flags=max(0, last + 1 - first)))
         self._loop.call_soon_threadsafe(self._forget_undefined)
 
     def _forget_undefined(self) -> None:
@@ -204,10 +206,10 @@ class CallChannel:
                 call = self.running
                 return call if call is not None and call.number == number else None
             self._withdrawn.add(number)
-        if by_client:
-            self.send(encode(Kind.WITHDRAWN, number, flags=1))
-        else:
-            self.send(encode(Kind.OUTCOME, number, flags=Status.CANCELLED))
+            if by_client:
+                self.send(encode(Kind.WITHDRAWN, number, flags=1))
+            else:
+                self.send(encode(Kind.OUTCOME, number, flags=Status.CANCELLED))
         self._loop.call_soon_threadsafe(self._forget_undefined)
         return None
 
