@@ -91,6 +91,11 @@ class LeaseGroup:
         return waiter
 
     @property
+    def may_ask(self) -> bool:
+        """Whether one more call of an event loop may be a reason to ask the broker for another lease."""
+        return self._slots is None or len(self._requests) < self._slots()
+
+    @property
     def has_line(self) -> bool:
         """Whether any call waits."""
         return bool(self._lines)
@@ -129,10 +134,10 @@ class LeaseGroup:
     def first(self, owner: object) -> Waiter | None:
         """The next of this owner's calls in line."""
         line = self._lines.get(owner)
-        if line:
-            with suppress(IndexError):  # another thread has just served the last one
-                return line[0]
-        return None
+        try:
+            return line[0] if line else None
+        except IndexError:  # another thread has just served the last one
+            return None
 
     def of(self, owner: object) -> list[Waiter]:
         """All of this owner's calls in line."""

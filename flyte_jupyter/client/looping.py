@@ -116,7 +116,7 @@ class Pipeline:
             self.group.line_up(call)
             if not self._full:
                 self.pump()
-            else:
+            elif self.group.may_ask:
                 self.group.adjust()
             self._watch()
 

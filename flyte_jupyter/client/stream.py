@@ -31,6 +31,7 @@ AHEAD_BYTES: Final = 64 * 1024
 """A call with more to send is not sent ahead."""
 STALL_S: Final = 0.02
 """If the running call takes longer than this, the calls sent behind it are taken back."""
+_SEND: Final = (Do.SEND,)
 PACE_WEIGHT: Final = 0.3
 """How quickly the estimate of a task's duration follows what is measured."""
 
@@ -104,32 +105,36 @@ class Stream:
         if self._calls and time.monotonic() - self._moved_at >= STALL_S:
             return  # behind one that takes long they would only be taken back again
         pieces: list[Buffer] = []
-        if self.is_wanted:
-            count = 1 - len(self._calls)
-        room = len(self._calls) + count
-        while (call := first or self._pipeline.first()) is not None and len(self._calls) < min(
-            room, ahead(call.target)
-        ):
+        under_way, last = len(self._calls), self._calls.last
+        most = 1 if self.is_wanted else under_way + count
+        now = time.monotonic()
+        while (call := first or self._pipeline.first()) is not None:
+            if under_way >= most or (under_way and under_way >= ahead(call.target)):
+                break
             try:
-                outgoing = call.encode()
+                outgoing = call.outgoing or call.encode()
             except Exception as error:
                 first = None
                 call.handle(Failed(error))  # which takes it out of the line
                 continue
-            last = self._calls.last
             if last is not None and (call.target is not last.target or outgoing.nbytes > AHEAD_BYTES):
                 break
             if call is first or (self._pipeline.group.pop(call) and call.begin()):
-                pieces += self._put(call, outgoing)
+                more = self._put(call, outgoing, now)
+                if more:
+                    pieces += more
+                    under_way, last = under_way + 1, call
             first = None
         if pieces:
             self._write(pieces)
-            self._pipeline.group.adjust()
+            if self._unsent:
+                for call in self._calls.unwritten():
+                    call.life.handle(Sending(call.number, call.encode().closures), now=time.monotonic())
         if len(self._calls) > 1 and self._timer is None:
             self._timer = self._loop.call_later(STALL_S, self._look)
 
-    def _put(self, call: CallOnLoop, outgoing: Outgoing) -> list[Buffer]:
-        if Do.SEND not in call.life.handle(self.lease.granted, now=time.monotonic()):
+    def _put(self, call: CallOnLoop, outgoing: Outgoing, now: float) -> list[Buffer]:
+        if call.life.handle(self.lease.granted, now=now)[:1] != _SEND:
             return []  # it does not want a slot any more: its time was up while the grant was on its way
         try:
             call.number, pieces = call.context.run(outgoing.on, self._channel)
@@ -140,7 +145,6 @@ class Stream:
             self._moved_at = time.monotonic()
         self._calls.add(call, size_of(pieces))
         call.stream = self
-        call.life.handle(Sending(call.number, outgoing.closures), now=time.monotonic())
         return pieces
 
     def _write(self, pieces: list[Buffer]) -> None:
@@ -174,8 +178,10 @@ class Stream:
         self._stop_writing()
 
     def _report_sent(self) -> None:
+        now = time.monotonic()
         for call in self._calls.wholly_written():
-            commands = call.life.handle(Sent(call.number, call.encode().closures), now=time.monotonic())
+            closures = () if call.outgoing is None else call.outgoing.closures
+            commands = call.life.handle(Sent(call.number, closures), now=now)
             if commands or call.target.limited:
                 call.carry_out(commands)
 
@@ -340,6 +346,8 @@ class Stream:
                 self._leave()
                 if self._pipeline.first() is not None:
                     self._pipeline.pump()
+                else:
+                    self._pipeline.group.adjust()
 
     def was_abandoned(self, call: CallOnLoop) -> None:
         """Its outcome is waited for, so that the slot is known to be free.

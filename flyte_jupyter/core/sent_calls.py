@@ -73,6 +73,10 @@ class SentCalls(Generic[C]):
         while self._unwritten and self._unwritten[0].end <= self._written:
             yield self._unwritten.popleft()
 
+    def unwritten(self) -> Iterator[C]:
+        """The calls whose last byte is not written yet."""
+        return iter(self._unwritten)
+
     def find(self, number: int) -> C | None:
         return next((call for call in self._calls if call.number == number), None)
 
