@@ -212,7 +212,7 @@ class Pipeline:
         self._watched = False
         if self.loop.is_closed():
             self._loop_was_closed()
-        elif self.streams or self._inbox:
+        elif self.streams or self._inbox or self.group.waiting(self):
             now = time.monotonic()
             if not self._is_wanted or self.stands_still:
                 self._asked_at = 0.0
@@ -257,6 +257,7 @@ class Pipeline:
             return
         stream = Stream(self, lease)
         self.streams.append(stream)
+        self._watch()
         stream.fill(1, call)
         stream.rest()
 
