@@ -211,13 +211,14 @@ class ScriptedReplica:
 
     def close(self) -> None:
         self.die()
-        for wire in self._opened:
-            wire.shut_down()
-        for control in self._controls:
-            with suppress(OSError):
-                control.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(PATIENCE_S)
+        for _ in range(2):  # a connection may be accepted during the first round
+            for wire in list(self._opened):
+                wire.shut_down()
+            for control in list(self._controls):
+                with suppress(OSError):
+                    control.shutdown(socket.SHUT_RDWR)
+            for thread in list(self._threads):
+                thread.join(PATIENCE_S)
 
     # --- private
 
