@@ -215,7 +215,7 @@ class Call:
             return _GIVE
         if kind == Kind.INTERRUPTED:
             self._raised = True
-            if self._why != "limit":
+            if self.state is _STOPPING and self._why != "limit":  # else somebody else has interrupted it
                 self._kill_at = _NEVER
                 self._until = self._note_at
         return _NOTHING

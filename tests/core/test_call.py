@@ -498,6 +498,14 @@ def test_the_deadline_cuts_a_pause_short() -> None:
     assert isinstance(error_of(life(TICK, 8.0)), errors.DeadlineExceededError)
 
 
+def test_an_interrupt_by_somebody_else_takes_no_limit_away() -> None:
+    life = Life(max_runtime=10.0).running()
+    assert life(RAISED, 1.0) == []
+    assert life.due == 10.0
+    assert life(TICK, 10.0) == [Do.CANCEL]
+    assert life.due == 10.0 + GRACE_S
+
+
 def test_half_a_call_at_its_limit_is_dropped() -> None:
     life = Life(max_runtime=1.0).sending()
     commands = life(TICK, 1.0)
