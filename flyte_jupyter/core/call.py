@@ -261,10 +261,8 @@ class Call:
         if state in _ON_A_REPLICA:
             told = state is _STOPPING
             self._stop("nobody waits", now)
-            self._note_at = _NEVER
-            if event.behind:
-                self._kill_at = _NEVER  # it cannot react yet, and the call that runs there must not suffer for it
-            self._until = self._kill_at
+            if event.behind:  # it cannot react yet, and the call that runs there must not suffer for it
+                self._kill_at = self._until = _NEVER
             return _NOTHING if told else _CANCEL
         if state is State.LOST:
             self._why = "nobody waits"
@@ -285,11 +283,9 @@ class Call:
         if state is _RUNNING and request.on_interrupt != "kill":
             self._stop("interrupt", now)
             return (Do.CANCEL, Do.REPLACE) if request.on_interrupt == "term" else _CANCEL
-        self._over()
         if state is _RUNNING or state is _STOPPING:
-            why = "was interrupted" if state is _RUNNING else "was interrupted twice"
-            note = Note(f"The replica {self.replica} was ended; a replacement is loading.")
-            return (Revoke(f"{request.name} {why}"), note, Do.DROP, Raise(interrupt))
+            return self._end_replica(f"{request.name} was interrupted{'' if state is _RUNNING else ' twice'}")
+        self._over()
         if state is _WAITING:
             return (Do.WITHDRAW, Raise(interrupt))
         if state is _SENDING or state is State.LOST:
@@ -298,7 +294,8 @@ class Call:
 
     def _stop(self, why: Why, now: float) -> None:
         if self.state is not _STOPPING:
-            self._note_at, self._kill_at = now + NOTE_S, now + GRACE_S
+            self._kill_at = now + GRACE_S
+        self._note_at = now + NOTE_S if why == "interrupt" else _NEVER
         self.state = _STOPPING
         self._why = why
         if self._raised and why != "limit":
@@ -330,11 +327,8 @@ class Call:
 
     def _kill(self, why: str, now: float) -> Commands:
         """It does not react: its replica is ended."""
-        revoke = Revoke(why)
         if self._why == "interrupt":
-            self._over()
-            note = Note(f"The replica {self.replica} was ended; a replacement is loading.")
-            return (revoke, note, Do.DROP, Raise(KeyboardInterrupt()))
+            return self._end_replica(why)
         if self._why == "limit":
             self._pending = self._exceeded(
                 now,
@@ -343,7 +337,13 @@ class Call:
             )
         self.state = State.LOST
         self._until = _NEVER
-        return (revoke, Do.EXPLAIN)
+        return (Revoke(why), Do.EXPLAIN)
+
+    def _end_replica(self, why: str) -> Commands:
+        """Nobody waits for the end of a replica where the call was interrupted."""
+        self._over()
+        note = Note(f"The replica {self.replica} was ended; a replacement is loading.")
+        return (Revoke(why), note, Do.DROP, Raise(KeyboardInterrupt()))
 
     # --- time
 
@@ -360,7 +360,6 @@ class Call:
                 return (*_DROP, Raise(self._exceeded(now, running=True)))
             case State.RUNNING:
                 self._stop("limit", now)
-                self._until = self._kill_at
                 return _CANCEL
             case State.STOPPING:
                 return self._tick_while_stopping(now)
@@ -424,8 +423,6 @@ class Call:
             return _NOTHING
         if self.state in (_RUNNING, _STOPPING):  # its output cannot be shown, or what it asks for cannot be sent
             self._stop("nobody waits", now)
-            self._note_at = _NEVER
-            self._until = self._kill_at
             return (Do.CANCEL, Raise(error))
         slot: Commands = _NOTHING
         if self.state is _SENDING:  # it could not be encoded
