@@ -407,7 +407,7 @@ class LeaseGroup:
             self.drop(lease)
 
 
-tickets: Final = itertools.count()
+_tickets: Final = itertools.count()
 
 
 class Waiter:
@@ -419,11 +419,14 @@ class Waiter:
         parent: The task that makes the call, if it is one.
     """
 
-    task: str
-    priority: int
-    ticket: int
-    parent: str
     owner: object = None
+
+    def __init__(self, task: str, priority: int) -> None:
+        self.task = task
+        self.priority = priority
+        self.ticket = next(_tickets)
+        caller = current.get()
+        self.parent = "" if caller is None else caller.task
 
     @property
     def can_start(self) -> bool:
@@ -447,12 +450,8 @@ class ThreadWaiter(Waiter):
     """A call of a thread that blocks on `future`."""
 
     def __init__(self, group: LeaseGroup, task: str, priority: int) -> None:
+        super().__init__(task, priority)
         self.group = group
-        self.task = task
-        self.priority = priority
-        self.ticket = next(tickets)
-        caller = current.get()
-        self.parent = "" if caller is None else caller.task
         self.future: Future[Lease] = Future()
 
     def withdraw(self) -> None:

@@ -15,11 +15,10 @@ from typing import Any, Final, Protocol
 from .. import errors
 from ..core.call import Call, State
 from ..core.call_events import CANCELLED, TICK, Cancelled, Command, Commands, Do, Event, Failed, Raise, Refused
-from ..core.context import current
 from ..core.frames import Frame
 from . import broker, gpu_memory
 from .lease import Lease
-from .leases import LeaseGroup, Waiter, tickets
+from .leases import LeaseGroup, Waiter
 from .target import Outgoing, Target
 
 _NEVER: Final = float("inf")
@@ -64,16 +63,12 @@ class CallOnLoop(Waiter):
         kwargs: dict[str, Any],
         context: contextvars.Context,
     ) -> None:
+        super().__init__(target.shown, target.priority)
         self.loop = loop
         self.target = target
         self.args = args
         self.kwargs = kwargs
         self.context = context
-        self.task = target.shown
-        self.priority = target.priority
-        self.ticket = next(tickets)
-        caller = current.get()
-        self.parent = "" if caller is None else caller.task
         self.value: Any = None
         self.error: BaseException | None = None
         self.over = False
@@ -167,8 +162,8 @@ class CallOnLoop(Waiter):
                     self.owner.group.withdraw(self)
             elif self.stream is not None:
                 self.stream.carry_out(self, command, frame)
-        if self.target.limited or self._timer is not None or self.life.next_deadline() != _NEVER:
-            self._arm()
+        if self._timer is not None or self.life.next_deadline() != _NEVER:
+            self.arm()
 
     def _refused(self, error: errors.BaseRuntimeError) -> None:
         assert self.owner is not None
@@ -243,7 +238,7 @@ class CallOnLoop(Waiter):
         self.over = True
         on_loop(self.loop, self.ended)
 
-    def _arm(self) -> None:
+    def arm(self) -> None:
         """Have a Tick when the machine wants one. A thread that drives the stream looks at the clock itself."""
         if self._timer is not None:
             self._timer.cancel()

@@ -87,8 +87,11 @@ class Stream:
     @property
     def is_free(self) -> bool:
         """Whether it may take a call at once."""
-        over = self._closed or self._cut or self._driven or self._taking_back or self.lease.spent
-        return not self._calls and not over and not self.is_wanted
+        return not self._calls and not self._takes_no_more and not self.is_wanted
+
+    @property
+    def _takes_no_more(self) -> bool:
+        return self._closed or self._cut or self._driven or self._taking_back or self.lease.spent
 
     @property
     def is_wanted(self) -> bool:
@@ -100,14 +103,14 @@ class Stream:
 
     def fill(self, count: int = AHEAD_CALLS, first: CallOnLoop | None = None) -> None:
         """Send as many of the waiting calls as may be under way here, at most `count`; `first` before them."""
-        if first is None and (self._closed or self._cut or self._driven or self._taking_back or self.lease.spent):
+        if first is None and self._takes_no_more:
             return
-        if self._calls and time.monotonic() - self._moved_at >= STALL_S:
+        now = time.monotonic()
+        if self._calls and now - self._moved_at >= STALL_S:
             return  # behind one that takes long they would only be taken back again
         pieces: list[Buffer] = []
         under_way, last = len(self._calls), self._calls.last
         most = 1 if self.is_wanted else under_way + count
-        now = time.monotonic()
         while (call := first or self._pipeline.first()) is not None:
             if under_way >= most or (under_way and under_way >= ahead(call.target)):
                 break
@@ -129,7 +132,7 @@ class Stream:
             self._write(pieces)
             if self._unsent:
                 for call in self._calls.unwritten():
-                    call.life.handle(Sending(call.number, call.encode().closures), now=time.monotonic())
+                    call.life.handle(Sending(call.number, call.encode().closures), now=now)
         if len(self._calls) > 1 and self._timer is None:
             self._timer = self._loop.call_later(STALL_S, self._look)
 
@@ -142,7 +145,7 @@ class Stream:
             call.handle(Failed(error))
             return []
         if not self._calls:
-            self._moved_at = time.monotonic()
+            self._moved_at = time.monotonic()  # its arguments may have taken a while
         self._calls.add(call, size_of(pieces))
         call.stream = self
         return pieces
@@ -181,9 +184,9 @@ class Stream:
         now = time.monotonic()
         for call in self._calls.wholly_written():
             closures = () if call.outgoing is None else call.outgoing.closures
-            commands = call.life.handle(Sent(call.number, closures), now=now)
-            if commands or call.target.limited:
-                call.carry_out(commands)
+            call.life.handle(Sent(call.number, closures), now=now)  # no commands follow
+            if call.target.limited:
+                call.arm()
 
     def _stop_writing(self) -> None:
         if self._writing:
