@@ -8,7 +8,6 @@ import os
 import re
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -19,15 +18,11 @@ from ..core import protocol as p
 from ..core.dialogue import (
     ANSWER_S,
     Answer,
-    Answered,
     Dialogue,
-    Ended,
-    Greeted,
-    Noticed,
+    Mailbox,
     Question,
     Reply,
     Send,
-    Unanswered,
     Waiting,
 )
 from ..core.snapshot import PoolView
@@ -54,8 +49,7 @@ class Connection:
         self._stream = stream
         self._patience_s = patience_s
         self._dialogue = Dialogue(hello, patience_s)
-        self._notices: deque[p.FromBroker] = deque()
-        self._outcomes: dict[int, Answer | errors.BaseRuntimeError] = {}
+        self._mailbox = Mailbox()
         self._deliver(self._dialogue.connect(now=time.monotonic(), pid=runtime.peer_pid(stream) or None))
         while self._dialogue.state != "open":
             self._step()
@@ -75,9 +69,9 @@ class Connection:
     def receive(self, timeout: float) -> p.FromBroker | None:
         """The next message that answers no question; None if there is none in time."""
         deadline = time.monotonic() + timeout
-        while not self._notices and time.monotonic() < deadline:
+        while not self._mailbox.notices and time.monotonic() < deadline:
             self._step(deadline)
-        return self._notices.popleft() if self._notices else None
+        return self._mailbox.notices.popleft() if self._mailbox.notices else None
 
     def snapshot(self, *, usage: bool = False) -> p.Snapped:
         """The state now; with `usage` it is measured what is used, if that is quick."""
@@ -116,12 +110,9 @@ class Connection:
     def _ask(self, question: Question) -> Answer:
         number, line = self._dialogue.ask(question, now=time.monotonic())
         self._write(line)
-        while number not in self._outcomes:
+        while not self._mailbox.has(number):
             self._step()
-        outcome = self._outcomes.pop(number)
-        if isinstance(outcome, errors.BaseRuntimeError):
-            raise outcome
-        return outcome
+        return self._mailbox.take(number)
 
     def _write(self, line: bytes) -> None:
         self._stream.settimeout(self._patience_s)
@@ -154,18 +145,10 @@ class Connection:
             match reply:
                 case Send(data):
                     self._write(data)
-                case Answered(number, answer):
-                    self._outcomes[number] = answer
-                case Unanswered(number, error):
-                    self._outcomes[number] = error
-                case Noticed(notice):
-                    self._notices.append(notice)
                 case Waiting(text=line):
                     complain(line)
-                case Ended(error):
-                    raise error
-                case Greeted():
-                    pass
+                case _:
+                    self._mailbox.put(reply)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -334,3 +335,34 @@ def _object(line: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return said if isinstance(said, dict) else {}
+
+
+class Mailbox:
+    """What has come of a dialogue, until its driver asks for it: for drivers that wait for one thing at a time."""
+
+    def __init__(self) -> None:
+        self.notices: deque[p.FromBroker] = deque()
+        self._outcomes: dict[int, Answer | BaseRuntimeError] = {}
+
+    def put(self, reply: Reply) -> None:
+        """Keep it. Raises the error of the dialogue's end."""
+        match reply:
+            case Answered(number, answer):
+                self._outcomes[number] = answer
+            case Unanswered(number, error):
+                self._outcomes[number] = error
+            case Noticed(notice):
+                self.notices.append(notice)
+            case Ended(error):
+                raise error
+
+    def has(self, number: int) -> bool:
+        """Whether that question has its outcome."""
+        return number in self._outcomes
+
+    def take(self, number: int) -> Answer:
+        """Its answer. Raises its error if there is none."""
+        outcome = self._outcomes.pop(number)
+        if isinstance(outcome, BaseRuntimeError):
+            raise outcome
+        return outcome

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,16 +15,11 @@ from ..core import protocol as p
 from ..core.dialogue import (
     ANSWER_S,
     Answer,
-    Answered,
     Dialogue,
-    Ended,
-    Greeted,
-    Noticed,
+    Mailbox,
     Question,
     Reply,
     Send,
-    Unanswered,
-    Waiting,
     none_runs,
     of_another_user,
 )
@@ -73,8 +67,7 @@ class Connection:
         self._reader = reader
         self._writer = writer
         self._dialogue = Dialogue(hello, ANSWER_S)
-        self._notices: deque[p.FromBroker] = deque()
-        self._outcomes: dict[int, Answer | errors.BaseRuntimeError] = {}
+        self._mailbox = Mailbox()
 
     async def greet(self) -> None:
         """Raises BrokerSilent, VersionMismatch or ProtocolError, as they say."""
@@ -98,9 +91,9 @@ class Connection:
 
     async def receive(self) -> p.FromBroker:
         """The next message that answers no question."""
-        while not self._notices:
+        while not self._mailbox.notices:
             await self._step()
-        return self._notices.popleft()
+        return self._mailbox.notices.popleft()
 
     async def snapshot(self, *, usage: bool = False) -> p.Snapped:
         """The broker's state; raises ProtocolError if it did not understand what was sent before."""
@@ -117,12 +110,9 @@ class Connection:
     async def _ask(self, question: Question) -> Answer:
         number, line = self._dialogue.ask(question, now=_now())
         self._writer.write(line)
-        while number not in self._outcomes:
+        while not self._mailbox.has(number):
             await self._step()
-        outcome = self._outcomes.pop(number)
-        if isinstance(outcome, errors.BaseRuntimeError):
-            raise outcome
-        return outcome
+        return self._mailbox.take(number)
 
     async def _drain(self) -> None:
         try:
@@ -155,16 +145,8 @@ class Connection:
             match reply:
                 case Send(data):
                     self._writer.write(data)
-                case Answered(number, answer):
-                    self._outcomes[number] = answer
-                case Unanswered(number, error):
-                    self._outcomes[number] = error
-                case Noticed(notice):
-                    self._notices.append(notice)
-                case Ended(error):
-                    raise error
-                case Greeted() | Waiting():  # nobody sits at this process's terminal
-                    pass
+                case _:  # what it waits for is not said: nobody sits at this process's terminal
+                    self._mailbox.put(reply)
 
 
 @asynccontextmanager
