@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bare_wire import BareWire
 from support import START_S, Counter, assert_quiet, mark, pids, view_of, wait_until
 
 import flyte_jupyter as flyte
 from flyte_jupyter.client import broker
-from flyte_jupyter.client.leases import Lease
 from flyte_jupyter.client.task_target import target_of
 from flyte_jupyter.core import protocol as p
-from flyte_jupyter.core.frames import OK, Frame, Kind, Status, encode
+from flyte_jupyter.core.frames import OK, Frame, Kind, Status
 
 pytestmark = pytest.mark.kernel
 
@@ -52,42 +51,21 @@ def held() -> int:
     return sum(len(replica.leases) for replica in view_of(shared).replicas)
 
 
-class Line:
-    """A lease that is driven by hand, and the call that was sent on it last."""
+class Line(BareWire):
+    """And the end of the call that was sent on it last."""
 
     def __init__(self) -> None:
-        self._target = target_of(blocks)
-        self.lease: Lease = self._target.group().ask("").future.result(START_S)
-        self.number = 0
-
-    def send(self, *args: object) -> None:
-        channel = self.lease.channel()
-        outgoing = self._target.encode(args, {}, 0)
-        self.number, pieces = outgoing.on(channel)
-        self._closures = outgoing.closures
-        channel.send(pieces)
+        super().__init__(target_of(blocks))
 
     def end(self) -> Frame:
-        channel = self.lease.channel()
-        channel.socket.settimeout(PATIENCE_S)
-        while True:
-            while (frame := channel.reader.next_frame()) is not None:
-                if frame.kind == Kind.NEED:
-                    has = pickle.loads(frame.body)
-                    missing = [closure.beyond(has) for closure in self._closures]
-                    channel.send(encode(Kind.DEFINE, frame.call, pickle.dumps(missing, 5)))
-                elif frame.kind in (Kind.OUTCOME, Kind.WITHDRAWN) and frame.call == self.number:
-                    return frame
-            count = channel.socket.recv_into(channel.reader.get_buffer())
-            assert count
-            channel.reader.buffer_updated(count)
+        while (frame := self.next(PATIENCE_S)) is not None:
+            if frame.kind in (Kind.OUTCOME, Kind.WITHDRAWN):
+                return frame
+        raise AssertionError(f"no end, but {self.seen[-8:]}")
 
-    def cancel(self) -> Frame:
-        self.lease.cancel(self.number)
+    def cancel_and_end(self) -> Frame:
+        self.cancel()
         return self.end()
-
-    def close(self) -> None:
-        self.lease.group.drop(self.lease)
 
 
 @pytest.fixture
@@ -136,7 +114,7 @@ def test_a_blocked_loop_does_not_hold_up_a_cancel(lines: Callable[[], Line], con
     busy.send(ran.path, str(gate), "first")
     ran.wait(1 + connected)
     line.send(ran.path, str(tmp_path), "second")
-    assert line.cancel().kind == Kind.WITHDRAWN
+    assert line.cancel_and_end().kind == Kind.WITHDRAWN
     line.send(ran.path, str(tmp_path), "third")  # the connection is as good as before
     gate.touch()
     assert busy.end().flags == OK
@@ -166,7 +144,7 @@ def test_a_call_that_the_loop_knows_and_has_not_begun_is_cancelled_at_once(
 ) -> None:
     ran, gate = Counter(tmp_path / "ran"), tmp_path / "gate"
     begun, behind = one_of_two_begins(lines, ran, gate)
-    assert behind.cancel().kind == Kind.WITHDRAWN
+    assert behind.cancel_and_end().kind == Kind.WITHDRAWN
     gate.touch()
     assert begun.end().flags == OK
     assert len(ran) == 4, "at most once, and here not once"
