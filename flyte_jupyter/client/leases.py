@@ -52,6 +52,9 @@ class LeaseGroup:
         slots: How many the pool has at most. Event loops ask for no more than that; their calls are many.
     """
 
+    looks = 1
+    """How often it looks in the linger time."""
+
     def __init__(
         self, connection: Connection, pool: str, parent: str | None, run: str, slots: Callable[[], int] | None = None
     ) -> None:
@@ -69,6 +72,11 @@ class LeaseGroup:
         self.session: str | None = None  # that keeps the leases between its cells
         self.pipelines: dict[asyncio.AbstractEventLoop, object] = {}
         """What each event loop has under way here; see `looping`."""
+
+    @property
+    def linger_s(self) -> float:
+        """How long an idle lease is kept."""
+        return LINGER_S
 
     def take(self) -> Lease | None:
         """An idle lease, if there is one."""
@@ -396,13 +404,13 @@ class LeaseGroup:
 
     def _let_go(self) -> None:
         """Release what has been idle for the linger time; look again while anything is held."""
-        now = time.monotonic()
+        now, linger_s = time.monotonic(), self.linger_s
         with self._lock:
-            old = [lease for lease in self._idle if now - lease.idle_since >= LINGER_S]
-            self._idle = [lease for lease in self._idle if now - lease.idle_since < LINGER_S]
+            old = [lease for lease in self._idle if now - lease.idle_since >= linger_s]
+            self._idle = [lease for lease in self._idle if now - lease.idle_since < linger_s]
             self._timer = bool(self._idle)
             if self._timer:
-                self.connection.call_later(LINGER_S, self._let_go)
+                self.connection.call_later(linger_s / self.looks, self._let_go)
         for lease in old:
             self.drop(lease)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Collection
 from contextlib import suppress
 from typing import Final
@@ -29,6 +28,11 @@ class SessionGroup(LendingGroup, BorrowingGroup):
     """
 
     patience_s = SHARE_S
+    looks = 10
+
+    @property
+    def linger_s(self) -> float:
+        return SESSION_IDLE_S
 
     def __init__(self, connection: broker.Connection, pool: str, session: str) -> None:
         super().__init__(connection, pool, None, "local")
@@ -136,17 +140,6 @@ class SessionGroup(LendingGroup, BorrowingGroup):
     def _wanted(self) -> int:
         # One at a time: a second slot could be on another replica.
         return 0 if self._held else min(1, super()._wanted())
-
-    def _let_go(self) -> None:
-        now = time.monotonic()
-        with self._lock:
-            old = [lease for lease in self._idle if now - lease.idle_since >= SESSION_IDLE_S]
-            self._idle = [lease for lease in self._idle if lease not in old]
-            self._timer = bool(self._idle)
-            if self._timer:
-                self.connection.call_later(SESSION_IDLE_S / 10, self._let_go)
-        for lease in old:
-            self.drop(lease)
 
 
 _sessions: dict[tuple[str, str], SessionGroup] = {}
